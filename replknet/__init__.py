@@ -1,0 +1,17 @@
+"""RepLKNet: large-kernel convolutional networks, their re-parameterisation and everyone's checkpoints."""
+
+from replknet.checkpoints import CheckpointError, convert_state_dict, load_state_dict
+from replknet.config import PRESETS, RepLKNetConfig
+from replknet.model import RepLKNet, create_model
+from replknet.reparam import reparameterize
+
+__all__ = [
+    "PRESETS",
+    "CheckpointError",
+    "RepLKNet",
+    "RepLKNetConfig",
+    "convert_state_dict",
+    "create_model",
+    "load_state_dict",
+    "reparameterize",
+]

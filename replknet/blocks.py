@@ -1,0 +1,132 @@
+"""Building blocks of RepLKNet, with the module names of the official checkpoints."""
+
+import torch
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    """Skip a residual branch, per image, with probability `rate` while training (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
+        return x * (mask / keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.4g}"
+
+
+class ConvBN(nn.Module):
+    """A convolution without bias, its batch norm, and an activation.
+
+    Folding the norm (`replknet.reparam`) replaces `bn` by an identity and gives `conv` a bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
+        )
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels)
+        self.nonlinear = nn.Identity() if activation is None else activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.nonlinear(self.bn(self.conv(x)))
+        return out
+
+
+class ReparamLargeKernelConv(nn.Module):
+    """A large depthwise convolution and a parallel small one, each with its batch norm; their outputs are summed.
+
+    After the merge (`replknet.reparam.merge_large_kernel`) both branches are one biased convolution, `lkb_reparam`.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, small_kernel: int | None) -> None:
+        super().__init__()
+        self.lkb_origin: ConvBN | None = ConvBN(channels, channels, kernel_size, groups=channels)
+        self.small_conv: ConvBN | None = None
+        if small_kernel is not None:
+            self.small_conv = ConvBN(channels, channels, small_kernel, groups=channels)
+        self.lkb_reparam: nn.Conv2d | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = (self.lkb_reparam, self.lkb_origin, self.small_conv)
+        outputs: list[Tensor] = [branch(x) for branch in branches if branch is not None]
+        return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1]
+
+
+class RepLKBlock(nn.Module):
+    """Residual block round a large depthwise convolution: BN, 1x1, depthwise, 1x1."""
+
+    def __init__(
+        self, channels: int, dw_channels: int, kernel_size: int, small_kernel: int | None, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.pw1 = ConvBN(channels, dw_channels, 1, activation=nn.ReLU())
+        self.pw2 = ConvBN(dw_channels, channels, 1)
+        self.large_kernel = ReparamLargeKernelConv(dw_channels, kernel_size, small_kernel)
+        self.lk_nonlinear = nn.ReLU()
+        self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.pw1(self.prelkb_bn(x))
+        out = self.lk_nonlinear(self.large_kernel(out))
+        residual: Tensor = self.drop_path(self.pw2(out))
+        return x + residual
+
+
+class ConvFFN(nn.Module):
+    """Residual feed-forward block of two 1x1 convolutions with GELU between them."""
+
+    def __init__(self, channels: int, hidden_channels: int, drop_path: float) -> None:
+        super().__init__()
+        self.preffn_bn: nn.Module = nn.BatchNorm2d(channels)
+        self.pw1 = ConvBN(channels, hidden_channels, 1)
+        self.pw2 = ConvBN(hidden_channels, channels, 1)
+        self.nonlinear = nn.GELU()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.nonlinear(self.pw1(self.preffn_bn(x)))
+        residual: Tensor = self.drop_path(self.pw2(out))
+        return x + residual
+
+
+class Classifier(nn.Module):
+    """A network that ends in a norm, global average pooling and a linear head; a subclass sets both modules."""
+
+    norm: nn.Module
+    head: nn.Module
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Final norm, global average pooling and the linear head.
+
+        Args:
+            x: The output of `forward_features`, shape (N, C, H, W).
+            pre_logits: Stop after the pooling.
+
+        Returns:
+            Logits, shape (N, num_classes); or pooled features, shape (N, C), with `pre_logits` or where there is no
+            head.
+        """
+        pooled: Tensor = self.norm(x).mean((2, 3))
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.head(pooled)
+        return logits

@@ -1,0 +1,134 @@
+"""The configuration of a RepLKNet: every choice that fixes its architecture."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepLKNetConfig:
+    """Architecture of a RepLKNet, validated when it is made.
+
+    Args:
+        layers: Pairs of one RepLK block and one ConvFFN in each stage.
+        channels: Width of each stage.
+        kernel_sizes: Side of the large depthwise kernel of each stage, in pixels of that stage's map; odd.
+        small_kernel: Side of the parallel depthwise kernel that is merged after training; odd, not larger than any
+            of `kernel_sizes`. None leaves the branch out.
+        dw_ratio: Width of the large depthwise convolution relative to its stage.
+        ffn_ratio: Hidden width of a ConvFFN relative to its stage.
+        drop_path_rate: Probability of skipping the last residual branch; it grows linearly from 0 over the pairs.
+        in_channels: Channels of the input image.
+        num_classes: Outputs of the linear head; 0 builds no head, and `forward` returns pooled features.
+        out_indices: Stages whose maps `forward` returns as a list; None returns logits.
+        norm_intermediate_features: Give every stage a batch norm that is applied to the maps of `out_indices`.
+        gradient_checkpointing: Recompute block activations in the backward pass to save memory.
+
+    Raises:
+        ValueError: If a value is out of range or the lengths differ; the message names the argument.
+
+    References:
+        Ding et al. 2022, arXiv:2203.06717.
+    """
+
+    layers: tuple[int, ...]
+    channels: tuple[int, ...]
+    kernel_sizes: tuple[int, ...]
+    small_kernel: int | None = 5
+    dw_ratio: float = 1.0
+    ffn_ratio: float = 4.0
+    drop_path_rate: float = 0.0
+    in_channels: int = 3
+    num_classes: int = 1000
+    out_indices: tuple[int, ...] | None = None
+    norm_intermediate_features: bool = False
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "channels", "kernel_sizes", "out_indices"):
+            value = getattr(self, name)
+            if value is None and name == "out_indices":
+                continue
+            if isinstance(value, (str, int)) or not all(_is_int(item) for item in value):
+                raise ValueError(f"{name}={value!r}: expected a sequence of integers")
+            object.__setattr__(self, name, tuple(value))
+        if not self.layers:
+            raise ValueError(f"layers={self.layers}: expected at least one stage")
+        for name in ("channels", "kernel_sizes"):
+            if len(getattr(self, name)) != len(self.layers):
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: expected {len(self.layers)} values, one per stage of "
+                    f"layers={self.layers}"
+                )
+        for name in ("layers", "channels"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected positive integers")
+        if any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
+            raise ValueError(f"kernel_sizes={self.kernel_sizes}: expected odd positive integers")
+        self._validate_small_kernel()
+        for name in ("dw_ratio", "ffn_ratio"):
+            ratio = getattr(self, name)
+            if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < float("inf"):
+                raise ValueError(f"{name}={ratio!r}: expected a positive number")
+            if int(min(self.channels) * ratio) < 1:
+                raise ValueError(f"{name}={ratio!r}: leaves no channel of a stage of width {min(self.channels)}")
+        if not isinstance(self.drop_path_rate, (int, float)) or not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate!r}: expected a number in [0, 1)")
+        if not _is_int(self.in_channels) or self.in_channels < 1:
+            raise ValueError(f"in_channels={self.in_channels!r}: expected a positive integer")
+        if not _is_int(self.num_classes) or self.num_classes < 0:
+            raise ValueError(f"num_classes={self.num_classes!r}: expected a non-negative integer (0: no head)")
+        self._validate_out_indices()
+
+    def _validate_small_kernel(self) -> None:
+        small = self.small_kernel
+        if small is None:
+            return
+        if not _is_int(small) or small < 1 or small % 2 == 0:
+            raise ValueError(f"small_kernel={small!r}: expected an odd positive integer or None")
+        if small > min(self.kernel_sizes):
+            raise ValueError(
+                f"small_kernel={small}: expected at most the smallest of kernel_sizes={self.kernel_sizes}, "
+                "or None for no parallel kernel"
+            )
+
+    def _validate_out_indices(self) -> None:
+        indices = self.out_indices
+        if indices is None:
+            return
+        stages = len(self.layers)
+        if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= stages:
+            raise ValueError(
+                f"out_indices={indices}: expected distinct increasing stage numbers from 0 to {stages - 1}, "
+                "or None for logits"
+            )
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Drop-path probability of each pair, from 0 to `drop_path_rate`."""
+        pairs = sum(self.layers)
+        return tuple(self.drop_path_rate * pair / max(pairs - 1, 1) for pair in range(pairs))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+PRESETS: Mapping[str, RepLKNetConfig] = MappingProxyType(
+    {
+        "replknet_31b": RepLKNetConfig(
+            layers=(2, 2, 18, 2), channels=(128, 256, 512, 1024), kernel_sizes=(31, 29, 27, 13)
+        ),
+        "replknet_31l": RepLKNetConfig(
+            layers=(2, 2, 18, 2), channels=(192, 384, 768, 1536), kernel_sizes=(31, 29, 27, 13)
+        ),
+        "replknet_xl": RepLKNetConfig(
+            layers=(2, 2, 18, 2),
+            channels=(256, 512, 1024, 2048),
+            kernel_sizes=(27, 27, 27, 13),
+            small_kernel=None,
+            dw_ratio=1.5,
+        ),
+    }
+)
+"""Published architectures by name (Ding et al. 2022, Table 5 and section 4.2)."""

@@ -1,0 +1,47 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import replknet
+from replknet import RepLKNet
+
+
+class Reference:
+    """Files and float64 outputs of the official implementation and of mmpretrain."""
+
+    def __init__(self, shared: Path) -> None:
+        self.path = shared / "reference"
+        self.official = np.load(self.path / "tiny_official_expected.npz")
+        self.mmpretrain = np.load(self.path / "tiny_mmpretrain_expected.npz")
+        recorded = json.loads((self.path / "tiny_official.json").read_text())
+        config = recorded["config"]
+        config["kernel_sizes"] = config.pop("large_kernel_sizes")
+        self.config: dict[str, Any] = config
+        self.erf_ratios: dict[str, tuple[int, float]] = recorded["erf_paper_ratios"]
+
+    def shapes(self, naming: str) -> dict[str, list[tuple[str, list[int]]]]:
+        content: dict[str, list[tuple[str, list[int]]]] = json.loads(
+            (self.path / f"{naming}_state_dict_shapes.json").read_text()
+        )
+        return content
+
+    def load(self, file: str) -> RepLKNet:
+        return replknet.create_model("replknet_31b", checkpoint=self.path / file, **self.config).double().eval()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference results and real data that is not part of the project."""
+    path = Path(os.environ.get("REPLKNET_DATA", Path(__file__).parents[1].parent / "shared"))
+    if not path.is_dir():
+        pytest.skip(f"reference data not found at {path}; set REPLKNET_DATA")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference(shared: Path) -> Reference:
+    return Reference(shared)

@@ -1,0 +1,41 @@
+"""Small networks with random batch-norm statistics, shared by the tests."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import replknet
+from replknet import RepLKNet
+
+
+def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random statistics and affine parameters in every batch norm, so that a fold that skips one changes the output."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in (
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.5, 0.5),
+            ):
+                assert tensor is not None
+                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    return model
+
+
+TINY: dict[str, Any] = {
+    "layers": (1, 1, 2, 1),
+    "channels": (8, 16, 24, 32),
+    "kernel_sizes": (13, 11, 9, 7),
+    "small_kernel": 5,
+    "num_classes": 10,
+}
+
+
+def tiny_model(**overrides: Any) -> RepLKNet:
+    torch.manual_seed(0)
+    model = replknet.create_model("replknet_31b", **(TINY | overrides))
+    randomize_norms(model)
+    return model.double().eval()
