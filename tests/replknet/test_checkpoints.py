@@ -123,9 +123,9 @@ def test_a_file_of_another_architecture_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         replknet.create_model("replknet_31b", checkpoint=path, **TINY)
     message = str(caught.value)
-    assert "missing: stages.2.blocks.2.prelkb_bn.weight" in message
+    assert "38 missing: stages.2.blocks.2.pw1.conv.weight" in message
     assert "and 28 more; " in message, message
-    assert "unexpected: stages.0.blocks.2.prelkb_bn.weight" in message
+    assert "unexpected: stages.0.blocks.2.pw1.conv.weight" in message
     assert "stages.0.blocks.0.large_kernel.lkb_origin.conv.weight [8, 1, 9, 9] for [8, 1, 13, 13]" in message
     assert "kernel_sizes=(9, 9, 9, 9), small kernel 5, num_classes=10" in message
     with torch.device("meta"):
