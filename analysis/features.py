@@ -33,8 +33,10 @@ def feature_map(model: nn.Module, images: Tensor, layer: str | None = None) -> t
         layer: Name of a submodule, as in `model.named_modules()`. None takes the last feature map: the output of
             `forward_features` where the model has one, else that of the module that is the last to return a map
             larger than 1x1, or tokens that form one.
+
     Returns:
         The layer's name and its output, still attached to the autograd graph.
+
     Raises:
         LayerError: If there is no such layer, it is not run, or it does not return a tensor of three or four
             dimensions.
@@ -109,8 +111,10 @@ def infer_layout(
         output: Shape (N, C, h, w), (N, h, w, C) or (N, prefix + h * w, C).
         image_size: Height and width of the input; a grid of features has the same aspect ratio.
         model: Asked for its number of prefix tokens.
+
     Returns:
         Layout, number of prefix tokens, and grid (h, w).
+
     Raises:
         LayerError: If no layout fits.
     """

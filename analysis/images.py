@@ -87,6 +87,7 @@ def load_images(
         seed: Of the draw or of the generator.
         mean: Per channel, subtracted from values in [0, 1].
         std: Per channel, divided by.
+
     Raises:
         FileNotFoundError: If `source` does not exist.
         ValueError: If a value is out of range, or no image can be used.
@@ -124,7 +125,7 @@ def load_images(
             _read_rgb(path)
             hashes_used.append(hashlib.sha256(path.read_bytes()).hexdigest())
             used.append(path)
-        except _Unusable as error:
+        except _UnusableError as error:
             skipped.append((name, str(error)))
     if not used:
         detail = f"; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
@@ -155,7 +156,7 @@ def _draw(root: Path, seed: int) -> list[Path]:
     return [queue[turn] for turn in range(rounds) for queue in queues if turn < len(queue)]
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     pass
 
 
@@ -165,12 +166,12 @@ def _read_rgb(path: Path) -> Image.Image:
             file.load()
             image = ImageOps.exif_transpose(file)
     except FileNotFoundError:
-        raise _Unusable("no such file") from None
+        raise _UnusableError("no such file") from None
     except UnidentifiedImageError:
         kind = "corrupt" if path.suffix.lower() in _SUFFIXES else "not an image"
-        raise _Unusable(kind) from None
+        raise _UnusableError(kind) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _Unusable(f"corrupt ({error})") from None
+        raise _UnusableError(f"corrupt ({error})") from None
     if image.mode.startswith(("I", "F")):  # 16 bits a pixel: Pillow's own conversion would clip, not scale
         values = np.asarray(image, dtype=np.float64)
         image = Image.fromarray(np.clip(values / 65535 * 255 + 0.5, 0, 255).astype(np.uint8))
@@ -189,8 +190,10 @@ def dead_leaves(size: tuple[int, int], *, seed: int, index: int) -> NDArray[np.f
         size: Height and width in pixels.
         seed: Of the set.
         index: Of the image in its set; any two pairs (seed, index) are independent.
+
     Returns:
         Shape (3, H, W), float32, in [0, 1].
+
     References:
         Lee, Mumford and Huang 2001, "Occlusion Models for Natural Images", IJCV 41.
     """

@@ -98,10 +98,13 @@ def theoretical_receptive_field(
         image_size: Height and width of the input in pixels.
         layer: Name of a submodule; None for the last feature map.
         in_channels: Channels of the input.
+
     Returns:
         Size, stride and centres of the units, in input pixels.
+
     Raises:
         LayerError: If there is no such layer or it has no spatial output.
+
     References:
         Araujo, Norris and Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks", Distill.
     """
@@ -210,10 +213,7 @@ def _pair(value: Any, default: int = 1) -> tuple[int, int]:
 def _windowed(
     field: _Field, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
 ) -> _Field:
-    axes = [
-        axis.window(*numbers)
-        for axis, *numbers in zip(field.axes, kernel, stride, padding, dilation, strict=True)
-    ]
+    axes = [axis.window(*numbers) for axis, *numbers in zip(field.axes, kernel, stride, padding, dilation, strict=True)]
     return replace(field, axes=(axes[0], axes[1]))
 
 
@@ -277,9 +277,7 @@ def _reduction(call: _Call) -> _Field | None:
     field, kept = call.input, bool(call.arg(2, call.kwargs.get("keepdim", False)))
     if field.rows is not None or (not kept and dims & {*range(max(field.dims) + 1)}):
         return None  # the image axes would move or vanish
-    axes = [
-        axis.everywhere() if dim in dims else axis for axis, dim in zip(field.axes, field.dims, strict=True)
-    ]
+    axes = [axis.everywhere() if dim in dims else axis for axis, dim in zip(field.axes, field.dims, strict=True)]
     return replace(field, axes=(axes[0], axes[1]))
 
 
@@ -342,13 +340,18 @@ def _linear(call: _Call) -> _Field | None:
 def _resize(bilinear: bool) -> _Rule:
     def rule(call: _Call) -> _Field | None:
         field, before, after = call.input, call.inputs[0].shape[-2:], call.output.shape[-2:]
-        if call.kwargs.get("align_corners", bilinear and call.arg(2)):
+        shrinks = after[0] < before[0] or after[1] < before[1]
+        if shrinks or call.kwargs.get("align_corners", bilinear and call.arg(2)):
             return None
         axes = [
             axis.upsampled(new / old, 1.0 if bilinear else 0.0)
             for axis, old, new in zip(field.axes, before, after, strict=True)
         ]
-        return replace(field, axes=(axes[0], axes[1])) if min(a / b for a, b in zip(after, before, strict=True)) >= 1 else None
+        return (
+            replace(field, axes=(axes[0], axes[1]))
+            if min(a / b for a, b in zip(after, before, strict=True)) >= 1
+            else None
+        )
 
     return rule
 
@@ -442,4 +445,3 @@ def unit_centers(field: TheoreticalReceptiveField, image_size: tuple[int, int]) 
             axis = field.axes[position]
             centers.append([axis.start + cell * axis.stride for cell in range(cells)])
     return centers[0], centers[1]
-

@@ -1,0 +1,323 @@
+"""The command line: parse, one library call, print, exit code."""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+import replknet
+from analysis.erf import PROTOCOLS, THRESHOLDS, ErfResult, effective_receptive_field, hash_weights
+from analysis.images import ImageSet, load_images
+from analysis.models import LoadedModel, load_model, untrained_copy
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+_RUN_FILE = "run.json"
+_FIGURES = ("erf", "contribution", "growth")
+
+
+@app.callback()
+def _root() -> None:
+    """Large-kernel vision networks and their receptive fields."""
+
+
+@app.command()
+def models() -> None:
+    """List the RepLKNets with their parameters and multiply-accumulates."""
+    table = Table("model", "input", "parameters", "merged", "MACs", "merged MACs")
+    three: dict[str, Any] = {"kernel_sizes": (3, 3, 3, 3), "small_kernel": None}
+    rows: list[tuple[str, int, dict[str, Any]]] = [
+        ("replknet_31b", 224, {}),
+        ("replknet_31b", 384, {}),
+        ("replknet_31l", 384, {}),
+        ("replknet_xl", 320, {}),
+        ("replknet_31b", 224, three),
+    ]
+    for name, size, overrides in rows:
+        with torch.device("meta"):
+            model = replknet.create_model(name, **overrides).eval()
+        label = name + (" 3-3-3-3" if overrides else "")
+        forms = (model, replknet.reparameterize(model, level="kernels"))
+        parameters = [f"{sum(parameter.numel() for parameter in form.parameters()):,}" for form in forms]
+        macs = []
+        for form in forms:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                form(torch.empty(1, 3, size, size, device="meta"))
+            macs.append(f"{counter.get_total_flops() // 2:,}")
+        table.add_row(label, str(size), *parameters, *macs)
+    _print_table(table)
+
+
+@app.command()
+def erf(
+    model: Annotated[
+        list[str], typer.Argument(help="replknet_31b, timm:NAME, torchvision:NAME or package.module:callable")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for results, table and figures.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images; without it, generated dead-leaves images.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weight file of a RepLKNet.")] = None,
+    protocol: Annotated[str, typer.Option(help=f"{' or '.join(PROTOCOLS)}.")] = "standard",
+    size: Annotated[str, typer.Option(help="Image size in pixels, N or HxW.")] = "1024",
+    num_images: Annotated[int, typer.Option(help="How many images are drawn.")] = 50,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers by name, separated by commas; 'last' is the last feature map.")
+    ] = None,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Add an untrained copy of each model.")] = False,
+    kernel_sizes: Annotated[
+        list[str] | None, typer.Option(help="Kernels of a RepLKNet, e.g. 31,29,27,13; may be given several times.")
+    ] = None,
+    small_kernel: Annotated[int | None, typer.Option(help="Parallel kernel of a RepLKNet; 0 for none.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Published weights of timm and torchvision models.")] = True,
+    mean: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
+    std: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the image draw and of random weights.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run's results in OUT.")] = False,
+) -> None:
+    """Measure effective receptive fields. The same command again resumes, or answers from what is saved."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"--protocol={protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    pixels = _parse_size(size)
+    means, stds = _parse_numbers("--mean", mean), _parse_numbers("--std", std)
+    wanted = [None if name == "last" else name for name in layers.split(",")] if layers else [None]
+    chosen = load_images(images, size=pixels, num_images=num_images, seed=seed)
+    loaded = _load_models(model, checkpoint, kernel_sizes, small_kernel, pretrained, seed, untrained)
+    notes = [note for item in loaded for note in item.notes]
+    notes += [f"skipped {name}: {reason}" for name, reason in chosen.skipped]
+    settings = {
+        "models": [[item.name, hash_weights(item.module)] for item in loaded],
+        "layers": wanted,
+        "protocol": protocol,
+        "size": pixels,
+        "images": hashlib.sha256(" ".join(chosen.hashes).encode()).hexdigest(),
+        "mean": means,
+        "std": stds,
+    }
+    with _clear_errors_for_files():
+        _claim(out, settings, overwrite)
+        results = _measure_all(loaded, wanted, chosen, protocol, out, means, stds)
+        _write_outputs(results, out)
+    _report(results, notes, out)
+
+
+def _load_models(
+    specs: Sequence[str],
+    checkpoint: Path | None,
+    kernel_sizes: list[str] | None,
+    small_kernel: int | None,
+    pretrained: bool,
+    seed: int,
+    untrained: bool,
+) -> list[LoadedModel]:
+    kernels = [_parse_kernels(text) for text in kernel_sizes] if kernel_sizes else [None]
+    loaded = []
+    for spec in specs:
+        ours = spec in replknet.PRESETS
+        for sizes in kernels if ours else [None]:
+            item = load_model(
+                spec,
+                checkpoint=checkpoint if ours else None,
+                kernel_sizes=sizes,
+                small_kernel=small_kernel if ours else None,
+                pretrained=pretrained,
+                seed=seed,
+            )
+            loaded.append(item)
+            if untrained:
+                loaded.append(untrained_copy(item, seed=seed))
+    if not any(spec in replknet.PRESETS for spec in specs):
+        for name, value in (("--checkpoint", checkpoint), ("--kernel-sizes", kernel_sizes)):
+            if value is not None:
+                raise ValueError(f"{name}={value}: applies to RepLKNets only; none was named")
+    names = [item.name for item in loaded]
+    if len(set(names)) < len(names):
+        raise ValueError(f"model: {', '.join(names)} are not all different")
+    return loaded
+
+
+def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Make OUT ours: new, or of the same run; another run's files go only when asked."""
+    record = out / _RUN_FILE
+    normal = json.loads(json.dumps(settings))
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out={str(out)!r}: exists and is not a folder")
+    if record.is_file():
+        try:
+            known = json.loads(record.read_text())
+        except ValueError:
+            known = {}
+        if known == normal:
+            return
+        differing = [key for key, value in normal.items() if known.get(key) != value]
+        if not overwrite:
+            raise ValueError(
+                f"--out={str(out)!r}: holds another run, which differs in {', '.join(differing)}; "
+                "choose another folder or pass --overwrite"
+            )
+        for path in out.iterdir():
+            if path.is_dir() and (path / "result.json").is_file():
+                shutil.rmtree(path)
+            elif path.name == "erf.csv" or path.stem in _FIGURES or path.name.endswith(".partial.npz"):
+                path.unlink()
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"--out={str(out)!r}: holds files of something else; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(normal, indent=2) + "\n")
+
+
+def _measure_all(
+    loaded: Sequence[LoadedModel],
+    layers: Sequence[str | None],
+    images: ImageSet,
+    protocol: str,
+    out: Path,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> list[ErfResult]:
+    results = []
+    for item in loaded:
+        own_images = images.normalized_by(mean or item.mean, std or item.std)
+        for layer in layers:
+            label = item.name if layer is None else f"{item.name}, {layer}"
+            target = out / re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-")
+            if (target / "result.json").is_file():
+                results.append(ErfResult.load(target))
+                continue
+            with _progress(label) as progress:
+                result = effective_receptive_field(
+                    item.module,
+                    own_images,
+                    protocol=protocol,  # type: ignore[arg-type]
+                    layer=layer,
+                    name=item.name,
+                    progress=progress,
+                    partial=out / f"{target.name}.partial.npz",
+                )
+            result.save(target)
+            results.append(result)
+    return results
+
+
+def _write_outputs(results: Sequence[ErfResult], out: Path) -> None:
+    from analysis import plots
+
+    pd.DataFrame([result.summary() for result in results]).to_csv(out / "erf.csv", index=False)
+    with plots.paper_style():
+        figures = {"erf": plots.erf_figure(results)}
+        figures["contribution"] = plots.plot_contribution(results).get_figure(root=True)  # type: ignore[assignment]
+        if len({result.layer for result in results}) > 1:
+            figures["growth"] = plots.plot_growth(results).get_figure(root=True)  # type: ignore[assignment]
+        for name, figure in figures.items():
+            for suffix in ("png", "pdf"):
+                figure.savefig(out / f"{name}.{suffix}")
+
+
+def _report(results: Sequence[ErfResult], notes: Sequence[str], out: Path) -> None:
+    table = Table("model", "layer", "images", *[f"area {100 * t:g} %" for t in THRESHOLDS], "RMS radius", "theory")
+    for result in results:
+        areas = []
+        for threshold in THRESHOLDS:
+            low, high = (100 * end for end in result.area_ratio_interval(threshold))
+            areas.append(f"{100 * result.area_ratio(threshold):.1f} [{low:.1f}, {high:.1f}]")
+        theory = "not traced" if result.theoretical is None else f"{result.theoretical[0]:g}"
+        table.add_row(
+            result.model,
+            result.layer,
+            str(len(result.images)),
+            *areas,
+            f"{result.rms_radius():.1f} px",
+            "whole image" if theory == "inf" else theory,
+        )
+    _print_table(table)
+    console = Console(stderr=True)
+    console.print("Areas in % of the image, raw map, 95 % bootstrap interval over images.", highlight=False)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    for result in results:
+        if result.fills_image():
+            console.print(
+                f"warning: the 99 % area of {result.model}, {result.layer} fills the image: it shows where the "
+                "network attends, not how far it could reach; measure at a larger --size",
+                highlight=False,
+            )
+    typer.echo(f"results, table and figures: {out}")
+
+
+def _print_table(table: Table) -> None:
+    """Wide enough for every column where the output is a file or a pipe."""
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(table)
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _clear_errors_for_files() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"--out: cannot write ({error})") from error
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"--size={text!r}: expected N or HxW in pixels")
+    return int(parts[0]), int(parts[-1])
+
+
+def _parse_kernels(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--kernel-sizes={text!r}: expected odd numbers, one per stage, such as 31,29,27,13")
+    return tuple(int(part) for part in parts)
+
+
+def _parse_numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or (name == "--std" and min(values) <= 0):
+        raise ValueError(f"{name}={text!r}: expected three numbers such as 0.485,0.456,0.406")
+    return values
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors a user can mend are one line and exit code 2."""
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except (ValueError, OSError) as error:
+        typer.echo("replknet: " + " ".join(str(error).split()), err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("replknet: interrupted; the same command resumes", err=True)
+        sys.exit(130)

@@ -1,0 +1,602 @@
+"""The effective receptive field: how much each input pixel moves one unit of a feature map."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import optimize
+from torch import Tensor, nn
+
+from analysis.features import LAST, as_nchw, evaluation_mode, feature_map, infer_layout
+from analysis.images import ImageSet
+from analysis.receptive_field import centred_unit, theoretical_receptive_field, unit_centers
+from analysis.results import ResultError, load_result, save_result
+from analysis.statistics import bootstrap_interval
+
+Protocol = Literal["standard", "official"]
+OutputRule = Literal["relu", "identity"]
+GradientRule = Literal["relu", "abs", "square", "signed"]
+Scale = Literal["raw", "log"]
+FloatArray = NDArray[np.float64]
+
+THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
+_KIND = "effective receptive field"
+_OUTPUT_RULES: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "identity": lambda x: x}
+_GRADIENT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "abs": torch.abs,
+    "square": torch.square,
+    "signed": lambda x: x,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErfOptions:
+    """Every choice that defines the measured quantity.
+
+    Args:
+        unit: "center" is the unit whose own receptive-field centre is nearest to the image centre, "feature-center"
+            the unit (h // 2, w // 2) of the official script, or an explicit (row, column).
+        output_rule: Applied to the unit's outputs before they are summed over channels: "relu" or "identity".
+        gradient_rule: Applied to the input gradient: "relu", "abs", "square" or "signed" (none).
+        sum_colors: "after" applies the gradient rule to each colour and then sums, "before" sums the colours first.
+        square_center: Squares and distances are taken round the "unit"'s own centre, or round pixel (H // 2, W // 2)
+            of the "image" as in the official script.
+    """
+
+    unit: Literal["center", "feature-center"] | tuple[int, int] = "center"
+    output_rule: OutputRule = "relu"
+    gradient_rule: GradientRule = "abs"
+    sum_colors: Literal["before", "after"] = "after"
+    square_center: Literal["unit", "image"] = "unit"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("output_rule", tuple(_OUTPUT_RULES)),
+            ("gradient_rule", tuple(_GRADIENT_RULES)),
+            ("sum_colors", ("before", "after")),
+            ("square_center", ("unit", "image")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        if isinstance(self.unit, str):
+            if self.unit not in ("center", "feature-center"):
+                raise ValueError(f"unit={self.unit!r}: expected 'center', 'feature-center' or (row, column)")
+        else:
+            object.__setattr__(self, "unit", tuple(self.unit))
+
+
+PROTOCOLS: Mapping[Protocol, ErfOptions] = {
+    "standard": ErfOptions(),
+    "official": ErfOptions(unit="feature-center", gradient_rule="relu", square_center="image"),
+}
+"""Named sets of options; "official" is the measurement of the RepLKNet repository."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ErfResult:
+    """An effective receptive field and everything needed to measure it again.
+
+    The map is raw: neither normalised nor on a logarithmic scale. Measures that depend on such a step name it.
+    """
+
+    model: str
+    layer: str
+    mean_map: FloatArray
+    """Mean over images of the gradient magnitude, shape (H, W)."""
+    ring_sums: FloatArray
+    """Per image, the sum of the map over square rings round `center`, shape (N, rings): ring r holds the pixels whose
+    larger coordinate distance from the centre is r / 2 pixels."""
+    moments: FloatArray
+    """Per image, the map's sums of 1, dy, dx, dy*dy, dx*dx and dy*dx about `center`, shape (N, 6)."""
+    unit: tuple[int, int]
+    grid: tuple[int, int]
+    center: tuple[float, float]
+    """Row and column, in pixels, that squares and distances are measured from; a multiple of half a pixel."""
+    theoretical: tuple[float, float] | None
+    """Height and width of the theoretical receptive field; infinite for a global one, None where not traced."""
+    theoretical_note: str
+    protocol: str
+    options: ErfOptions
+    images: tuple[str, ...]
+    image_hashes: tuple[str, ...]
+    image_source: str
+    skipped: tuple[tuple[str, str], ...]
+    seed: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights_hash: str
+    environment: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if self.mean_map.ndim != 2 or self.ring_sums.ndim != 2 or self.moments.shape != (len(self.ring_sums), 6):
+            raise ResultError(f"mean_map of shape {self.mean_map.shape}, moments {self.moments.shape}: inconsistent")
+        if len(self.images) != len(self.ring_sums):
+            raise ResultError(f"{len(self.images)} image names for {len(self.ring_sums)} curves")
+        for array in (self.mean_map, self.ring_sums, self.moments):
+            array.flags.writeable = False
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of the map in pixels."""
+        return (self.mean_map.shape[0], self.mean_map.shape[1])
+
+    def scaled_map(self, scale: Scale = "raw") -> FloatArray:
+        """The mean map as it is ("raw"), or log10(map + 1) divided by its maximum ("log": the official script's)."""
+        if scale == "raw":
+            return self.mean_map
+        if scale != "log":
+            raise ValueError(f"scale={scale!r}: expected 'raw' or 'log'")
+        logarithm = np.log10(self.mean_map + 1)
+        return np.asarray(logarithm / logarithm.max())
+
+    def contribution_curve(self, scale: Scale = "raw") -> tuple[FloatArray, FloatArray]:
+        """Area and share of the sum of growing squares round the centre.
+
+        Returns:
+            Areas, the part of the image's pixels inside each square, and shares of the map's sum, both ending at 1.
+        """
+        if scale == "raw":
+            return self._areas(), self._shares(self.ring_sums.mean(0))
+        return self._areas(), self._shares(_ring_sums(self.scaled_map(scale), self.center))
+
+    def side(self, threshold: float, scale: Scale = "raw") -> int:
+        """Side in pixels of the smallest square that holds more than `threshold` of the map's sum.
+
+        Where no square does, the side that covers the whole image.
+        """
+        _check_threshold(threshold)
+        return self._sides()[_first_above(self.contribution_curve(scale)[1], threshold)]
+
+    def area_ratio(self, threshold: float, scale: Scale = "raw") -> float:
+        """The square of `side`, as a part of the image's pixels; what lies outside the image does not count.
+
+        Args:
+            threshold: Share of the sum, in (0, 1).
+            scale: "raw" does not depend on the gradient's scale; "log" does, and is the official script's number.
+
+        Raises:
+            ValueError: If the threshold is out of range, or the map is signed.
+
+        References:
+            Ding et al. 2022, arXiv:2203.06717, appendix.
+        """
+        _check_threshold(threshold)
+        areas, shares = self.contribution_curve(scale)
+        return float(areas[_first_above(shares, threshold)])
+
+    def area_ratio_interval(self, threshold: float, *, confidence: float = 0.95) -> tuple[float, float]:
+        """Bootstrap interval over images of the raw `area_ratio`; NaN for a single image."""
+        _check_threshold(threshold)
+        areas = self._areas()
+
+        def statistic(indices: NDArray[np.intp]) -> float:
+            return float(areas[_first_above(self._shares(self.ring_sums[indices].mean(0)), threshold)])
+
+        return bootstrap_interval(statistic, len(self.images), confidence=confidence)
+
+    def fills_image(self) -> bool:
+        """Whether the 99 % square covers nine tenths of the image, so that the image limits the measurement."""
+        return self.area_ratio(0.99) >= 0.9
+
+    def radial_profile(self, scale: Scale = "raw") -> tuple[FloatArray, FloatArray]:
+        """Radii in pixels and the map's mean over the pixels at each rounded Euclidean distance from the centre."""
+        dy, dx = _offsets(self.map_size, self.center)
+        radius = np.rint(np.hypot(dy, dx)).astype(int).ravel()
+        count = np.bincount(radius)
+        profile = np.bincount(radius, self.scaled_map(scale).ravel()) / np.maximum(count, 1)
+        present = count > 0
+        return np.arange(len(count))[present].astype(float), profile[present]
+
+    def fwhm(self, scale: Scale = "raw") -> float:
+        """Full width at half maximum of the radial profile in pixels; NaN if it never falls below half."""
+        radii, profile = self.radial_profile(scale)
+        peak = int(profile.argmax())
+        below = np.flatnonzero(profile[peak:] < profile[peak] / 2)
+        if not len(below):
+            return float("nan")
+        last = peak + int(below[0])
+        half = profile[peak] / 2
+        part = (profile[last - 1] - half) / (profile[last - 1] - profile[last])
+        return float(2 * (radii[last - 1] + part * (radii[last] - radii[last - 1])))
+
+    def covariance(self, scale: Scale = "raw") -> FloatArray:
+        """Second central moments of the map as a distribution, shape (2, 2), rows then columns, in square pixels."""
+        moments = self.moments.mean(0) if scale == "raw" else _moments(self.scaled_map(scale), self.center)
+        if not moments[0] > 0:
+            raise ValueError("the map's sum is not positive; its moments are undefined")
+        y, x, yy, xx, yx = moments[1:] / moments[0]
+        return np.array([[yy - y * y, yx - y * x], [yx - y * x, xx - x * x]])
+
+    def rms_radius(self, scale: Scale = "raw") -> float:
+        """Root mean square distance from the map's own centroid in pixels (the second-moment radius)."""
+        return float(np.sqrt(max(np.trace(self.covariance(scale)), 0.0)))
+
+    def anisotropy(self, scale: Scale = "raw") -> float:
+        """Ratio of the long to the short principal axis of `covariance`, 1 for a round field; NaN for a point."""
+        low, high = np.linalg.eigvalsh(self.covariance(scale))
+        return float(np.sqrt(high / low)) if low > 1e-12 else float("nan")
+
+    def gaussian_fit(self, scale: Scale = "raw") -> dict[str, float]:
+        """Least-squares fit of an axis-aligned 2-D Gaussian plus an offset.
+
+        Returns:
+            `amplitude`, `offset`, `y`, `x` (centre), `sigma_y`, `sigma_x` (pixels) and `r_squared`, the share of the
+            map's variance that it explains; all NaN where the fit does not converge.
+        """
+        names = ("amplitude", "y", "x", "sigma_y", "sigma_x", "offset")
+        step = max(1, round(max(self.map_size) / 256))  # a coarser grid changes no parameter noticeably
+        height, width = (size // step * step for size in self.map_size)
+        values = self.scaled_map(scale)[:height, :width]
+        values = values.reshape(height // step, step, width // step, step).mean((1, 3))
+        rows = np.arange(height // step) * step + (step - 1) / 2
+        columns = np.arange(width // step) * step + (step - 1) / 2
+        peak = values.max()
+        spread = max(self.rms_radius(scale) / 2, 1.0)
+
+        def gaussian(_: Any, *p: float) -> FloatArray:
+            gy = np.exp(-0.5 * ((rows - p[1]) / p[3]) ** 2)
+            gx = np.exp(-0.5 * ((columns - p[2]) / p[4]) ** 2)
+            return np.asarray((p[0] * np.outer(gy, gx) + p[5]).ravel())
+
+        try:
+            found, _ = optimize.curve_fit(
+                gaussian, None, values.ravel() / peak, p0=(1.0, *self.center, spread, spread, 0.0), maxfev=4000
+            )
+        except (RuntimeError, ValueError, TypeError):
+            return {name: float("nan") for name in (*names, "r_squared")}
+        residual = values.ravel() / peak - gaussian(None, *found)
+        fit = dict(zip(names, map(float, found), strict=True))
+        variance = float(np.var(values / peak))
+        fit["r_squared"] = 1 - float(np.mean(residual**2)) / variance if variance > 0 else float("nan")
+        for name in ("amplitude", "offset"):
+            fit[name] *= float(peak)
+        for name in ("sigma_y", "sigma_x"):
+            fit[name] = abs(fit[name])
+        return fit
+
+    def summary(self) -> dict[str, float | str]:
+        """One row of a table: every measure on the raw map, and the area ratios on the log map by name."""
+        row: dict[str, float | str] = {"model": self.model, "layer": self.layer, "protocol": self.protocol}
+        row |= {"images": len(self.images), "skipped": len(self.skipped)}
+        row |= {"height": self.map_size[0], "width": self.map_size[1]}
+        for threshold in THRESHOLDS:
+            row[f"area_{threshold}"] = self.area_ratio(threshold)
+            row[f"area_{threshold}_low"], row[f"area_{threshold}_high"] = self.area_ratio_interval(threshold)
+            row[f"side_{threshold}"] = self.side(threshold)
+        for threshold in THRESHOLDS:
+            row[f"area_{threshold}_log"] = self.area_ratio(threshold, "log")
+            row[f"side_{threshold}_log"] = self.side(threshold, "log")
+        row |= {"rms_radius": self.rms_radius(), "fwhm": self.fwhm(), "anisotropy": self.anisotropy()}
+        fit = self.gaussian_fit()
+        row |= {"sigma_y": fit["sigma_y"], "sigma_x": fit["sigma_x"], "gaussian_r_squared": fit["r_squared"]}
+        height, width = self.theoretical or (float("nan"), float("nan"))
+        row |= {"theoretical_height": height, "theoretical_width": width}
+        row["fills_image"] = float(self.fills_image())
+        return row
+
+    def save(self, directory: str | PathLike[str], *, overwrite: bool = False) -> None:
+        """Write `result.json` and `arrays.npz` to `directory`, whole or not at all.
+
+        Raises:
+            FileExistsError: If it exists and `overwrite` is false.
+        """
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {name: content.pop(name) for name in ("mean_map", "ring_sums", "moments")}
+        content["options"] = asdict(self.options)
+        save_result(directory, _KIND, content, arrays, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, directory: str | PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no result.
+            ResultError: If it is of another kind or version, or damaged.
+        """
+        content, arrays = load_result(directory, _KIND)
+        try:
+            options = content.pop("options")
+            options["unit"] = _tuples(options["unit"])
+            environment = content.pop("environment")
+            settings = {name: _tuples(value) for name, value in content.items()}
+            return cls(options=ErfOptions(**options), environment=environment, **settings, **arrays)
+        except (KeyError, TypeError) as error:
+            raise ResultError(f"directory={str(directory)!r}: fields do not fit ({error})") from error
+
+    def _sides(self) -> list[int]:
+        """Side of each ring's square: odd round a pixel, even round a corner."""
+        return [ring + 1 for ring in range(self.ring_sums.shape[1])]
+
+    def _areas(self) -> FloatArray:
+        counts = _ring_sums(np.ones(self.map_size), self.center)
+        return np.asarray(np.cumsum(counts) / counts.sum())
+
+    def _shares(self, rings: FloatArray) -> FloatArray:
+        if self.options.gradient_rule == "signed":
+            raise ValueError("gradient_rule='signed': shares of a map with both signs are undefined; use 'abs'")
+        total = rings.sum()
+        if not total > 0:
+            raise ValueError("the map is zero everywhere: the unit does not depend on the image (or its ReLU is off)")
+        return np.asarray(np.cumsum(rings) / total)
+
+
+def effective_receptive_field(
+    model: nn.Module,
+    images: ImageSet | Tensor | Sequence[Tensor],
+    *,
+    protocol: Protocol = "standard",
+    layer: str | None = None,
+    unit: Literal["center", "feature-center"] | tuple[int, int] | None = None,
+    output_rule: OutputRule | None = None,
+    gradient_rule: GradientRule | None = None,
+    sum_colors: Literal["before", "after"] | None = None,
+    square_center: Literal["unit", "image"] | None = None,
+    name: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    partial: str | PathLike[str] | None = None,
+) -> ErfResult:
+    """Mean input gradient of one unit of a feature map, summed over its channels.
+
+    Only the gradient with respect to the image is taken. The model is put into evaluation mode meanwhile; its mode and
+    its parameters' `requires_grad` are restored, whatever happens.
+
+    Args:
+        model: Any module that takes an image batch (1, C, H, W).
+        images: An `ImageSet`, or normalised images of shape (N, C, H, W) or a sequence of (C, H, W).
+        protocol: "standard" (absolute gradient of the unit nearest to the image centre) or "official" (the RepLKNet
+            script, exactly).
+        layer: Name of a submodule; None for the last feature map.
+        unit: Replaces the protocol's choice, as do the next four; see `ErfOptions`. The result then records the
+            protocol as "custom".
+        output_rule: See `ErfOptions`.
+        gradient_rule: See `ErfOptions`.
+        sum_colors: See `ErfOptions`.
+        square_center: See `ErfOptions`.
+        name: Recorded as the model's name; its class name by default.
+        progress: Called with the number of images done and their total after each image.
+        partial: A file that keeps the running state after each image. A later call with the same model, images and
+            options continues from it; it is removed at the end.
+
+    Returns:
+        The raw mean map with one contribution curve per image.
+
+    Raises:
+        ValueError: If an option is out of range, or no image gives a finite gradient.
+        LayerError: If there is no such layer or it has no spatial output.
+
+    References:
+        Luo et al. 2016, arXiv:1701.04128; Ding et al. 2022, arXiv:2203.06717, section 4.1.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol={protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    chosen = {
+        "unit": unit,
+        "output_rule": output_rule,
+        "gradient_rule": gradient_rule,
+        "sum_colors": sum_colors,
+        "square_center": square_center,
+    }
+    changed = {key: value for key, value in chosen.items() if value is not None}
+    options = ErfOptions(**(asdict(PROTOCOLS[protocol]) | changed))
+    source = images if isinstance(images, ImageSet) else _as_image_set(images)
+    if len(images) == 0:
+        raise ValueError("images: expected at least one")
+    size = (images[0].shape[-2], images[0].shape[-1])
+    field = theoretical_receptive_field(model, size, layer=layer, in_channels=images[0].shape[0])
+    position, center = _place_unit(options, field, size)
+    weights_hash = hash_weights(model)
+    fingerprint = _fingerprint(weights_hash, layer, asdict(options), source, size)
+    state = _State.resume(partial, fingerprint) if partial is not None else _State(fingerprint)
+    reference = next(iter(model.parameters()), torch.zeros(()))
+    for index in range(state.done, len(images)):
+        try:
+            gradient = _input_gradient(
+                model, images[index].to(reference.device, reference.dtype), layer, position, options, field.grid
+            )
+        except (OSError, ValueError) as error:
+            if not isinstance(images, ImageSet) or isinstance(error, ValueError):
+                raise
+            state.skipped.append((source.names[index], str(error)))  # the file vanished after it was chosen
+        else:
+            if np.isfinite(gradient).all():
+                state.add(gradient, center, index)
+            else:
+                state.skipped.append((source.names[index], "the gradient is not finite"))
+        state.done = index + 1
+        if partial is not None:
+            state.store(Path(partial))
+        if progress is not None:
+            progress(state.done, len(images))
+    if not state.used:
+        raise ValueError(f"images: none of {len(images)} gave a finite gradient; {state.skipped[0]}")
+    result = ErfResult(
+        model=name or type(model).__name__,
+        layer=layer or LAST,
+        mean_map=state.total / len(state.used),
+        ring_sums=np.stack(state.rings),
+        moments=np.stack(state.moments),
+        unit=position,
+        grid=field.grid,
+        center=center,
+        theoretical=field.size,
+        theoretical_note=field.reason,
+        protocol="custom" if options != PROTOCOLS[protocol] else protocol,
+        options=options,
+        images=tuple(source.names[index] for index in state.used),
+        image_hashes=tuple(source.hashes[index] for index in state.used),
+        image_source=source.source,
+        skipped=(*source.skipped, *state.skipped),
+        seed=source.seed if isinstance(images, ImageSet) else None,
+        mean=source.mean,
+        std=source.std,
+        weights_hash=weights_hash,
+        environment={
+            "device": str(reference.device),
+            "dtype": str(reference.dtype),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+    )
+    if partial is not None:
+        Path(partial).unlink(missing_ok=True)
+    return result
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256, in hexadecimal, of every parameter and buffer with its name, dtype and shape."""
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _input_gradient(
+    model: nn.Module,
+    image: Tensor,
+    layer: str | None,
+    unit: tuple[int, int],
+    options: ErfOptions,
+    grid: tuple[int, int],
+) -> FloatArray:
+    """Gradient magnitude of the unit with respect to one image of shape (C, H, W): shape (H, W), float64."""
+    with evaluation_mode(model):
+        pixels = image.detach().clone().unsqueeze(0).requires_grad_(True)
+        _, output = feature_map(model, pixels, layer)
+        layout, prefix, _ = infer_layout(output, (image.shape[1], image.shape[2]), model)
+        features = as_nchw(output, layout, prefix, grid)
+        target = _OUTPUT_RULES[options.output_rule](features[0, :, unit[0], unit[1]]).sum()
+        (gradient,) = torch.autograd.grad(target, pixels)
+    values = gradient[0].double()
+    rule = _GRADIENT_RULES[options.gradient_rule]
+    values = rule(values.sum(0)) if options.sum_colors == "before" else rule(values).sum(0)
+    return np.asarray(values.cpu().numpy(), dtype=np.float64)
+
+
+def _place_unit(options: ErfOptions, field: Any, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[float, float]]:
+    """The unit, and the centre of its squares rounded to half a pixel."""
+    height, width = field.grid
+    if options.unit == "center":
+        unit, _ = centred_unit(field, size)
+    elif options.unit == "feature-center":
+        unit = (height // 2, width // 2)
+    else:
+        unit = (int(options.unit[0]), int(options.unit[1]))
+        if len(options.unit) != 2 or not (0 <= unit[0] < height and 0 <= unit[1] < width):
+            raise ValueError(f"unit={options.unit}: expected a row below {height} and a column below {width}")
+    if options.square_center == "image":
+        return unit, (size[0] // 2, size[1] // 2)
+    rows, columns = unit_centers(field, size)
+    center = [
+        min(max(round(2 * value) / 2, 0.0), extent - 1.0)
+        for value, extent in zip((rows[unit[0]], columns[unit[1]]), size, strict=True)
+    ]
+    return unit, (center[0], center[1])
+
+
+def _offsets(size: tuple[int, int], center: tuple[float, float]) -> tuple[FloatArray, FloatArray]:
+    dy, dx = np.ogrid[: size[0], : size[1]]
+    return dy - center[0], dx - center[1]
+
+
+def _ring_sums(values: FloatArray, center: tuple[float, float]) -> FloatArray:
+    dy, dx = _offsets((values.shape[0], values.shape[1]), center)
+    ring = np.maximum(np.abs(dy), np.abs(dx)) * 2  # half-pixel steps
+    return np.bincount(ring.astype(int).ravel(), values.ravel())
+
+
+def _moments(values: FloatArray, center: tuple[float, float]) -> FloatArray:
+    dy, dx = _offsets((values.shape[0], values.shape[1]), center)
+    weights = (1.0, dy, dx, dy * dy, dx * dx, dy * dx)
+    return np.array([float((values * weight).sum()) for weight in weights])
+
+
+def _first_above(shares: FloatArray, threshold: float) -> int:
+    above = np.flatnonzero(shares > threshold)
+    return int(above[0]) if len(above) else len(shares) - 1
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold={threshold}: expected a share between 0 and 1")
+
+
+def _as_image_set(images: Tensor | Sequence[Tensor]) -> ImageSet:
+    """Names and hashes for images that came as tensors."""
+    hashes = [hashlib.sha256(image.detach().cpu().contiguous().numpy().tobytes()).hexdigest() for image in images]
+    return ImageSet(
+        source="tensors",
+        names=tuple(f"image-{index}" for index in range(len(hashes))),
+        hashes=tuple(hashes),
+        size=(images[0].shape[-2], images[0].shape[-1]) if hashes else (1, 1),
+        seed=0,
+        mean=(),
+        std=(),
+    )
+
+
+def _fingerprint(
+    weights: str, layer: str | None, options: dict[str, Any], images: ImageSet, size: tuple[int, int]
+) -> str:
+    settings = [weights, layer, options, images.hashes, images.mean, images.std, size]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+class _State:
+    """Sums over the images done so far."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+        self.done = 0
+        self.used: list[int] = []
+        self.skipped: list[tuple[str, str]] = []
+        self.total: FloatArray = np.zeros((0, 0))
+        self.rings: list[FloatArray] = []
+        self.moments: list[FloatArray] = []
+
+    @classmethod
+    def resume(cls, path: str | PathLike[str], fingerprint: str) -> "_State":
+        """The state in a file; an empty one if there is none, or it belongs to another measurement."""
+        state = cls(fingerprint)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                if header["fingerprint"] != fingerprint:
+                    return state
+                state.done, state.used = header["done"], header["used"]
+                state.skipped = [(name, reason) for name, reason in header["skipped"]]
+                state.total = file["total"]
+                state.rings, state.moments = list(file["rings"]), list(file["moments"])
+        except (OSError, ValueError, KeyError, EOFError):
+            return cls(fingerprint)
+        return state
+
+    def add(self, values: FloatArray, center: tuple[float, float], index: int) -> None:
+        self.total = self.total + values if self.used else values
+        self.rings.append(_ring_sums(values, center))
+        self.moments.append(_moments(values, center))
+        self.used.append(index)
+
+    def store(self, path: Path) -> None:
+        header = {name: getattr(self, name) for name in ("fingerprint", "done", "used", "skipped")}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".new")
+        with temporary.open("wb") as file:
+            np.savez(file, header=json.dumps(header), total=self.total, rings=self.rings, moments=self.moments)
+        os.replace(temporary, path)  # noqa: PTH105

@@ -1,0 +1,195 @@
+"""One string to a model with its preprocessing."""
+
+import copy
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+import replknet
+from analysis.images import IMAGENET_MEAN, IMAGENET_STD
+
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model and how its input is prepared.
+
+    Args:
+        name: For tables and figures.
+        module: The network, in evaluation mode.
+        mean: Per channel, subtracted from images in [0, 1].
+        std: Per channel, divided by.
+        input_size: Side in pixels that the model was trained for; None if any.
+        notes: What was decided while loading, for the user to read.
+    """
+
+    name: str
+    module: nn.Module
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    input_size: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_model(
+    spec: str,
+    *,
+    checkpoint: str | PathLike[str] | None = None,
+    kernel_sizes: Sequence[int] | None = None,
+    small_kernel: int | None = None,
+    pretrained: bool = True,
+    seed: int = 0,
+) -> LoadedModel:
+    """A model by name.
+
+    Args:
+        spec: "replknet_31b" or a sibling (random weights without a checkpoint), "timm:NAME", "torchvision:NAME", or
+            "package.module:callable", a function without arguments that returns a module or a `LoadedModel`.
+        checkpoint: A weight file; RepLKNets only.
+        kernel_sizes: Large kernel of each stage; RepLKNets only. A small kernel that does not fit is left out.
+        small_kernel: Parallel kernel, 0 for none; RepLKNets only. By default the published one.
+        pretrained: Load the published weights of timm and torchvision models.
+        seed: Of random weights.
+
+    Raises:
+        ValueError: If the name is unknown, an option does not apply to it, or its weights cannot be had.
+    """
+    options = {"checkpoint": checkpoint, "kernel_sizes": kernel_sizes, "small_kernel": small_kernel}
+    if spec not in replknet.PRESETS:
+        for name, value in options.items():
+            if value is not None:
+                raise ValueError(f"{name}={value!r}: applies to {', '.join(replknet.PRESETS)} only, not to {spec!r}")
+    torch.manual_seed(seed)
+    if spec in replknet.PRESETS:
+        loaded = _load_replknet(spec, checkpoint, kernel_sizes, small_kernel)
+    elif spec.startswith("timm:"):
+        loaded = _load_timm(spec.removeprefix("timm:"), pretrained)
+    elif spec.startswith("torchvision:"):
+        loaded = _load_torchvision(spec.removeprefix("torchvision:"), pretrained)
+    elif ":" in spec:
+        loaded = _load_callable(spec)
+    else:
+        raise ValueError(
+            f"model={spec!r}: expected {', '.join(replknet.PRESETS)}, timm:NAME, torchvision:NAME or "
+            "package.module:callable"
+        )
+    loaded.module.eval()
+    return loaded
+
+
+def _load_replknet(
+    name: str, checkpoint: str | PathLike[str] | None, kernel_sizes: Sequence[int] | None, small_kernel: int | None
+) -> LoadedModel:
+    overrides: dict[str, Any] = {}
+    notes, label = [], name
+    preset = replknet.PRESETS[name]
+    if kernel_sizes is not None:
+        overrides["kernel_sizes"] = tuple(kernel_sizes)
+        label = f"{name} {'-'.join(map(str, kernel_sizes))}"
+    if small_kernel is not None:
+        overrides["small_kernel"] = small_kernel or None
+    elif kernel_sizes is not None and preset.small_kernel and min(kernel_sizes) < preset.small_kernel:
+        overrides["small_kernel"] = None
+        notes.append(f"{label}: the parallel {preset.small_kernel}x{preset.small_kernel} kernel does not fit, left out")
+    if checkpoint is None:
+        label += " (random weights)"
+    mean, std = (_HALF, _HALF) if name == "replknet_xl" else (IMAGENET_MEAN, IMAGENET_STD)
+    if checkpoint is not None:
+        # Any head will do for features, so the file decides how large it is.
+        state = replknet.load_state_dict(checkpoint)
+        overrides["num_classes"] = state["head.weight"].shape[0] if "head.weight" in state else 0
+    module = replknet.create_model(name, checkpoint=checkpoint, **overrides)
+    return LoadedModel(name=label, module=module, mean=mean, std=std, notes=tuple(notes))
+
+
+def _load_timm(name: str, pretrained: bool) -> LoadedModel:
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
+        raise ValueError(f"model='timm:{name}': timm has no such model; near are {', '.join(near) or 'none'}")
+    try:
+        module = timm.create_model(name, pretrained=pretrained)
+    except Exception as error:  # the hub's client raises its own, requests' and httpx's types
+        raise _unavailable(f"timm:{name}", error) from error
+    config = module.pretrained_cfg
+    return LoadedModel(
+        name=name if pretrained else f"{name} (random weights)",
+        module=module,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        input_size=config["input_size"][-1],
+    )
+
+
+def _load_torchvision(name: str, pretrained: bool) -> LoadedModel:
+    import torchvision
+
+    try:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+    except ValueError:
+        raise ValueError(f"model='torchvision:{name}': torchvision has no such model") from None
+    try:
+        module = torchvision.models.get_model(name, weights=weights if pretrained else None)
+    except OSError as error:
+        raise _unavailable(f"torchvision:{name}", error) from error
+    preset = weights.transforms()
+    return LoadedModel(
+        name=name if pretrained else f"{name} (random weights)",
+        module=module,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        input_size=preset.crop_size[0],
+    )
+
+
+def _unavailable(spec: str, error: Exception) -> ValueError:
+    reason = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+    return ValueError(
+        f"model={spec!r}: its weights could not be loaded ({reason}); go online once, or ask for random weights"
+    )
+
+
+def _load_callable(spec: str) -> LoadedModel:
+    module_name, _, function_name = spec.partition(":")
+    try:
+        function: Callable[[], Any] = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model={spec!r}: cannot be imported ({error})") from error
+    try:
+        made = function()
+    except Exception as error:  # a user's own code
+        raise ValueError(f"model={spec!r}: failed with {type(error).__name__}: {error}") from error
+    if isinstance(made, LoadedModel):
+        return made
+    if isinstance(made, nn.Module):
+        return LoadedModel(name=function_name, module=made)
+    raise ValueError(f"model={spec!r}: returned {type(made).__name__}; expected a torch.nn.Module or a LoadedModel")
+
+
+def untrained_copy(loaded: LoadedModel, *, seed: int = 0) -> LoadedModel:
+    """The same architecture with every layer initialised again by its own `reset_parameters`.
+
+    Returns:
+        A copy; its notes name the parameters that no layer could reset and that keep their trained values.
+    """
+    module = copy.deepcopy(loaded.module)
+    torch.manual_seed(seed)
+    kept = []
+    for name, layer in module.named_modules():
+        own = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False)]
+        reset = getattr(layer, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        else:
+            kept.extend(own)
+    notes = loaded.notes
+    if kept:
+        notes = (*notes, f"{loaded.name}: not reset in the untrained copy: {', '.join(kept[:5])}")
+    return replace(loaded, name=f"{loaded.name}, untrained", module=module, notes=notes)

@@ -1,0 +1,123 @@
+"""Figures of results. Each function draws into the Axes it is given and sets nothing global."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from analysis.erf import ErfResult
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
+_DECADES = 4
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """Text legible at column width and fonts embedded in PDF files, inside the block only."""
+    style = {
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "legend.fontsize": 7,
+        "pdf.fonttype": 42,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "savefig.dpi": 200,
+    }
+    with mpl.rc_context(style):
+        yield
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return Figure(figsize=(3.4, 3.0), layout="constrained").add_subplot() if ax is None else ax
+
+
+def plot_erf(result: ErfResult, *, ax: Axes | None = None, thresholds: Sequence[float] = (0.5, 0.99)) -> Axes:
+    """Heat map of the mean map relative to its maximum, four decades deep, with the area squares.
+
+    The colour scale is the same for every result, so panels can be compared.
+    """
+    ax = _axes(ax)
+    height, width = result.map_size
+    magnitude = np.abs(result.mean_map)
+    peak = magnitude.max() or 1.0
+    image = ax.imshow(
+        np.maximum(magnitude / peak, 10.0**-_DECADES),
+        norm=LogNorm(10.0**-_DECADES, 1),
+        cmap="magma",
+        interpolation="antialiased",
+    )
+    if ax.figure is not None:
+        ax.figure.colorbar(image, ax=ax, shrink=0.75, label="gradient / its maximum")
+    if result.options.gradient_rule != "signed":
+        for threshold, dash in zip(thresholds, ("solid", "dashed", "dotted"), strict=False):
+            side = result.side(threshold)
+            top, left = (middle - side / 2 for middle in result.center)
+            ax.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="white", lw=1.6, linestyle=dash))
+            ax.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="#0072B2", lw=0.8, linestyle=dash))
+        areas = ", ".join(f"{100 * t:g} % in {100 * result.area_ratio(t):.1f} %" for t in thresholds)
+        ax.set_xlabel(f"x (pixels)\n{areas} of the area")
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), ylabel="y (pixels)")
+    ax.set_title(_label(result))
+    return ax
+
+
+def plot_contribution(results: Sequence[ErfResult], *, ax: Axes | None = None) -> Axes:
+    """Share of the gradient inside growing squares, against the side of a square of equal area."""
+    ax = _axes(ax)
+    for index, result in enumerate(results):
+        areas, shares = result.contribution_curve()
+        ax.plot(
+            100 * np.sqrt(areas),
+            100 * shares,
+            color=OKABE_ITO[index % len(OKABE_ITO)],
+            linestyle=_DASHES[index % len(_DASHES)],
+            label=_label(result),
+        )
+    ax.axhline(50, color="0.8", lw=0.6, zorder=0)
+    ax.axhline(99, color="0.8", lw=0.6, zorder=0)
+    ax.set(xlim=(0, 100), ylim=(0, 101))
+    ax.set(xlabel="side of the square (% of the image's)", ylabel="share of the gradient (%)")
+    ax.legend(loc="lower right", frameon=False)
+    return ax
+
+
+def plot_growth(results: Sequence[ErfResult], *, ax: Axes | None = None) -> Axes:
+    """Root mean square radius of the layers of one or several models, in the order given."""
+    ax = _axes(ax)
+    layers = list(dict.fromkeys(result.layer for result in results))
+    for index, model in enumerate(dict.fromkeys(result.model for result in results)):
+        own = [result for result in results if result.model == model]
+        ax.plot(
+            [layers.index(result.layer) for result in own],
+            [result.rms_radius() for result in own],
+            label=model,
+            marker="osD^v"[index % 5],
+            color=OKABE_ITO[index % len(OKABE_ITO)],
+        )
+    ax.set_xticks(range(len(layers)), layers)
+    ax.set(xlabel="layer", ylabel="root mean square radius (pixels)")
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False)
+    return ax
+
+
+def erf_figure(results: Sequence[ErfResult]) -> Figure:
+    """One heat map for each result, at most four in a row."""
+    columns = min(len(results), 4)
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(3.1 * columns, 3.0 * rows), layout="constrained")
+    for result, ax in zip(results, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
+        plot_erf(result, ax=ax)
+    for ax in figure.axes[len(results) : rows * columns]:
+        ax.set_visible(False)
+    return figure
+
+
+def _label(result: ErfResult) -> str:
+    return result.model if result.layer.startswith("last") else f"{result.model}, {result.layer}"
