@@ -249,12 +249,13 @@ class ErfResult:
             return np.asarray((p[0] * np.outer(gy, gx) + p[5]).ravel())
 
         try:
+            start = np.array([1.0, *self.center, spread, spread, 0.0])
             found, _ = optimize.curve_fit(
-                gaussian, None, values.ravel() / peak, p0=(1.0, *self.center, spread, spread, 0.0), maxfev=4000
+                gaussian, np.arange(values.size), values.ravel() / peak, p0=start, maxfev=4000
             )
         except (RuntimeError, ValueError, TypeError):
             return {name: float("nan") for name in (*names, "r_squared")}
-        residual = values.ravel() / peak - gaussian(None, *found)
+        residual = values.ravel() / peak - gaussian(np.arange(values.size), *found)
         fit = dict(zip(names, map(float, found), strict=True))
         variance = float(np.var(values / peak))
         fit["r_squared"] = 1 - float(np.mean(residual**2)) / variance if variance > 0 else float("nan")
@@ -308,8 +309,8 @@ class ErfResult:
             options = content.pop("options")
             options["unit"] = _tuples(options["unit"])
             environment = content.pop("environment")
-            settings = {name: _tuples(value) for name, value in content.items()}
-            return cls(options=ErfOptions(**options), environment=environment, **settings, **arrays)
+            settings: dict[str, Any] = {name: _tuples(value) for name, value in content.items()} | arrays
+            return cls(options=ErfOptions(**options), environment=environment, **settings)
         except (KeyError, TypeError) as error:
             raise ResultError(f"directory={str(directory)!r}: fields do not fit ({error})") from error
 
@@ -514,7 +515,7 @@ def _offsets(size: tuple[int, int], center: tuple[float, float]) -> tuple[FloatA
 def _ring_sums(values: FloatArray, center: tuple[float, float]) -> FloatArray:
     dy, dx = _offsets((values.shape[0], values.shape[1]), center)
     ring = np.maximum(np.abs(dy), np.abs(dx)) * 2  # half-pixel steps
-    return np.bincount(ring.astype(int).ravel(), values.ravel())
+    return np.asarray(np.bincount(ring.astype(int).ravel(), values.ravel()), dtype=np.float64)
 
 
 def _moments(values: FloatArray, center: tuple[float, float]) -> FloatArray:

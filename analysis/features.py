@@ -125,8 +125,8 @@ def infer_layout(
                 return layout, 0, grid  # type: ignore[return-value]
         raise LayerError(f"layout: neither axes 2, 3 nor 1, 2 of {shape} have the aspect ratio of a {image_size} image")
     num_tokens = output.shape[1]
-    known = isinstance(model, PrefixedTokens) and isinstance(model.num_prefix_tokens, int)
-    for prefix in [model.num_prefix_tokens] if known else range(min(num_tokens, 9)):  # type: ignore[union-attr]
+    known = model.num_prefix_tokens if isinstance(model, PrefixedTokens) else None
+    for prefix in [known] if isinstance(known, int) else range(min(num_tokens, 9)):
         height = round(((num_tokens - prefix) * image_size[0] / image_size[1]) ** 0.5)
         if height > 0 and (num_tokens - prefix) % height == 0:
             grid = (height, (num_tokens - prefix) // height)
@@ -149,7 +149,7 @@ def as_nchw(output: Tensor, layout: Layout, prefix_tokens: int, grid: tuple[int,
     if layout == "nhwc":
         return output.permute(0, 3, 1, 2)
     tokens = output[:, prefix_tokens:].transpose(1, 2)  # (N, C, h * w)
-    return tokens.unflatten(2, grid)
+    return tokens.reshape(*tokens.shape[:2], *grid)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class ImageSet(Sequence[Tensor]):
         if not self.paths:
             return dead_leaves(self.size, seed=self.seed, index=index)
         image = _read_rgb(self.paths[index]).resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC)
-        return np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
+        return np.multiply(np.asarray(image).transpose(2, 0, 1), 1 / 255, dtype=np.float32)
 
     def normalized_by(self, mean: Sequence[float], std: Sequence[float]) -> "ImageSet":
         """The same images under another model's mean and standard deviation, on the scale of [0, 1]."""

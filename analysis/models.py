@@ -118,7 +118,7 @@ def _load_timm(name: str, pretrained: bool) -> LoadedModel:
         module = timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # the hub's client raises its own, requests' and httpx's types
         raise _unavailable(f"timm:{name}", error) from error
-    config = module.pretrained_cfg
+    config: Any = module.pretrained_cfg
     return LoadedModel(
         name=name if pretrained else f"{name} (random weights)",
         module=module,

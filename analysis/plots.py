@@ -1,7 +1,9 @@
 """Figures of results. Each function draws into the Axes it is given and sets nothing global."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,7 +22,7 @@ _DECADES = 4
 @contextmanager
 def paper_style() -> Iterator[None]:
     """Text legible at column width and fonts embedded in PDF files, inside the block only."""
-    style = {
+    style: dict[Any, Any] = {
         "font.size": 8,
         "axes.titlesize": 8,
         "legend.fontsize": 7,
@@ -63,7 +65,7 @@ def plot_erf(result: ErfResult, *, ax: Axes | None = None, thresholds: Sequence[
         areas = ", ".join(f"{100 * t:g} % in {100 * result.area_ratio(t):.1f} %" for t in thresholds)
         ax.set_xlabel(f"x (pixels)\n{areas} of the area")
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), ylabel="y (pixels)")
-    ax.set_title(_label(result))
+    ax.set_title(textwrap.fill(_label(result), 28))
     return ax
 
 

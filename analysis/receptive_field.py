@@ -126,24 +126,23 @@ def theoretical_receptive_field(
 @contextmanager
 def _on_meta(model: nn.Module) -> Iterator[None]:
     """Replace every parameter and buffer by its shape; the same objects come back on leaving."""
-    saved: list[tuple[dict[str, Any], str, Tensor]] = []
+    stores: list[dict[str, Any]] = [
+        store for module in model.modules() for store in (module._parameters, module._buffers)
+    ]
+    saved = [(store, name, tensor) for store in stores for name, tensor in store.items() if tensor is not None]
     try:
-        for module in model.modules():
-            for store in (module._parameters, module._buffers):
-                for name, tensor in store.items():
-                    if tensor is not None:
-                        saved.append((store, name, tensor))
-                        meta = tensor.detach().to("meta")
-                        store[name] = nn.Parameter(meta, requires_grad=False) if store is module._parameters else meta
+        for store, name, tensor in saved:
+            meta = tensor.detach().to("meta")
+            store[name] = nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
         yield
     finally:
         for store, name, tensor in saved:
             store[name] = tensor
 
 
-class _Tracer(TorchDispatchMode):
+class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, image: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.fields: dict[int, _Field] = {id(image): _Field((AxisField(), AxisField()), (2, 3))}
         self.alive: list[Any] = [image]  # an id stays unique only while its tensor lives
         self.stopped_at = ""
