@@ -313,6 +313,7 @@ def _parse_numbers(name: str, text: str | None) -> tuple[float, ...] | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors a user can mend are one line and exit code 2."""
+    sys.path.append(str(Path.cwd()))  # so that package.module:callable finds the user's own files
     try:
         app(args=None if arguments is None else list(arguments))
     except (ValueError, OSError) as error:

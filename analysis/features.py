@@ -1,5 +1,6 @@
 """Catching the feature map of one layer of any module."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -120,9 +121,14 @@ def infer_layout(
     """
     if output.ndim == 4:
         shape = tuple(output.shape)
-        for layout, grid in (("nchw", shape[2:]), ("nhwc", shape[1:3])):
-            if _same_aspect(grid, image_size):
-                return layout, 0, grid  # type: ignore[return-value]
+        candidates: list[tuple[Layout, tuple[int, int]]] = [
+            ("nchw", (shape[2], shape[3])),
+            ("nhwc", (shape[1], shape[2])),
+        ]
+        fitting = [candidate for candidate in candidates if _same_aspect(candidate[1], image_size)]
+        if fitting:
+            layout, grid = min(fitting, key=lambda candidate: _aspect_error(candidate[1], image_size))
+            return layout, 0, grid
         raise LayerError(f"layout: neither axes 2, 3 nor 1, 2 of {shape} have the aspect ratio of a {image_size} image")
     num_tokens = output.shape[1]
     known = model.num_prefix_tokens if isinstance(model, PrefixedTokens) else None
@@ -140,6 +146,10 @@ def _same_aspect(grid: tuple[int, ...], image_size: tuple[int, int]) -> bool:
     low = max((size / (cells + 1) for size, cells in zip(image_size, grid, strict=True)))
     high = min((size / max(cells - 1, 0.5) for size, cells in zip(image_size, grid, strict=True)))
     return low < high and all(cells <= size for size, cells in zip(image_size, grid, strict=True))
+
+
+def _aspect_error(grid: tuple[int, int], image_size: tuple[int, int]) -> float:
+    return abs(math.log(grid[0] * image_size[1] / (grid[1] * image_size[0])))
 
 
 def as_nchw(output: Tensor, layout: Layout, prefix_tokens: int, grid: tuple[int, int]) -> Tensor:

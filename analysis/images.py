@@ -57,7 +57,8 @@ class ImageSet(Sequence[Tensor]):
         if not self.paths:
             return dead_leaves(self.size, seed=self.seed, index=index)
         image = _read_rgb(self.paths[index]).resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC)
-        return np.multiply(np.asarray(image).transpose(2, 0, 1), 1 / 255, dtype=np.float32)
+        pixels: NDArray[np.float32] = np.multiply(np.asarray(image).transpose(2, 0, 1), 1 / 255, dtype=np.float32)
+        return pixels
 
     def normalized_by(self, mean: Sequence[float], std: Sequence[float]) -> "ImageSet":
         """The same images under another model's mean and standard deviation, on the scale of [0, 1]."""
@@ -104,6 +105,7 @@ def load_images(
         names = tuple(f"dead-leaves-{seed}-{index:04d}" for index in range(num_images))
         hashes = tuple(hashlib.sha256(f"{name} {size}".encode()).hexdigest() for name in names)
         return ImageSet(source=GENERATED, names=names, hashes=hashes, **common)  # type: ignore[arg-type]
+    root: Path | None
     if isinstance(source, (str, PathLike)):
         root = Path(source)
         if not root.exists():
@@ -112,7 +114,7 @@ def load_images(
             raise ValueError(f"images={str(root)!r}: expected a folder; pass files as a list")
         candidates, wanted = _draw(root, seed), num_images
     else:
-        root, candidates = Path(), [Path(file) for file in source]
+        root, candidates = None, [Path(file) for file in source]
         wanted = len(candidates)
     used: list[Path] = []
     hashes_used: list[str] = []
@@ -120,7 +122,7 @@ def load_images(
     for path in candidates:
         if len(used) == wanted:
             break
-        name = str(path.relative_to(root))
+        name = str(path.relative_to(root) if root else path)
         try:
             _read_rgb(path)
             hashes_used.append(hashlib.sha256(path.read_bytes()).hexdigest())
@@ -132,7 +134,7 @@ def load_images(
         raise ValueError(f"images={str(source)!r}: none of {len(candidates)} files is a usable image{detail}")
     return ImageSet(
         source=str(source) if isinstance(source, (str, PathLike)) else "list of files",
-        names=tuple(str(path.relative_to(root)) for path in used),
+        names=tuple(str(path.relative_to(root) if root else path) for path in used),
         hashes=tuple(hashes_used),
         skipped=tuple(skipped),
         paths=tuple(used),

@@ -108,11 +108,17 @@ def theoretical_receptive_field(
     References:
         Araujo, Norris and Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks", Distill.
     """
-    image = torch.empty(1, in_channels, *image_size, device="meta")
-    with evaluation_mode(model), torch.no_grad(), _on_meta(model):
-        tracer = _Tracer(image)
-        with tracer:
-            _, output = feature_map(model, image, layer)
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    image = torch.zeros(1, in_channels, *image_size, device="meta", dtype=dtype)
+    tracer = _Tracer(image)
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            with _on_meta(model), tracer:
+                _, output = feature_map(model, image, layer)
+        except (RuntimeError, NotImplementedError, TypeError):  # the forward pass reads values, which meta has not
+            tracer.stopped_at = "a forward pass that depends on the data"
+            device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+            _, output = feature_map(model, torch.zeros_like(image, device=device), layer)
         layout, _, grid = infer_layout(output, image_size, model)
         field = tracer.fields.get(id(output))
     if field is None or field.rows is not None or layout == "tokens":
