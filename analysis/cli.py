@@ -247,6 +247,12 @@ def _report(results: Sequence[ErfResult], notes: Sequence[str], out: Path) -> No
     for note in notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     for result in results:
+        if not result.mean_map.any():
+            console.print(
+                f"warning: unit {result.unit} of {result.model}, {result.layer} does not react to any image "
+                "(its ReLU is off); its measures are undefined",
+                highlight=False,
+            )
         if result.fills_image():
             console.print(
                 f"warning: the 99 % area of {result.model}, {result.layer} fills the image: it shows where the "

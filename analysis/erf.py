@@ -137,7 +137,7 @@ class ErfResult:
         if scale != "log":
             raise ValueError(f"scale={scale!r}: expected 'raw' or 'log'")
         logarithm = np.log10(self.mean_map + 1)
-        return np.asarray(logarithm / logarithm.max())
+        return np.asarray(logarithm / (logarithm.max() or 1.0))
 
     def contribution_curve(self, scale: Scale = "raw") -> tuple[FloatArray, FloatArray]:
         """Area and share of the sum of growing squares round the centre.
@@ -152,13 +152,17 @@ class ErfResult:
     def side(self, threshold: float, scale: Scale = "raw") -> int:
         """Side in pixels of the smallest square that holds more than `threshold` of the map's sum.
 
-        Where no square does, the side that covers the whole image.
+        Where no square does, the side that covers the whole image; 0 for a map that is zero everywhere.
         """
         _check_threshold(threshold)
-        return self._sides()[_first_above(self.contribution_curve(scale)[1], threshold)]
+        shares = self.contribution_curve(scale)[1]
+        # Ring r closes a square of r + 1 pixels: odd round a pixel, even round a corner.
+        return 0 if np.isnan(shares[-1]) else _first_above(shares, threshold) + 1
 
     def area_ratio(self, threshold: float, scale: Scale = "raw") -> float:
         """The square of `side`, as a part of the image's pixels; what lies outside the image does not count.
+
+        NaN for a map that is zero everywhere: a unit whose ReLU is off on every image.
 
         Args:
             threshold: Share of the sum, in (0, 1).
@@ -171,8 +175,7 @@ class ErfResult:
             Ding et al. 2022, arXiv:2203.06717, appendix.
         """
         _check_threshold(threshold)
-        areas, shares = self.contribution_curve(scale)
-        return float(areas[_first_above(shares, threshold)])
+        return _area_at(*self.contribution_curve(scale), threshold)
 
     def area_ratio_interval(self, threshold: float, *, confidence: float = 0.95) -> tuple[float, float]:
         """Bootstrap interval over images of the raw `area_ratio`; NaN for a single image."""
@@ -180,7 +183,7 @@ class ErfResult:
         areas = self._areas()
 
         def statistic(indices: NDArray[np.intp]) -> float:
-            return float(areas[_first_above(self._shares(self.ring_sums[indices].mean(0)), threshold)])
+            return _area_at(areas, self._shares(self.ring_sums[indices].mean(0)), threshold)
 
         return bootstrap_interval(statistic, len(self.images), confidence=confidence)
 
@@ -210,20 +213,26 @@ class ErfResult:
         return float(2 * (radii[last - 1] + part * (radii[last] - radii[last - 1])))
 
     def covariance(self, scale: Scale = "raw") -> FloatArray:
-        """Second central moments of the map as a distribution, shape (2, 2), rows then columns, in square pixels."""
+        """Second central moments of the map as a distribution, shape (2, 2), rows then columns, in square pixels.
+
+        All NaN where the map's sum is not positive.
+        """
         moments = self.moments.mean(0) if scale == "raw" else _moments(self.scaled_map(scale), self.center)
         if not moments[0] > 0:
-            raise ValueError("the map's sum is not positive; its moments are undefined")
+            return np.full((2, 2), np.nan)
         y, x, yy, xx, yx = moments[1:] / moments[0]
         return np.array([[yy - y * y, yx - y * x], [yx - y * x, xx - x * x]])
 
     def rms_radius(self, scale: Scale = "raw") -> float:
         """Root mean square distance from the map's own centroid in pixels (the second-moment radius)."""
-        return float(np.sqrt(max(np.trace(self.covariance(scale)), 0.0)))
+        return float(np.sqrt(np.maximum(np.trace(self.covariance(scale)), 0.0)))
 
     def anisotropy(self, scale: Scale = "raw") -> float:
         """Ratio of the long to the short principal axis of `covariance`, 1 for a round field; NaN for a point."""
-        low, high = np.linalg.eigvalsh(self.covariance(scale))
+        covariance = self.covariance(scale)
+        if np.isnan(covariance).any():
+            return float("nan")
+        low, high = np.linalg.eigvalsh(covariance)
         return float(np.sqrt(high / low)) if low > 1e-12 else float("nan")
 
     def gaussian_fit(self, scale: Scale = "raw") -> dict[str, float]:
@@ -241,6 +250,8 @@ class ErfResult:
         rows = np.arange(height // step) * step + (step - 1) / 2
         columns = np.arange(width // step) * step + (step - 1) / 2
         peak = values.max()
+        if not peak > 0:
+            return {name: float("nan") for name in (*names, "r_squared")}
         spread = max(self.rms_radius(scale) / 2, 1.0)
 
         def gaussian(_: Any, *p: float) -> FloatArray:
@@ -314,10 +325,6 @@ class ErfResult:
         except (KeyError, TypeError) as error:
             raise ResultError(f"directory={str(directory)!r}: fields do not fit ({error})") from error
 
-    def _sides(self) -> list[int]:
-        """Side of each ring's square: odd round a pixel, even round a corner."""
-        return [ring + 1 for ring in range(self.ring_sums.shape[1])]
-
     def _areas(self) -> FloatArray:
         counts = _ring_sums(np.ones(self.map_size), self.center)
         return np.asarray(np.cumsum(counts) / counts.sum())
@@ -326,9 +333,7 @@ class ErfResult:
         if self.options.gradient_rule == "signed":
             raise ValueError("gradient_rule='signed': shares of a map with both signs are undefined; use 'abs'")
         total = rings.sum()
-        if not total > 0:
-            raise ValueError("the map is zero everywhere: the unit does not depend on the image (or its ReLU is off)")
-        return np.asarray(np.cumsum(rings) / total)
+        return np.asarray(np.cumsum(rings) / total) if total > 0 else np.full(len(rings), np.nan)
 
 
 def effective_receptive_field(
@@ -527,6 +532,10 @@ def _moments(values: FloatArray, center: tuple[float, float]) -> FloatArray:
 def _first_above(shares: FloatArray, threshold: float) -> int:
     above = np.flatnonzero(shares > threshold)
     return int(above[0]) if len(above) else len(shares) - 1
+
+
+def _area_at(areas: FloatArray, shares: FloatArray, threshold: float) -> float:
+    return float("nan") if np.isnan(shares[-1]) else float(areas[_first_above(shares, threshold)])
 
 
 def _check_threshold(threshold: float) -> None:

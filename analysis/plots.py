@@ -65,7 +65,7 @@ def plot_erf(result: ErfResult, *, ax: Axes | None = None, thresholds: Sequence[
         areas = ", ".join(f"{100 * t:g} % in {100 * result.area_ratio(t):.1f} %" for t in thresholds)
         ax.set_xlabel(f"x (pixels)\n{areas} of the area")
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), ylabel="y (pixels)")
-    ax.set_title(textwrap.fill(_label(result), 28))
+    ax.set_title(textwrap.fill(_label(result), 26, break_on_hyphens=False))
     return ax
 
 

@@ -26,12 +26,12 @@ def bootstrap_interval(
         seed: Of the draws.
 
     Returns:
-        Lower and upper end; both NaN with fewer than two samples.
+        Lower and upper end; both NaN with fewer than two samples or where the statistic itself is NaN.
 
     References:
         Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; `scipy.stats.bootstrap`.
     """
-    if num_samples < 2:
+    if num_samples < 2 or np.isnan(statistic(np.arange(num_samples))):
         return float("nan"), float("nan")
 
     def by_index(indices: NDArray[Any]) -> float:

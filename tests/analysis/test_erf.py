@@ -130,8 +130,10 @@ def test_rule_on_outputs_and_explicit_unit() -> None:
     negative.get_parameter("0.weight").data.neg_()
     off = effective_receptive_field(negative, ONES)
     assert off.mean_map.sum() == 0
-    with pytest.raises(ValueError, match="zero everywhere"):
-        off.area_ratio(0.5)
+    assert off.side(0.5) == 0
+    undefined = [off.area_ratio(0.5), *off.area_ratio_interval(0.5), off.rms_radius(), off.fwhm(), off.anisotropy()]
+    assert np.isnan([*undefined, *off.gaussian_fit().values()]).all()
+    assert not off.fills_image()
     on = effective_receptive_field(negative, ONES, output_rule="identity", unit=(0, 20))
     assert on.mean_map.sum() == 4
     assert (on.center, on.mean_map[:2, 19:].sum()) == ((0, 20), 4)
