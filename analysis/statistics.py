@@ -1,5 +1,6 @@
 """Intervals by resampling."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,8 @@ def bootstrap_interval(
         seed: Of the draws.
 
     Returns:
-        Lower and upper end; both NaN with fewer than two samples or where the statistic itself is NaN.
+        Lower and upper end; both NaN with fewer than two samples or where the statistic of the samples or of a draw
+        is NaN.
 
     References:
         Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; `scipy.stats.bootstrap`.
@@ -37,13 +39,16 @@ def bootstrap_interval(
     def by_index(indices: NDArray[Any]) -> float:
         return statistic(indices.astype(np.intp))
 
-    result = stats.bootstrap(
-        (np.arange(num_samples),),
-        by_index,
-        vectorized=False,
-        method="percentile",
-        confidence_level=confidence,
-        n_resamples=num_resamples,
-        rng=np.random.default_rng(seed),
-    )
+    with warnings.catch_warnings():
+        # A draw of which the statistic is undefined leaves the interval undefined: NaN says so.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap(
+            (np.arange(num_samples),),
+            by_index,
+            vectorized=False,
+            method="percentile",
+            confidence_level=confidence,
+            n_resamples=num_resamples,
+            rng=np.random.default_rng(seed),
+        )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
