@@ -22,8 +22,12 @@ import replknet
 from analysis.erf import PROTOCOLS, THRESHOLDS, ErfResult, effective_receptive_field, hash_weights
 from analysis.images import ImageSet, load_images
 from analysis.models import LoadedModel, load_model, untrained_copy
+from analysis.receptive_field import theoretical_receptive_field
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# Typer keeps the base class of its parsing errors under another name in each version.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+_INTERRUPTED = 130
 _RUN_FILE = "run.json"
 _FIGURES = ("erf", "contribution", "growth")
 
@@ -106,6 +110,7 @@ def erf(
         "mean": means,
         "std": stds,
     }
+    _check_layers(loaded, wanted, pixels)
     with _clear_errors_for_files():
         _claim(out, settings, overwrite)
         results = _measure_all(loaded, wanted, chosen, protocol, out, means, stds)
@@ -139,13 +144,29 @@ def _load_models(
             if untrained:
                 loaded.append(untrained_copy(item, seed=seed))
     if not any(spec in replknet.PRESETS for spec in specs):
-        for name, value in (("--checkpoint", checkpoint), ("--kernel-sizes", kernel_sizes)):
+        for name, value in (
+            ("--checkpoint", checkpoint),
+            ("--kernel-sizes", kernel_sizes),
+            ("--small-kernel", small_kernel),
+        ):
             if value is not None:
                 raise ValueError(f"{name}={value}: applies to RepLKNets only; none was named")
     names = [item.name for item in loaded]
     if len(set(names)) < len(names):
         raise ValueError(f"model: {', '.join(names)} are not all different")
     return loaded
+
+
+def _check_layers(loaded: Sequence[LoadedModel], layers: Sequence[str | None], size: tuple[int, int]) -> None:
+    """Refuse a layer or size that a model cannot do before anything in OUT is touched."""
+    for item in loaded:
+        for layer in layers:
+            try:
+                theoretical_receptive_field(item.module, size, layer=layer)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"--size={size[0]}x{size[1]}: {item.name} does not run at this size ({error})"
+                ) from error
 
 
 def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -320,11 +341,20 @@ def _parse_numbers(name: str, text: str | None) -> tuple[float, ...] | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors a user can mend are one line and exit code 2."""
     sys.path.append(str(Path.cwd()))  # so that package.module:callable finds the user's own files
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        app(args=None if arguments is None else list(arguments))
+        code = app(args=given, prog_name="replknet", standalone_mode=False)
+    except _UsageError as error:
+        _fail(error.format_message())
     except (ValueError, OSError) as error:
-        typer.echo("replknet: " + " ".join(str(error).split()), err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:  # Typer returns it or raises, depending on its version
         typer.echo("replknet: interrupted; the same command resumes", err=True)
-        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _fail(message: str) -> None:
+    typer.echo("replknet: " + " ".join(message.split()), err=True)
+    sys.exit(2)

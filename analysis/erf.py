@@ -17,7 +17,7 @@ from scipy import optimize
 from torch import Tensor, nn
 
 from analysis.features import LAST, as_nchw, evaluation_mode, feature_map, infer_layout
-from analysis.images import ImageSet
+from analysis.images import ImageError, ImageSet
 from analysis.receptive_field import centred_unit, theoretical_receptive_field, unit_centers
 from analysis.results import ResultError, load_result, save_result
 from analysis.statistics import bootstrap_interval
@@ -397,8 +397,9 @@ def effective_receptive_field(
     source = images if isinstance(images, ImageSet) else _as_image_set(images)
     if len(images) == 0:
         raise ValueError("images: expected at least one")
-    size = (images[0].shape[-2], images[0].shape[-1])
-    field = theoretical_receptive_field(model, size, layer=layer, in_channels=images[0].shape[0])
+    size = source.size
+    in_channels = 3 if isinstance(images, ImageSet) else images[0].shape[0]
+    field = theoretical_receptive_field(model, size, layer=layer, in_channels=in_channels)
     position, center = _place_unit(options, field, size)
     weights_hash = hash_weights(model)
     fingerprint = _fingerprint(weights_hash, layer, asdict(options), source, size)
@@ -406,14 +407,11 @@ def effective_receptive_field(
     reference = next(iter(model.parameters()), torch.zeros(()))
     for index in range(state.done, len(images)):
         try:
-            gradient = _input_gradient(
-                model, images[index].to(reference.device, reference.dtype), layer, position, options, field.grid
-            )
-        except (OSError, ValueError) as error:
-            if not isinstance(images, ImageSet) or isinstance(error, ValueError):
-                raise
-            state.skipped.append((source.names[index], str(error)))  # the file vanished after it was chosen
+            image = images[index].to(reference.device, reference.dtype)
+        except ImageError as error:  # the file was readable when it was chosen
+            state.skipped.append((source.names[index], str(error)))
         else:
+            gradient = _input_gradient(model, image, layer, position, options, field.grid)
             if np.isfinite(gradient).all():
                 state.add(gradient, center, index)
             else:

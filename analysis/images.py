@@ -127,7 +127,7 @@ def load_images(
             _read_rgb(path)
             hashes_used.append(hashlib.sha256(path.read_bytes()).hexdigest())
             used.append(path)
-        except _UnusableError as error:
+        except ImageError as error:
             skipped.append((name, str(error)))
     if not used:
         detail = f"; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
@@ -158,8 +158,8 @@ def _draw(root: Path, seed: int) -> list[Path]:
     return [queue[turn] for turn in range(rounds) for queue in queues if turn < len(queue)]
 
 
-class _UnusableError(Exception):
-    pass
+class ImageError(Exception):
+    """A file that cannot be used as an image; the message is the reason."""
 
 
 def _read_rgb(path: Path) -> Image.Image:
@@ -168,12 +168,12 @@ def _read_rgb(path: Path) -> Image.Image:
             file.load()
             image = ImageOps.exif_transpose(file)
     except FileNotFoundError:
-        raise _UnusableError("no such file") from None
+        raise ImageError("no such file") from None
     except UnidentifiedImageError:
         kind = "corrupt" if path.suffix.lower() in _SUFFIXES else "not an image"
-        raise _UnusableError(kind) from None
+        raise ImageError(kind) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _UnusableError(f"corrupt ({error})") from None
+        raise ImageError(f"corrupt ({error})") from None
     if image.mode.startswith(("I", "F")):  # 16 bits a pixel: Pillow's own conversion would clip, not scale
         values = np.asarray(image, dtype=np.float64)
         image = Image.fromarray(np.clip(values / 65535 * 255 + 0.5, 0, 255).astype(np.uint8))

@@ -115,8 +115,10 @@ def theoretical_receptive_field(
         try:
             with _on_meta(model), tracer:
                 _, output = feature_map(model, image, layer)
-        except (RuntimeError, NotImplementedError, TypeError):  # the forward pass reads values, which meta has not
-            tracer.stopped_at = "a forward pass that depends on the data"
+        except (RuntimeError, TypeError) as error:
+            # Without data a forward pass that reads values, or makes tensors on another device, cannot run. A real one
+            # still gives the grid of units, and raises again whatever is wrong with the model itself.
+            tracer.stopped_at = f"a forward pass without data ({type(error).__name__})"
             device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
             _, output = feature_map(model, torch.zeros_like(image, device=device), layer)
         layout, _, grid = infer_layout(output, image_size, model)
@@ -273,7 +275,7 @@ def _pointwise(call: _Call) -> _Field | None:
 
 
 def _same(call: _Call) -> _Field | None:
-    return call.input if call.output.shape == call.inputs[0].shape or call.output.ndim == call.inputs[0].ndim else None
+    return call.input
 
 
 def _reduction(call: _Call) -> _Field | None:
@@ -298,6 +300,11 @@ def _adaptive_pooling(call: _Call) -> _Field | None:
 def _layer_norm(call: _Call) -> _Field | None:
     normalised = call.inputs[0].ndim - len(call.arg(1))
     return call.input if call.input.rows is not None or max(call.input.dims) < normalised else None
+
+
+def _batch_norm(call: _Call) -> _Field | None:
+    """Pointwise with running statistics; computed over the map otherwise, as an instance norm does."""
+    return _group_norm(call) if any(argument is True for argument in call.args) else call.input
 
 
 def _group_norm(call: _Call) -> _Field | None:
@@ -352,11 +359,7 @@ def _resize(bilinear: bool) -> _Rule:
             axis.upsampled(new / old, 1.0 if bilinear else 0.0)
             for axis, old, new in zip(field.axes, before, after, strict=True)
         ]
-        return (
-            replace(field, axes=(axes[0], axes[1]))
-            if min(a / b for a, b in zip(after, before, strict=True)) >= 1
-            else None
-        )
+        return replace(field, axes=(axes[0], axes[1]))
 
     return rule
 
@@ -392,10 +395,10 @@ _RULES: dict[str, _Rule] = {
     "replication_pad2d": _padding,
     "upsample_nearest2d": _resize(bilinear=False),
     "upsample_bilinear2d": _resize(bilinear=True),
-    "native_batch_norm": _pointwise,
+    "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _pointwise,
-    "_native_batch_norm_legit": _pointwise,
-    "cudnn_batch_norm": _pointwise,
+    "_native_batch_norm_legit": _batch_norm,
+    "cudnn_batch_norm": _batch_norm,
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
     "permute": _permute,
@@ -405,16 +408,12 @@ _RULES: dict[str, _Rule] = {
     "_reshape_alias": _view,
     "mm": _linear,
     "addmm": _linear,
-    "matmul": _linear,
-    "linear": _linear,
     "cat": _cat,
     "split": _along_other_dims(2),
     "split_with_sizes": _along_other_dims(2),
     "slice": _along_other_dims(1),
-    "channel_shuffle": _same,
     "alias": _same,
     "detach": _same,
-    "contiguous": _same,
     "_to_copy": _same,
     "clone": _same,
 }

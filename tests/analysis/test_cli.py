@@ -108,6 +108,51 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: st
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["erf", MODEL], "Missing option '--out'"),
+        (["erf", MODEL, "--out", "x", "--num-images", "many"], "--num-images"),
+        (["erf", MODEL, "--out", "x", "--colour", "red"], "--colour"),
+        (["shape"], "shape"),
+    ],
+)
+def test_a_call_that_cannot_be_parsed_is_one_line_too(arguments: list[str], message: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def shrinking_network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 2, 33), nn.ReLU())
+
+
+def test_overwriting_with_a_command_that_cannot_run_keeps_the_old_results(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    run("erf", MODEL, "--size", "24", "--num-images", "1", "--out", out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    for bad in ([MODEL, "--layers", "nope"], ["tests.analysis.test_cli:shrinking_network"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["erf", *bad, "--size", "24", "--num-images", "1", "--out", str(out), "--overwrite"])
+        assert ended.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "effective_receptive_field", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["erf", MODEL, "--size", "24", "--num-images", "1", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 130
+    assert "the same command resumes" in capsys.readouterr().err
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for target in (tmp_path, tmp_path / "thesis.tex"):

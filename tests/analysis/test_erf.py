@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import analysis
@@ -312,3 +313,14 @@ def test_unknown_choices_are_refused() -> None:
         result.side(1)
     with pytest.raises(ValueError, match="scale='ln'"):
         result.area_ratio(0.5, scale="ln")  # type: ignore[arg-type]
+
+
+def test_a_file_that_vanishes_after_the_draw_is_skipped_and_named(tmp_path: Path) -> None:
+    for index in range(2):
+        Image.new("RGB", (8, 8), (255, 40 * index, 0)).save(tmp_path / f"{index}.png")
+    images = analysis.load_images([tmp_path / "0.png", tmp_path / "1.png"], size=16)
+    (tmp_path / "0.png").unlink()
+    torch.manual_seed(0)
+    result = effective_receptive_field(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), images)
+    assert result.images == (str(tmp_path / "1.png"),)
+    assert result.skipped == ((str(tmp_path / "0.png"), "no such file"),)

@@ -127,3 +127,27 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert int(model[1].num_batches_tracked) == 0  # type: ignore[arg-type]
+
+
+class ReadsValues(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y * 2 if float(y.detach().sum()) > 0 else y
+
+
+def test_a_forward_pass_that_reads_values_still_gives_the_grid() -> None:
+    field = theoretical_receptive_field(ReadsValues(), (16, 24))
+    assert (field.size, field.grid) == (None, (8, 12))
+    assert "a forward pass without data" in field.reason
+    with pytest.raises(RuntimeError, match="channels"):  # what is wrong with the model itself is not hidden
+        theoretical_receptive_field(ReadsValues(), (16, 24), in_channels=4)
+
+
+@pytest.mark.parametrize(("norm", "size"), [(nn.BatchNorm2d(4), 3), (nn.InstanceNorm2d(4), float("inf"))])
+def test_a_norm_of_the_map_itself_sees_the_whole_map(norm: nn.Module, size: float) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), norm)
+    assert theoretical_receptive_field(model, (16, 16)).size == (size, size)
