@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -114,10 +115,15 @@ def _load_timm(name: str, pretrained: bool) -> LoadedModel:
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
         raise ValueError(f"model='timm:{name}': timm has no such model; near are {', '.join(near) or 'none'}")
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.CRITICAL)  # it prints every retry; the error below says it once
     try:
         module = timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # the hub's client raises its own, requests' and httpx's types
         raise _unavailable(f"timm:{name}", error) from error
+    finally:
+        hub_log.setLevel(level)
     config: Any = module.pretrained_cfg
     return LoadedModel(
         name=name if pretrained else f"{name} (random weights)",

@@ -85,7 +85,7 @@ def plot_contribution(results: Sequence[ErfResult], *, ax: Axes | None = None) -
     ax.axhline(99, color="0.8", lw=0.6, zorder=0)
     ax.set(xlim=(0, 100), ylim=(0, 101))
     ax.set(xlabel="side of the square (% of the image's)", ylabel="share of the gradient (%)")
-    ax.legend(loc="lower right", frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)  # below: curves may fill the axes
     return ax
 
 
