@@ -2,16 +2,19 @@
 
 from replknet.checkpoints import CheckpointError, convert_state_dict, load_state_dict
 from replknet.config import PRESETS, RepLKNetConfig
+from replknet.depthwise import DepthwiseConv2d, depthwise_conv2d
 from replknet.model import RepLKNet, create_model
 from replknet.reparam import reparameterize
 
 __all__ = [
     "PRESETS",
     "CheckpointError",
+    "DepthwiseConv2d",
     "RepLKNet",
     "RepLKNetConfig",
     "convert_state_dict",
     "create_model",
+    "depthwise_conv2d",
     "load_state_dict",
     "reparameterize",
 ]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from replknet.depthwise import DepthwiseConv2d
+
 
 class DropPath(nn.Module):
     """Skip a residual branch, per image, with probability `rate` while training (Huang et al. 2016)."""
@@ -39,9 +41,13 @@ class ConvBN(nn.Module):
         activation: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
-        )
+        self.conv: nn.Conv2d
+        if groups == in_channels == out_channels and stride == 1:
+            self.conv = DepthwiseConv2d(in_channels, kernel_size)
+        else:
+            self.conv = nn.Conv2d(
+                in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
+            )
         self.bn: nn.Module = nn.BatchNorm2d(out_channels)
         self.nonlinear = nn.Identity() if activation is None else activation
 

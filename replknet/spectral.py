@@ -36,13 +36,20 @@ def transform_length(minimum: int) -> int:
         length += 2
 
 
+def layout(x: Tensor) -> torch.memory_format:
+    """channels_last for maps that are so and not contiguous as well; contiguous for all others."""
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
 @dataclass(frozen=True)
 class Geometry:
     """How a batch of maps is packed and how long its transforms are.
 
     Attributes:
         height, width: Size of one map.
-        reach: Largest vertical and horizontal lag, at most `height - 1` and `width - 1`.
+        reach: Largest vertical and horizontal lag.
         halves: Whether a pair is the two halves of one image instead of two images.
         length: Vertical and horizontal length of the transform.
         num_pairs: Packed maps per channel.
@@ -66,7 +73,7 @@ class Geometry:
 
 @lru_cache(maxsize=1024)
 def geometry(num_images: int, height: int, width: int, kernel_height: int, kernel_width: int) -> Geometry:
-    reach = (min(kernel_height // 2, height - 1), min(kernel_width // 2, width - 1))
+    reach = (kernel_height // 2, kernel_width // 2)
     halves = num_images % 2 == 1
     rows = height + reach[0]
     if halves:
@@ -84,7 +91,7 @@ def geometry(num_images: int, height: int, width: int, kernel_height: int, kerne
 
 def kernel_spectrum(weight: Tensor, geom: Geometry) -> Tensor:
     """Conjugate spectrum of kernels of shape (C, 1, Kh, Kw), shape (C, *length): the factor of a map's spectrum."""
-    taps = crop_kernel(weight, geom.reach)[:, 0].flip(1, 2)
+    taps = weight[:, 0].flip(1, 2)
     up, left = geom.reach
     rolled = taps.new_zeros((taps.shape[0], *geom.length))
     rows = ((slice(0, up + 1), slice(up, None)), (slice(geom.length[0] - up, None), slice(0, up)))
@@ -92,13 +99,8 @@ def kernel_spectrum(weight: Tensor, geom: Geometry) -> Tensor:
     for row_to, row_from in rows:
         for column_to, column_from in columns:
             rolled[:, row_to, column_to] = taps[:, row_from, column_from]
-    return torch.fft.fft2(rolled)
-
-
-def crop_kernel(weight: Tensor, reach: tuple[int, int]) -> Tensor:
-    """The taps of kernels (C, 1, Kh, Kw) with lags up to `reach`: a view; the others never meet the map."""
-    rows, columns = weight.shape[-2] // 2 - reach[0], weight.shape[-1] // 2 - reach[1]
-    return weight[..., rows : weight.shape[-2] - rows, columns : weight.shape[-1] - columns]
+    spectrum: Tensor = torch.fft.fft2(rolled)
+    return spectrum
 
 
 def correlate(x: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor | None = None) -> Tensor:
@@ -106,7 +108,7 @@ def correlate(x: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor |
 
     Args:
         x: Maps, shape (N, C, H, W), float32 or float64, in any layout; N, H and W at least 1.
-        weight: Kernels, shape (C, 1, Kh, Kw), both sides odd.
+        weight: Kernels, shape (C, 1, Kh, Kw), both sides odd, at most 2 H - 1 and 2 W - 1.
         bias: Shape (C,).
         spectrum: The result of `kernel_spectrum`, when it is known already.
 
@@ -114,7 +116,7 @@ def correlate(x: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor |
         Shape (N, C, H, W), in the layout of `x`.
     """
     geom = geometry(x.shape[0], *x.shape[2:], *weight.shape[2:])
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, memory_format=layout(x))
     packed = _zeros(x, geom)
     for block in _blocks(x, geom):
         source = _pack(x[:, block], geom, packed, halo=True)
@@ -139,12 +141,13 @@ def gradients(
         grad: Gradient of the output, shape (N, C, H, W).
         x: The input of `correlate`; looked at for its shape and layout only without `weight_gradient`.
         weight: The kernels; looked at for their shape only without `input_gradient`.
-        input_gradient, weight_gradient: Which gradients to compute; the other is None.
+        input_gradient: Whether to compute the input's gradient; otherwise it is None.
+        weight_gradient: The same for the kernels.
         spectrum: As for `correlate`.
     """
     geom = geometry(x.shape[0], *x.shape[2:], *weight.shape[2:])
-    grad_input = torch.empty_like(x) if input_gradient else None
-    grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if weight_gradient else None
+    grad_input = torch.empty_like(x, memory_format=layout(x)) if input_gradient else None
+    grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if weight_gradient else None
     packed = _zeros(x, geom)
     packed_input = _zeros(x, geom) if weight_gradient else None
     for block in _blocks(x, geom):
@@ -156,7 +159,7 @@ def gradients(
             total = product[0] if geom.num_pairs == 1 else product.sum(0)
             # The real part at -d is the gradient of the tap with lag d.
             lags = torch.fft.ifft2(total).real
-            crop_kernel(grad_weight[block], geom.reach)[:, 0] = _centred(lags, geom).flip(1, 2)
+            grad_weight[block, 0] = _centred(lags, geom).flip(1, 2)
         if grad_input is not None:
             factor = kernel_spectrum(weight[block], geom) if spectrum is None else spectrum[block]
             _unpack(torch.fft.ifft2(transformed.mul_(factor.conj())), geom, grad_input[:, block], None)

@@ -5,9 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import replknet
 from replknet import RepLKNet
+
+# Two test processes on two cores: threads of one would only wait for those of the other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 
 class Reference:

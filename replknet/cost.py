@@ -1,0 +1,175 @@
+"""Which way of computing a depthwise convolution is fastest on this processor: a cost model; nothing is ever timed.
+
+Every way is bound by arithmetic in the cache, so its time is a count (multiply-adds that meet the map, points of the
+transforms, values moved between layouts) times a constant. The constants were measured per instruction set (see
+`benchmarks/`); between processors with one instruction set it is mostly the clock that differs, which scales all ways
+alike and leaves the choice as it is. The model is a pure function of shapes, layout, instruction set and number of
+threads, so the choice is the same in every call and every run, and costs no first call.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import inf
+from typing import Literal
+
+import torch
+
+from replknet.spectral import geometry
+
+Way = Literal["native", "direct", "fft"]
+"""native: `conv2d` and its own gradients. direct: forward `conv2d`, arranged so that it computes the wanted direction
+in its best layout. fft: `replknet.spectral`."""
+
+MARGIN = 1.25
+"""What another way than PyTorch's own must promise, to make good for the model's errors."""
+DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 200e3
+"""Nanoseconds that a call loses by leaving PyTorch's own path."""
+LARGEST_SWAPPED_MAP = 64
+"""Most pixels of a map for which forward `conv2d` computes the weight gradient: it adds up one term per pixel without
+a break, so that its rounding errors grow with them."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Nanoseconds of one thread per multiply-add of conv2d, per point of the FFTs, per value moved.
+
+    Attributes:
+        blocked_reach: Largest reach (K // 2) for which oneDNN has a fast kernel for contiguous maps.
+        slow_reaches: Reaches for which its kernel for channels_last maps is slow.
+    """
+
+    contiguous: float
+    contiguous_wide: float
+    channels_last: float
+    channels_last_slow: float
+    input_gradient: float
+    weight_gradient_3x3: float
+    weight_gradient_channels_last: float
+    weight_gradient: float
+    blocked_reach: int
+    slow_reaches: frozenset[int]
+    fft: float = 8.6
+    fft_channels_last: float = 11.0
+    fft_kernel: float = 5.6
+    moved: float = 2.0
+
+
+AVX512 = Processor(
+    contiguous=1 / 30,
+    contiguous_wide=1 / 2.2,
+    channels_last=1 / 36,
+    channels_last_slow=1 / 12,
+    input_gradient=1 / 25,
+    weight_gradient_3x3=1 / 12,
+    weight_gradient_channels_last=1 / 2.2,
+    weight_gradient=1 / 1.1,
+    blocked_reach=6,
+    slow_reaches=frozenset({5, 6}),
+)
+AVX2 = Processor(
+    contiguous=1 / 26,
+    contiguous_wide=1 / 2.1,
+    channels_last=1 / 19,
+    channels_last_slow=1 / 19,
+    input_gradient=1 / 23,
+    weight_gradient_3x3=1 / 9,
+    weight_gradient_channels_last=1 / 2.5,
+    weight_gradient=1 / 1.0,
+    blocked_reach=4,
+    slow_reaches=frozenset(),
+)
+# oneDNN has no float64: PyTorch's own loop, far slower on channels_last maps, and transforms at half the speed.
+FLOAT64 = Processor(
+    contiguous=1.2,
+    contiguous_wide=1.2,
+    channels_last=4.5,
+    channels_last_slow=4.5,
+    input_gradient=0.7,
+    weight_gradient_3x3=1.0,
+    weight_gradient_channels_last=4.5,
+    weight_gradient=1.0,
+    blocked_reach=10**9,
+    slow_reaches=frozenset(range(10**3)),
+    fft=17.0,
+    fft_channels_last=22.0,
+    fft_kernel=11.0,
+    moved=4.0,
+)
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@lru_cache(maxsize=8)
+def processor(dtype: torch.dtype) -> Processor:
+    if dtype == torch.float64:
+        return FLOAT64
+    return AVX512 if "AVX512" in torch.backends.cpu.get_cpu_capability() else AVX2
+
+
+def prefers_channels_last(reach: int, dtype: torch.dtype, channels_last: bool) -> bool:
+    """Whether forward `conv2d` on maps that are (not) channels_last is faster after (before) conversion to it."""
+    cpu = processor(dtype)
+    return reach > cpu.blocked_reach or (channels_last and reach not in cpu.slow_reaches)
+
+
+def meeting_taps(size: int, reach: int) -> float:
+    """Mean number of taps, of a kernel with lags up to `reach`, that meet a row of `size` pixels."""
+    return 2 * reach + 1 - reach * (reach + 1) / size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The way chosen for each direction."""
+
+    output: Way
+    input_gradient: Way
+    weight_gradient: Way
+
+
+@lru_cache(maxsize=4096)
+def plan(shape: torch.Size, kernel: torch.Size, dtype: torch.dtype, channels_last: bool, threads: int) -> Plan:
+    """The fastest ways for maps of `shape` (N, C, H, W), none of them 0, and kernels (C, 1, Kh, Kw) no wider
+    than the map can meet.
+    """
+    num_images, channels, height, width = shape
+    geom = geometry(num_images, height, width, *kernel[2:])
+    cpu, reach = processor(dtype), max(geom.reach)
+    values = num_images * channels * height * width
+    multiply_adds = values * meeting_taps(height, geom.reach[0]) * meeting_taps(width, geom.reach[1])
+    lags = num_images * channels * kernel[2] * kernel[3]
+    points = channels * geom.length[0] * geom.length[1]
+
+    wide = reach > cpu.blocked_reach
+    if channels_last:
+        own_output = cpu.channels_last_slow if reach in cpu.slow_reaches else cpu.channels_last
+    else:
+        own_output = cpu.contiguous_wide if wide else cpu.contiguous
+    own_weight = cpu.weight_gradient_channels_last if channels_last and not wide else cpu.weight_gradient
+    if reach <= 1:
+        own_weight = cpu.weight_gradient_3x3
+    convert = prefers_channels_last(reach, dtype, channels_last) != channels_last
+    direct = multiply_adds * (cpu.channels_last if wide else min(own_output, cpu.contiguous))
+    direct += 2 * values * cpu.moved * convert
+    # The weight gradient as a forward convolution: every map of every image is a channel, its gradient the kernel.
+    swapped = inf
+    if height * width <= LARGEST_SWAPPED_MAP:
+        swapped = multiply_adds * (cpu.channels_last if wide else cpu.contiguous)
+        swapped += 2 * (values + lags) * cpu.moved * (2.0 if wide else 1.4 if channels_last else 0.8)
+    fft = geom.num_pairs * points * (cpu.fft_channels_last if channels_last else cpu.fft) + points * cpu.fft_kernel
+
+    def fastest(native: float, direct: float) -> Way:
+        native, direct = native / threads, direct / threads + DIRECT_OVERHEAD
+        spectral = fft / threads + FFT_OVERHEAD
+        if wide and dtype in HALF:
+            native = inf  # oneDNN's wide kernels of half precision do not always return
+        if min(direct, spectral) > native / MARGIN:
+            return "native"
+        return "direct" if direct <= spectral else "fft"
+
+    return Plan(
+        output=fastest(multiply_adds * own_output, direct),
+        input_gradient=fastest(multiply_adds * cpu.input_gradient, direct),
+        # oneDNN's weight gradient multiplies by the zeros outside the map as well.
+        weight_gradient=fastest(values * kernel[2] * kernel[3] * own_weight, swapped),
+    )

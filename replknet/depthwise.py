@@ -1,0 +1,416 @@
+"""Depthwise convolution with stride 1 and "same" padding, fast for large kernels on a CPU, forward and backward.
+
+Every direction is one of two bilinear maps, and both close under differentiation, so that gradients of any order exist:
+
+    correlate(x, w)[i] = sum_d x[i + d] w[d]               the output; of a gradient and the flipped kernel, the input's
+    lags(x, g)[d]      = sum_i x[i + d] g[i]               the weight gradient, summed over images
+
+Each is computed by whichever of FFT and conv2d the cost model (`replknet.cost`) expects to be faster.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from replknet import spectral
+from replknet.cost import LARGEST_SWAPPED_MAP, Plan, Way, plan, prefers_channels_last
+
+Method = Literal["auto", "direct", "fft"]
+METHODS = ("auto", "direct", "fft")
+SPECTRUM_BYTES = 64 * 2**20
+"""Largest kernel spectrum that a layer keeps between calls."""
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, method: Method = "auto") -> Tensor:
+    """Depthwise convolution (cross-correlation) with stride 1 and zero padding that keeps the size.
+
+    Args:
+        x: Maps, shape (N, C, H, W), contiguous, channels_last or strided in any other way.
+        weight: One kernel per channel, shape (C, 1, Kh, Kw), both sides odd; they may exceed the map.
+        bias: Shape (C,).
+        method: "auto" takes the fastest way for each direction on a CPU and the vendor's convolution on other devices;
+            "fft" and "direct" (`conv2d` in its better layout) insist on one, on a CPU.
+
+    Returns:
+        Shape, data type and layout of `x`. bfloat16 and float16 are computed in float32 where FFTs are used.
+
+    Raises:
+        ValueError: If the method is unknown or a shape does not fit.
+    """
+    return _depthwise_conv2d(x, weight, bias, method, None)
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A layer of `depthwise_conv2d`; its `state_dict` is that of `nn.Conv2d(channels, channels, ..., groups=channels)`.
+
+    In evaluation mode the spectra of the kernels are kept, with a copy of the kernels, and used as long as the kernels
+    are equal to that copy, however they may have been changed.
+
+    Args:
+        channels: Input and output channels.
+        kernel_size: Odd side of the kernels.
+        bias: Whether there is one.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, bias: bool = False) -> None:
+        if kernel_size % 2 == 0 or kernel_size < 1:
+            raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
+        self._spectra = SpectrumCache()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _depthwise_conv2d(x, self.weight, self.bias, "auto", None if self.training else self._spectra)
+
+
+class SpectrumCache:
+    """The last kernel spectrum of a layer, with the kernels it belongs to; a copy or a pickle of it is empty."""
+
+    def __init__(self) -> None:
+        self._entry: tuple[Tensor, tuple[int, int], Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type["SpectrumCache"], tuple[()]]:
+        return SpectrumCache, ()
+
+    def spectrum(self, weight: Tensor, geom: spectral.Geometry) -> Tensor | None:
+        """The spectrum of exactly these kernels; None where it would be too large to keep."""
+        if 2 * weight.element_size() * weight.shape[0] * geom.length[0] * geom.length[1] > SPECTRUM_BYTES:
+            return None
+        entry = self._entry
+        if (
+            entry is None
+            or entry[1] != geom.length
+            or entry[0].dtype != weight.dtype
+            or not torch.equal(entry[0], weight)
+        ):
+            entry = (weight.detach().clone(), geom.length, spectral.kernel_spectrum(weight.detach(), geom))
+            self._entry = entry
+        return entry[2]
+
+
+def _depthwise_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, method: Method, cache: SpectrumCache | None
+) -> Tensor:
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
+    if x.ndim != 4 or weight.shape[:2] != (x.shape[1], 1) or weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+        raise ValueError(
+            f"weight of shape {tuple(weight.shape)} and x of shape {tuple(x.shape)}: expected x of shape (N, C, H, W) "
+            "and weight of shape (C, 1, Kh, Kw) with odd Kh and Kw"
+        )
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if (
+        x.device.type != "cpu"
+        or x.dtype != weight.dtype
+        or not x.dtype.is_floating_point
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    ):
+        return _conv2d(x, weight, bias)
+    height, width = x.shape[2:]
+    if height and width and (weight.shape[2] > 2 * height - 1 or weight.shape[3] > 2 * width - 1):
+        weight = _meeting_taps(weight, height, width)
+    if torch.compiler.is_compiling():
+        out: Tensor = torch.ops.replknet.depthwise_conv2d(x, weight, bias, method)
+        return out
+    ways = _ways(x, weight, method)
+    if ways is None or (
+        ways.output == "native"
+        and not (torch.is_grad_enabled() and _leaves_native(ways, x.requires_grad, weight.requires_grad))
+    ):
+        return _conv2d(x, weight, bias)
+    result: Tensor = _Correlate.apply(x, weight, bias, _Settings(method, cache))
+    return result
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2), groups=weight.shape[0])
+
+
+def _meeting_taps(weight: Tensor, height: int, width: int) -> Tensor:
+    """The centre of kernels that are wider than the map can meet: a view."""
+    rows, columns = (
+        max(0, (side + 1) // 2 - size) for side, size in zip(weight.shape[2:], (height, width), strict=True)
+    )
+    return weight[..., rows : weight.shape[2] - rows, columns : weight.shape[3] - columns]
+
+
+def _leaves_native(ways: Plan, input_gradient: bool, weight_gradient: bool) -> bool:
+    return (input_gradient and ways.input_gradient != "native") or (
+        weight_gradient and ways.weight_gradient != "native"
+    )
+
+
+def _ways(x: Tensor, weight: Tensor, method: str) -> Plan | None:
+    """The way of each direction; None where there is nothing to compute."""
+    if method == "auto":
+        # The plan is looked up by the shapes themselves: this line is most of what a small call costs.
+        return (
+            plan(x.shape, weight.shape, x.dtype, spectral.layout(x) is torch.channels_last, torch.get_num_threads())
+            if x.numel()
+            else None
+        )
+    way: Way = "fft" if method == "fft" else "direct"
+    return Plan(way, way, way) if x.numel() else None
+
+
+# The two maps and both gradients, on plain tensors -----------------------------------------------------------------
+
+
+class _Settings(NamedTuple):
+    method: str
+    cache: SpectrumCache | None = None
+
+
+def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, way: Way, cache: SpectrumCache | None) -> Tensor:
+    if way == "native":
+        return _conv2d(x, weight, bias)
+    if way == "direct":
+        return _direct(x, weight, bias)
+    x32, weight32, bias32 = _at_least_float32(x), _at_least_float32(weight), _at_least_float32(bias)
+    geom = spectral.geometry(x.shape[0], *x.shape[2:], *weight.shape[2:])
+    spectrum = None if cache is None else cache.spectrum(weight32, geom)
+    return spectral.correlate(x32, weight32, bias32, spectrum).to(x.dtype)
+
+
+def _direct(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Forward `conv2d` in the layout it is fastest in, returned in the layout of `x`."""
+    # Half precision goes through float32 here: oneDNN's kernels for it are slow or, for some shapes, never return.
+    out_layout, dtype = spectral.layout(x), x.dtype
+    x, weight, bias = _at_least_float32(x), _at_least_float32(weight), _at_least_float32(bias)
+    wanted = prefers_channels_last(max(weight.shape[2:]) // 2, x.dtype, out_layout is torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last if wanted else torch.contiguous_format)
+    return _conv2d(x, weight, bias).to(dtype).contiguous(memory_format=out_layout)
+
+
+def _direct_lags(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """Weight gradient as a forward convolution in which every map of every image is a channel of its own."""
+    num_images, channels, height, width = x.shape
+    reach = (weight.shape[2] // 2, weight.shape[3] // 2)
+    maps = _at_least_float32(x).reshape(1, num_images * channels, height, width)
+    if prefers_channels_last(max(reach), maps.dtype, False):
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    kernels = _at_least_float32(grad).reshape(num_images * channels, 1, height, width)
+    lags = F.conv2d(maps, kernels, padding=reach, groups=num_images * channels)
+    return lags.reshape(num_images, channels, *lags.shape[2:]).sum(0)[:, None].to(weight.dtype)
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, input_gradient: bool, weight_gradient: bool, settings: _Settings
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both gradients; where one is not asked for, the tensor that only the other needs is looked at for its shape."""
+    ways = _ways(grad, weight, settings.method)
+    if ways is None:
+        empty = torch.zeros_like
+        return empty(x) if input_gradient else None, empty(weight) if weight_gradient else None
+    by_fft = (
+        input_gradient and ways.input_gradient == "fft",
+        weight_gradient and ways.weight_gradient == "fft",
+    )
+    native = (
+        input_gradient and ways.input_gradient == "native",
+        weight_gradient and ways.weight_gradient == "native",
+    )
+    grad_input: Tensor | None = None
+    grad_weight: Tensor | None = None
+    if any(native):
+        grad_input, grad_weight = _native_gradients(grad, x, weight, native)
+    if any(by_fft):
+        grad32, x32, weight32 = _at_least_float32(grad), _at_least_float32(x), _at_least_float32(weight)
+        geom = spectral.geometry(x.shape[0], *x.shape[2:], *weight.shape[2:])
+        spectrum = None
+        if settings.cache is not None and by_fft[0]:
+            spectrum = settings.cache.spectrum(weight32, geom)
+        found = spectral.gradients(
+            grad32, x32, weight32, input_gradient=by_fft[0], weight_gradient=by_fft[1], spectrum=spectrum
+        )
+        grad_input = grad_input if found[0] is None else found[0].to(x.dtype)
+        grad_weight = grad_weight if found[1] is None else found[1].to(weight.dtype)
+    if input_gradient and grad_input is None:
+        grad_input = _direct(grad, weight.flip(2, 3))
+    if weight_gradient and grad_weight is None:
+        small = grad.shape[2] * grad.shape[3] <= LARGEST_SWAPPED_MAP
+        grad_weight = _direct_lags(x, grad, weight) if small else _native_gradients(grad, x, weight, (False, True))[1]
+    return grad_input, grad_weight
+
+
+def _native_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, (1, 1), padding, (1, 1), False, (0, 0), weight.shape[0], (*wanted, False)
+    )
+    return grad_input, grad_weight
+
+
+def _at_least_float32(x: Any) -> Any:
+    return x.float() if x is not None and x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+# Differentiation in eager mode -------------------------------------------------------------------------------------
+
+
+class _Correlate(Function):
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
+        ways = _ways(x, weight, settings.method)
+        return _correlate(x, weight, bias, "native" if ways is None else ways.output, settings.cache)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.settings = inputs
+        # Without a weight gradient the map is not needed again: its memory can go.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        grad_input, grad_weight = _Gradients.apply(grad, x, weight, wanted[0], wanted[1], ctx.settings)
+        return grad_input, grad_weight, grad.sum((0, 2, 3)) if wanted[2] else None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Any, settings: Any
+    ) -> tuple[Any, int]:
+        size = info.batch_size
+        out = _Correlate.apply(
+            _into_channels(x, in_dims[0], size, 1),
+            _into_channels(weight, in_dims[1], size, 0),
+            _into_channels(bias, in_dims[2], size, 0),
+            settings._replace(cache=None),
+        )
+        return out.unflatten(1, (size, -1)), 1
+
+
+class _Gradients(Function):
+    @staticmethod
+    def forward(
+        grad: Tensor, x: Tensor | None, weight: Tensor, input_gradient: bool, weight_gradient: bool, settings: _Settings
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return _gradients(grad, grad if x is None else x, weight, input_gradient, weight_gradient, settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.settings = inputs[5]
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, by_input: Tensor | None, by_weight: Tensor | None) -> tuple[Tensor | None, ...]:
+        """`by_input`, of a map's shape, and `by_weight`, of a kernel's, come back for the two gradients."""
+        grad, x, weight = ctx.saved_tensors
+        settings = ctx.settings._replace(cache=None)
+        wanted = ctx.needs_input_grad
+        for_grad: Tensor | None = None
+        for_x: Tensor | None = None
+        for_weight: Tensor | None = None
+        if by_input is not None:
+            if wanted[0]:
+                for_grad = _Correlate.apply(by_input, weight, None, settings)
+            if wanted[2]:
+                for_weight = _Gradients.apply(grad, by_input, weight, False, True, settings)[1]
+        if by_weight is not None:
+            if wanted[0]:
+                term = _Correlate.apply(x, by_weight, None, settings)
+                for_grad = term if for_grad is None else for_grad + term
+            if wanted[1]:
+                for_x = _Correlate.apply(grad, by_weight.flip(2, 3), None, settings)
+        return for_grad, for_x, for_weight, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        grad: Tensor,
+        x: Tensor | None,
+        weight: Tensor,
+        input_gradient: bool,
+        weight_gradient: bool,
+        settings: _Settings,
+    ) -> tuple[tuple[Tensor | None, Tensor | None], tuple[int | None, int | None]]:
+        size = info.batch_size
+        grad_input, grad_weight = _Gradients.apply(
+            _into_channels(grad, in_dims[0], size, 1),
+            _into_channels(x, in_dims[1], size, 1),
+            _into_channels(weight, in_dims[2], size, 0),
+            input_gradient,
+            weight_gradient,
+            settings._replace(cache=None),
+        )
+        return (
+            (
+                None if grad_input is None else grad_input.unflatten(1, (size, -1)),
+                None if grad_weight is None else grad_weight.unflatten(0, (size, -1)),
+            ),
+            (None if grad_input is None else 1, None if grad_weight is None else 0),
+        )
+
+
+def _into_channels(x: Tensor | None, dim: int | None, size: int, channel_dim: int) -> Any:
+    """Merge the dimension `dim` that is mapped over (None: the same for all) into the channels."""
+    if x is None:
+        return None
+    moved = x.unsqueeze(channel_dim).expand(*x.shape[:channel_dim], size, *x.shape[channel_dim:])
+    if dim is not None:
+        moved = x.movedim(dim, channel_dim)
+    return moved.flatten(channel_dim, channel_dim + 1)
+
+
+# The operators that torch.compile sees -----------------------------------------------------------------------------
+
+
+@torch.library.custom_op("replknet::depthwise_conv2d", mutates_args=())
+def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Tensor:
+    return _Correlate.forward(x, weight, bias, _Settings(method)).contiguous(memory_format=spectral.layout(x))
+
+
+@_operator.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Tensor:
+    return torch.empty_like(x, memory_format=spectral.layout(x))
+
+
+@torch.library.custom_op("replknet::depthwise_conv2d_backward", mutates_args=())
+def _operator_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, input_gradient: bool, weight_gradient: bool, method: str
+) -> tuple[Tensor, Tensor]:
+    """Both gradients, or an empty tensor for one that is not asked for."""
+    found = _gradients(grad, x, weight, input_gradient, weight_gradient, _Settings(method))
+    fake = _fake_backward(grad, x, weight, input_gradient, weight_gradient, method)
+    grad_input, grad_weight = (
+        empty if tensor is None else tensor.contiguous(memory_format=spectral.layout(like))
+        for tensor, empty, like in zip(found, fake, (x, weight), strict=True)
+    )
+    return grad_input, grad_weight
+
+
+def _fake_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, input_gradient: bool, weight_gradient: bool, method: str
+) -> tuple[Tensor, Tensor]:
+    grad_input = torch.empty_like(x, memory_format=spectral.layout(x)) if input_gradient else x.new_empty(0)
+    grad_weight = torch.empty_like(weight, memory_format=spectral.layout(weight)) if weight_gradient else x.new_empty(0)
+    return grad_input, grad_weight
+
+
+_operator_backward.register_fake(_fake_backward)
+
+
+def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, ctx.method = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_operator(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    found = torch.ops.replknet.depthwise_conv2d_backward(grad, x, weight, wanted[0], wanted[1], ctx.method)
+    grad_input, grad_weight = (tensor if want else None for tensor, want in zip(found, wanted, strict=False))
+    return grad_input, grad_weight, grad.sum((0, 2, 3)) if wanted[2] else None, None
+
+
+_operator.register_autograd(_differentiate_operator, setup_context=_setup_operator)
