@@ -162,7 +162,9 @@ def gradients(
             grad_weight[block, 0] = _centred(lags, geom).flip(1, 2)
         if grad_input is not None:
             factor = kernel_spectrum(weight[block], geom) if spectrum is None else spectrum[block]
-            _unpack(torch.fft.ifft2(transformed.mul_(factor.conj())), geom, grad_input[:, block], None)
+            # Not conj(): inside a compiled graph its lazy flag can be lost.
+            product = transformed.mul_(torch.conj_physical(factor))
+            _unpack(torch.fft.ifft2(product), geom, grad_input[:, block], None)
     return grad_input, grad_weight
 
 
