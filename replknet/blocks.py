@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from replknet.depthwise import DepthwiseConv2d
+from replknet.pointwise import PointwiseConv2d
 
 
 class DropPath(nn.Module):
@@ -13,8 +14,11 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
+    def acts(self) -> bool:
+        return self.training and self.rate > 0
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
+        if not self.acts():
             return x
         keep = 1 - self.rate
         mask = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
@@ -44,6 +48,8 @@ class ConvBN(nn.Module):
         self.conv: nn.Conv2d
         if groups == in_channels == out_channels and stride == 1:
             self.conv = DepthwiseConv2d(in_channels, kernel_size)
+        elif groups == kernel_size == stride == 1:
+            self.conv = PointwiseConv2d(in_channels, out_channels, bias=False)
         else:
             self.conv = nn.Conv2d(
                 in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
@@ -51,9 +57,16 @@ class ConvBN(nn.Module):
         self.bn: nn.Module = nn.BatchNorm2d(out_channels)
         self.nonlinear = nn.Identity() if activation is None else activation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The output, plus `residual` where it is given."""
+        if (
+            isinstance(self.conv, PointwiseConv2d)
+            and isinstance(self.bn, nn.Identity)
+            and self.conv.fuses(x, self.nonlinear)
+        ):
+            return self.conv.fused(x, self.nonlinear, residual)
         out: Tensor = self.nonlinear(self.bn(self.conv(x)))
-        return out
+        return out if residual is None else residual + out
 
 
 class ReparamLargeKernelConv(nn.Module):
@@ -76,6 +89,12 @@ class ReparamLargeKernelConv(nn.Module):
         return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1]
 
 
+def add_residual(x: Tensor, last: ConvBN, drop_path: DropPath, branch: Tensor) -> Tensor:
+    """`x + drop_path(last(branch))`."""
+    out: Tensor = x + drop_path(last(branch)) if drop_path.acts() else last(branch, residual=x)
+    return out
+
+
 class RepLKBlock(nn.Module):
     """Residual block round a large depthwise convolution: BN, 1x1, depthwise, 1x1."""
 
@@ -93,8 +112,7 @@ class RepLKBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.pw1(self.prelkb_bn(x))
         out = self.lk_nonlinear(self.large_kernel(out))
-        residual: Tensor = self.drop_path(self.pw2(out))
-        return x + residual
+        return add_residual(x, self.pw2, self.drop_path, out)
 
 
 class ConvFFN(nn.Module):
@@ -103,15 +121,12 @@ class ConvFFN(nn.Module):
     def __init__(self, channels: int, hidden_channels: int, drop_path: float) -> None:
         super().__init__()
         self.preffn_bn: nn.Module = nn.BatchNorm2d(channels)
-        self.pw1 = ConvBN(channels, hidden_channels, 1)
+        self.pw1 = ConvBN(channels, hidden_channels, 1, activation=nn.GELU())
         self.pw2 = ConvBN(hidden_channels, channels, 1)
-        self.nonlinear = nn.GELU()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.nonlinear(self.pw1(self.preffn_bn(x)))
-        residual: Tensor = self.drop_path(self.pw2(out))
-        return x + residual
+        return add_residual(x, self.pw2, self.drop_path, self.pw1(self.preffn_bn(x)))
 
 
 class Classifier(nn.Module):
