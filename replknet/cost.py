@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from replknet.spectral import geometry
+from replknet.spectral import Geometry, geometry
 
 Way = Literal["native", "direct", "fft"]
 """native: `conv2d` and its own gradients. direct: forward `conv2d`, arranged so that it computes the wanted direction
@@ -22,8 +22,10 @@ in its best layout. fft: `replknet.spectral`."""
 
 MARGIN = 1.25
 """What another way than PyTorch's own must promise, to make good for the model's errors."""
-DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 200e3
+DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 150e3
 """Nanoseconds that a call loses by leaving PyTorch's own path."""
+LARGEST_KEPT_SPECTRUM = 64 * 2**20
+"""Bytes of the largest kernel spectrum that a layer keeps between calls."""
 LARGEST_SWAPPED_MAP = 64
 """Most pixels of a map for which forward `conv2d` computes the weight gradient: it adds up one term per pixel without
 a break, so that its rounding errors grow with them."""
@@ -49,7 +51,7 @@ class Processor:
     blocked_reach: int
     slow_reaches: frozenset[int]
     fft: float = 8.6
-    fft_channels_last: float = 11.0
+    fft_channels_last: float = 10.0
     fft_kernel: float = 5.6
     moved: float = 2.0
 
@@ -118,6 +120,12 @@ def meeting_taps(size: int, reach: int) -> float:
     return 2 * reach + 1 - reach * (reach + 1) / size
 
 
+def keeps_spectrum(geom: Geometry, channels: int, dtype: torch.dtype) -> bool:
+    """Whether the spectrum of the kernels is small enough to be kept."""
+    size = 16 if dtype == torch.float64 else 8
+    return size * channels * geom.length[0] * geom.length[1] <= LARGEST_KEPT_SPECTRUM
+
+
 @dataclass(frozen=True)
 class Plan:
     """The way chosen for each direction."""
@@ -128,7 +136,9 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
-def plan(shape: torch.Size, kernel: torch.Size, dtype: torch.dtype, channels_last: bool, threads: int) -> Plan:
+def plan(
+    shape: torch.Size, kernel: torch.Size, dtype: torch.dtype, channels_last: bool, threads: int, kept: bool = False
+) -> Plan:
     """The fastest ways for maps of `shape` (N, C, H, W), none of them 0, and kernels (C, 1, Kh, Kw) no wider
     than the map can meet.
     """
@@ -156,7 +166,9 @@ def plan(shape: torch.Size, kernel: torch.Size, dtype: torch.dtype, channels_las
     if height * width <= LARGEST_SWAPPED_MAP:
         swapped = multiply_adds * (cpu.channels_last if wide else cpu.contiguous)
         swapped += 2 * (values + lags) * cpu.moved * (2.0 if wide else 1.4 if channels_last else 0.8)
-    fft = geom.num_pairs * points * (cpu.fft_channels_last if channels_last else cpu.fft) + points * cpu.fft_kernel
+    fft = geom.num_pairs * points * (cpu.fft_channels_last if channels_last else cpu.fft)
+    if not (kept and keeps_spectrum(geom, channels, dtype)):
+        fft += points * cpu.fft_kernel
 
     def fastest(native: float, direct: float) -> Way:
         native, direct = native / threads, direct / threads + DIRECT_OVERHEAD

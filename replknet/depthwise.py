@@ -16,12 +16,11 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from replknet import spectral
-from replknet.cost import LARGEST_SWAPPED_MAP, Plan, Way, plan, prefers_channels_last
+from replknet.cost import LARGEST_SWAPPED_MAP, Plan, Way, keeps_spectrum, plan, prefers_channels_last
+from replknet.inference import PackedWeight, is_plain_inference
 
 Method = Literal["auto", "direct", "fft"]
 METHODS = ("auto", "direct", "fft")
-SPECTRUM_BYTES = 64 * 2**20
-"""Largest kernel spectrum that a layer keeps between calls."""
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, method: Method = "auto") -> Tensor:
@@ -60,9 +59,44 @@ class DepthwiseConv2d(nn.Conv2d):
             raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
         self._spectra = SpectrumCache()
+        self._packed = PackedWeight()
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_plain_inference(self, x) and self._packs(x):
+            return self._convolve_packed(x)
         return _depthwise_conv2d(x, self.weight, self.bias, "auto", None if self.training else self._spectra)
+
+    def _packs(self, x: Tensor) -> bool:
+        """Whether the call is one that oneDNN does best on channels_last maps."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels or self.kernel_size[0] > 2 * min(x.shape[2:]) - 1:
+            return False
+        wide = prefers_channels_last(self.kernel_size[0] // 2, x.dtype, False)
+        return wide and plan(*_key(x, self.weight), True).output != "fft"
+
+    def _convolve_packed(self, x: Tensor) -> Tensor:
+        """The convolution by weights that stay in oneDNN's layout between calls."""
+        padding, ones = [self.kernel_size[0] // 2] * 2, [1, 1]
+
+        def pack(weight: Tensor) -> Tensor:
+            packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+                weight, padding, ones, ones, self.groups, list(x.shape)
+            )
+            return packed
+
+        weight = self._packed.packed(self.weight, pack, x.shape)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x.contiguous(memory_format=torch.channels_last),
+            weight,
+            self.bias,
+            padding,
+            ones,
+            ones,
+            self.groups,
+            "none",
+            [],
+            "",
+        )
+        return out.contiguous(memory_format=spectral.layout(x))
 
 
 class SpectrumCache:
@@ -76,7 +110,7 @@ class SpectrumCache:
 
     def spectrum(self, weight: Tensor, geom: spectral.Geometry) -> Tensor | None:
         """The spectrum of exactly these kernels; None where it would be too large to keep."""
-        if 2 * weight.element_size() * weight.shape[0] * geom.length[0] * geom.length[1] > SPECTRUM_BYTES:
+        if not keeps_spectrum(geom, weight.shape[0], weight.dtype):
             return None
         entry = self._entry
         if (
@@ -117,7 +151,7 @@ def _depthwise_conv2d(
     if torch.compiler.is_compiling():
         out: Tensor = torch.ops.replknet.depthwise_conv2d(x, weight, bias, method)
         return out
-    ways = _ways(x, weight, method)
+    ways = _ways(x, weight, method, cache is not None)
     if ways is None or (
         ways.output == "native"
         and not (torch.is_grad_enabled() and _leaves_native(ways, x.requires_grad, weight.requires_grad))
@@ -145,17 +179,19 @@ def _leaves_native(ways: Plan, input_gradient: bool, weight_gradient: bool) -> b
     )
 
 
-def _ways(x: Tensor, weight: Tensor, method: str) -> Plan | None:
+def _ways(x: Tensor, weight: Tensor, method: str, kept: bool = False) -> Plan | None:
     """The way of each direction; None where there is nothing to compute."""
+    if not x.numel():
+        return None
     if method == "auto":
-        # The plan is looked up by the shapes themselves: this line is most of what a small call costs.
-        return (
-            plan(x.shape, weight.shape, x.dtype, spectral.layout(x) is torch.channels_last, torch.get_num_threads())
-            if x.numel()
-            else None
-        )
+        return plan(*_key(x, weight), kept)
     way: Way = "fft" if method == "fft" else "direct"
-    return Plan(way, way, way) if x.numel() else None
+    return Plan(way, way, way)
+
+
+def _key(x: Tensor, weight: Tensor) -> tuple[torch.Size, torch.Size, torch.dtype, bool, int]:
+    """The arguments of `plan`; looking a plan up by them is most of what a small call costs."""
+    return x.shape, weight.shape, x.dtype, spectral.layout(x) is torch.channels_last, torch.get_num_threads()
 
 
 # The two maps and both gradients, on plain tensors -----------------------------------------------------------------
@@ -203,7 +239,7 @@ def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, input_gradient: bool, weight_gradient: bool, settings: _Settings
 ) -> tuple[Tensor | None, Tensor | None]:
     """Both gradients; where one is not asked for, the tensor that only the other needs is looked at for its shape."""
-    ways = _ways(grad, weight, settings.method)
+    ways = _ways(grad, weight, settings.method, settings.cache is not None)
     if ways is None:
         empty = torch.zeros_like
         return empty(x) if input_gradient else None, empty(weight) if weight_gradient else None
@@ -258,7 +294,7 @@ def _at_least_float32(x: Any) -> Any:
 class _Correlate(Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
-        ways = _ways(x, weight, settings.method)
+        ways = _ways(x, weight, settings.method, settings.cache is not None)
         return _correlate(x, weight, bias, "native" if ways is None else ways.output, settings.cache)
 
     @staticmethod
