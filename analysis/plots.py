@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ from analysis.erf import ErfResult
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DECADES = 4
 
 
@@ -123,3 +125,49 @@ def erf_figure(results: Sequence[ErfResult]) -> Figure:
 
 def _label(result: ErfResult) -> str:
     return result.model if result.layer.startswith("last") else f"{result.model}, {result.layer}"
+
+
+def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Median times of every contender (`analysis.benchmark.compare`) against its own case, on logarithmic axes.
+
+    The horizontal axis is the kernel size where it varies in the table, with one line per map size and contender;
+    otherwise the number of the case.
+    """
+    ax = _axes(ax)
+    timed = table.dropna(subset=["median_ms"])
+    lines = ["contender"]
+    by_kernel = "kernel" in timed and len(set(timed["kernel"])) > 6
+    if by_kernel:
+        lines += [label for label in ("size", "images", "channels", "direction") if len(set(timed[label])) > 1]
+    labels = list(table.columns[: list(table.columns).index("contender")])
+    case = timed.groupby(labels, sort=False).ngroup() + 1
+    contenders = list(dict.fromkeys(timed["contender"]))
+    for key, rows in timed.assign(case=case).groupby(lines, sort=False):
+        number = contenders.index(key[0])
+        others = ", ".join(f"{label} {value}" for label, value in zip(lines[1:], key[1:], strict=True))
+        ax.plot(
+            rows["kernel"] if by_kernel else rows["case"],
+            rows["median_ms"],
+            color=OKABE_ITO[number % len(OKABE_ITO)],
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=3,
+            linewidth=1 if by_kernel else 0,
+            label=key[0] if rows.index[0] == timed.index[timed["contender"] == key[0]][0] else None,
+        )
+        if by_kernel and others:
+            ax.annotate(others, (rows["kernel"].iloc[-1], rows["median_ms"].iloc[-1]), fontsize=4, alpha=0.7)
+    ax.set_yscale("log")
+    ax.set_ylabel("time (ms)")
+    if by_kernel:
+        ax.set_xscale("log")
+        kernels = sorted(timed["kernel"].unique())
+        ax.set_xticks(kernels, [str(kernel) for kernel in kernels])
+        ax.minorticks_off()
+        ax.set_xlabel("kernel size (pixels)")
+    else:
+        cases = timed.drop_duplicates(labels)
+        names = [" ".join(str(row[label]) for label in labels) for _, row in cases.iterrows()]
+        ax.set_xticks(range(1, len(names) + 1), names, rotation=30, ha="right")
+        ax.set_xlabel(", ".join(labels))
+    ax.legend(frameon=False)
+    return ax

@@ -26,6 +26,8 @@ DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 150e3
 """Nanoseconds that a call loses by leaving PyTorch's own path."""
 LARGEST_KEPT_SPECTRUM = 64 * 2**20
 """Bytes of the largest kernel spectrum that a layer keeps between calls."""
+LARGEST_SAVED_SPECTRUM = 16 * 2**20
+"""The same between forward and backward: memory fresh from the system in every step costs more than the transform."""
 LARGEST_SWAPPED_MAP = 64
 """Most pixels of a map for which forward `conv2d` computes the weight gradient: it adds up one term per pixel without
 a break, so that its rounding errors grow with them."""
@@ -120,10 +122,10 @@ def meeting_taps(size: int, reach: int) -> float:
     return 2 * reach + 1 - reach * (reach + 1) / size
 
 
-def keeps_spectrum(geom: Geometry, channels: int, dtype: torch.dtype) -> bool:
+def keeps_spectrum(geom: Geometry, channels: int, dtype: torch.dtype, largest: int = LARGEST_KEPT_SPECTRUM) -> bool:
     """Whether the spectrum of the kernels is small enough to be kept."""
     size = 16 if dtype == torch.float64 else 8
-    return size * channels * geom.length[0] * geom.length[1] <= LARGEST_KEPT_SPECTRUM
+    return size * channels * geom.length[0] * geom.length[1] <= largest
 
 
 @dataclass(frozen=True)

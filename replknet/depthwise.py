@@ -8,6 +8,7 @@ Every direction is one of two bilinear maps, and both close under differentiatio
 Each is computed by whichever of FFT and conv2d the cost model (`replknet.cost`) expects to be faster.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +17,15 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from replknet import spectral
-from replknet.cost import LARGEST_SWAPPED_MAP, Plan, Way, keeps_spectrum, plan, prefers_channels_last
+from replknet.cost import (
+    LARGEST_SAVED_SPECTRUM,
+    LARGEST_SWAPPED_MAP,
+    Plan,
+    Way,
+    keeps_spectrum,
+    plan,
+    prefers_channels_last,
+)
 from replknet.inference import PackedWeight, is_plain_inference
 
 Method = Literal["auto", "direct", "fft"]
@@ -157,7 +166,13 @@ def _depthwise_conv2d(
         and not (torch.is_grad_enabled() and _leaves_native(ways, x.requires_grad, weight.requires_grad))
     ):
         return _conv2d(x, weight, bias)
-    result: Tensor = _Correlate.apply(x, weight, bias, _Settings(method, cache))
+    keep = (False, False)
+    if torch.is_grad_enabled() and ways.output == "fft":
+        keep = (
+            x.requires_grad and ways.input_gradient == "fft",
+            weight.requires_grad and ways.weight_gradient == "fft" and x.shape[0] % 2 == 0,
+        )
+    result: Tensor = _Correlate.apply(x, weight, bias, _Settings(method, cache, *keep))[0]
     return result
 
 
@@ -198,19 +213,39 @@ def _key(x: Tensor, weight: Tensor) -> tuple[torch.Size, torch.Size, torch.dtype
 
 
 class _Settings(NamedTuple):
+    """What is not a tensor: the method, a layer's kernel spectra, and which spectra to keep for the gradients."""
+
     method: str
     cache: SpectrumCache | None = None
+    keep_kernels: bool = False
+    keep_maps: bool = False
+
+    def for_others(self) -> "_Settings":
+        """The same for another convolution."""
+        return _Settings(self.method)
 
 
-def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, way: Way, cache: SpectrumCache | None) -> Tensor:
-    if way == "native":
-        return _conv2d(x, weight, bias)
-    if way == "direct":
-        return _direct(x, weight, bias)
+def _correlate(
+    x: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The output, and the spectra of the kernels and of the blocks of maps that are to be kept."""
+    ways = _ways(x, weight, settings.method, settings.cache is not None)
+    if ways is None or ways.output == "native":
+        return _conv2d(x, weight, bias), None, []
+    if ways.output == "direct":
+        return _direct(x, weight, bias), None, []
     x32, weight32, bias32 = _at_least_float32(x), _at_least_float32(weight), _at_least_float32(bias)
     geom = spectral.geometry(x.shape[0], *x.shape[2:], *weight.shape[2:])
-    spectrum = None if cache is None else cache.spectrum(weight32, geom)
-    return spectral.correlate(x32, weight32, bias32, spectrum).to(x.dtype)
+    spectrum = None if settings.cache is None else settings.cache.spectrum(weight32, geom)
+    if (
+        spectrum is None
+        and settings.keep_kernels
+        and keeps_spectrum(geom, weight.shape[0], weight32.dtype, LARGEST_SAVED_SPECTRUM)
+    ):
+        spectrum = spectral.kernel_spectrum(weight32, geom)
+    kept: list[Tensor] | None = [] if settings.keep_maps else None
+    out = spectral.correlate(x32, weight32, bias32, spectrum, kept).to(x.dtype)
+    return out, spectrum if settings.keep_kernels else None, kept or []
 
 
 def _direct(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -236,7 +271,14 @@ def _direct_lags(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, input_gradient: bool, weight_gradient: bool, settings: _Settings
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    input_gradient: bool,
+    weight_gradient: bool,
+    settings: _Settings,
+    spectrum: Tensor | None = None,
+    kept: Sequence[Tensor] = (),
 ) -> tuple[Tensor | None, Tensor | None]:
     """Both gradients; where one is not asked for, the tensor that only the other needs is looked at for its shape."""
     ways = _ways(grad, weight, settings.method, settings.cache is not None)
@@ -258,11 +300,16 @@ def _gradients(
     if any(by_fft):
         grad32, x32, weight32 = _at_least_float32(grad), _at_least_float32(x), _at_least_float32(weight)
         geom = spectral.geometry(x.shape[0], *x.shape[2:], *weight.shape[2:])
-        spectrum = None
-        if settings.cache is not None and by_fft[0]:
+        if spectrum is None and settings.cache is not None and by_fft[0]:
             spectrum = settings.cache.spectrum(weight32, geom)
         found = spectral.gradients(
-            grad32, x32, weight32, input_gradient=by_fft[0], weight_gradient=by_fft[1], spectrum=spectrum
+            grad32,
+            x32,
+            weight32,
+            input_gradient=by_fft[0],
+            weight_gradient=by_fft[1],
+            spectrum=spectrum,
+            kept=kept if by_fft[1] else (),
         )
         grad_input = grad_input if found[0] is None else found[0].to(x.dtype)
         grad_weight = grad_weight if found[1] is None else found[1].to(weight.dtype)
@@ -292,72 +339,97 @@ def _at_least_float32(x: Any) -> Any:
 
 
 class _Correlate(Function):
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
-        ways = _ways(x, weight, settings.method, settings.cache is not None)
-        return _correlate(x, weight, bias, "native" if ways is None else ways.output, settings.cache)
+    """The output; after it the kept spectra, so that they are saved for backward as other tensors are."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> tuple[Tensor | None, ...]:
+        out, spectrum, kept = _correlate(x, weight, bias, settings)
+        return out, spectrum, *kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        ctx.set_materialize_grads(False)
         x, weight, _, ctx.settings = inputs
+        ctx.mark_non_differentiable(*(tensor for tensor in output[1:] if tensor is not None))
         # Without a weight gradient the map is not needed again: its memory can go.
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None
+        x, weight, *spectra = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        grad_input, grad_weight = _Gradients.apply(grad, x, weight, wanted[0], wanted[1], ctx.settings)
+        grad_input, grad_weight = _Gradients.apply(grad, x, weight, wanted[0], wanted[1], ctx.settings, spectra)
         return grad_input, grad_weight, grad.sum((0, 2, 3)) if wanted[2] else None, None
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Any, settings: Any
-    ) -> tuple[Any, int]:
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings
+    ) -> tuple[tuple[Tensor, None], tuple[int, None]]:
         size = info.batch_size
-        out = _Correlate.apply(
+        out = _correlate_maps(
             _into_channels(x, in_dims[0], size, 1),
             _into_channels(weight, in_dims[1], size, 0),
             _into_channels(bias, in_dims[2], size, 0),
-            settings._replace(cache=None),
+            settings.for_others(),
         )
-        return out.unflatten(1, (size, -1)), 1
+        return (out.reshape(out.shape[0], size, -1, *out.shape[2:]), None), (1, None)
+
+
+def _correlate_maps(x: Any, weight: Any, bias: Any, settings: _Settings) -> Tensor:
+    out: Tensor = _Correlate.apply(x, weight, bias, settings)[0]
+    return out
 
 
 class _Gradients(Function):
     @staticmethod
     def forward(
-        grad: Tensor, x: Tensor | None, weight: Tensor, input_gradient: bool, weight_gradient: bool, settings: _Settings
+        grad: Tensor,
+        x: Tensor | None,
+        weight: Tensor,
+        input_gradient: bool,
+        weight_gradient: bool,
+        settings: _Settings,
+        spectra: Sequence[Tensor | None],
     ) -> tuple[Tensor | None, Tensor | None]:
-        return _gradients(grad, grad if x is None else x, weight, input_gradient, weight_gradient, settings)
+        return _gradients(
+            grad,
+            grad if x is None else x,
+            weight,
+            input_gradient,
+            weight_gradient,
+            settings,
+            spectra[0],
+            [tensor for tensor in spectra[1:] if tensor is not None],
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
-        ctx.settings = inputs[5]
+        ctx.settings = inputs[5].for_others()
         ctx.save_for_backward(*inputs[:3])
 
     @staticmethod
     def backward(ctx: Any, by_input: Tensor | None, by_weight: Tensor | None) -> tuple[Tensor | None, ...]:
         """`by_input`, of a map's shape, and `by_weight`, of a kernel's, come back for the two gradients."""
         grad, x, weight = ctx.saved_tensors
-        settings = ctx.settings._replace(cache=None)
         wanted = ctx.needs_input_grad
         for_grad: Tensor | None = None
         for_x: Tensor | None = None
         for_weight: Tensor | None = None
         if by_input is not None:
             if wanted[0]:
-                for_grad = _Correlate.apply(by_input, weight, None, settings)
+                for_grad = _correlate_maps(by_input, weight, None, ctx.settings)
             if wanted[2]:
-                for_weight = _Gradients.apply(grad, by_input, weight, False, True, settings)[1]
+                for_weight = _Gradients.apply(grad, by_input, weight, False, True, ctx.settings, (None,))[1]
         if by_weight is not None:
             if wanted[0]:
-                term = _Correlate.apply(x, by_weight, None, settings)
+                term = _correlate_maps(x, by_weight, None, ctx.settings)
                 for_grad = term if for_grad is None else for_grad + term
             if wanted[1]:
-                for_x = _Correlate.apply(grad, by_weight.flip(2, 3), None, settings)
-        return for_grad, for_x, for_weight, None, None, None
+                for_x = _correlate_maps(grad, by_weight.flip(2, 3), None, ctx.settings)
+        return for_grad, for_x, for_weight, None, None, None, None
 
     @staticmethod
     def vmap(
@@ -369,6 +441,7 @@ class _Gradients(Function):
         input_gradient: bool,
         weight_gradient: bool,
         settings: _Settings,
+        spectra: Any,
     ) -> tuple[tuple[Tensor | None, Tensor | None], tuple[int | None, int | None]]:
         size = info.batch_size
         grad_input, grad_weight = _Gradients.apply(
@@ -377,7 +450,8 @@ class _Gradients(Function):
             _into_channels(weight, in_dims[2], size, 0),
             input_gradient,
             weight_gradient,
-            settings._replace(cache=None),
+            settings.for_others(),
+            (None,),
         )
         return (
             (
@@ -403,7 +477,7 @@ def _into_channels(x: Tensor | None, dim: int | None, size: int, channel_dim: in
 
 @torch.library.custom_op("replknet::depthwise_conv2d", mutates_args=())
 def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Tensor:
-    return _Correlate.forward(x, weight, bias, _Settings(method)).contiguous(memory_format=spectral.layout(x))
+    return _correlate(x, weight, bias, _Settings(method))[0].contiguous(memory_format=spectral.layout(x))
 
 
 @_operator.register_fake

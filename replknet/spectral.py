@@ -9,7 +9,7 @@ transform of length H + (K - 1) // 2 holds all of them without wrapping; no outp
 Convolution means cross-correlation here, as in `torch.nn.functional.conv2d`. Nothing in this module is differentiable.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -104,7 +104,13 @@ def kernel_spectrum(weight: Tensor, geom: Geometry) -> Tensor:
     return spectrum
 
 
-def correlate(x: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor | None = None) -> Tensor:
+def correlate(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spectrum: Tensor | None = None,
+    kept: list[Tensor] | None = None,
+) -> Tensor:
     """Depthwise convolution with stride 1 and "same" zero padding.
 
     Args:
@@ -112,6 +118,7 @@ def correlate(x: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor |
         weight: Kernels, shape (C, 1, Kh, Kw), both sides odd, at most 2 H - 1 and 2 W - 1.
         bias: Shape (C,).
         spectrum: The result of `kernel_spectrum`, when it is known already.
+        kept: Gets the spectrum of each block of maps, for `gradients`; not for a batch of odd length.
 
     Returns:
         Shape (N, C, H, W), in the layout of `x`.
@@ -122,7 +129,10 @@ def correlate(x: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor |
     for block in _blocks(x, geom):
         source = _pack(x[:, block], geom, packed, halo=True)
         factor = kernel_spectrum(weight[block], geom) if spectrum is None else spectrum[block]
-        product = torch.fft.fft2(source).mul_(factor)
+        product = torch.fft.fft2(source)
+        if kept is not None:
+            kept.append(product)
+        product = product.mul_(factor) if kept is None else product * factor
         _unpack(torch.fft.ifft2(product), geom, out[:, block], None if bias is None else bias[block])
     return out
 
@@ -135,6 +145,7 @@ def gradients(
     input_gradient: bool,
     weight_gradient: bool,
     spectrum: Tensor | None = None,
+    kept: Sequence[Tensor] = (),
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of `correlate` for its input and its kernels; both use one spectrum of the incoming gradient.
 
@@ -145,18 +156,23 @@ def gradients(
         input_gradient: Whether to compute the input's gradient; otherwise it is None.
         weight_gradient: The same for the kernels.
         spectrum: As for `correlate`.
+        kept: The spectra of the blocks of `x` that `correlate` kept; if empty, they are computed.
     """
     geom = geometry(x.shape[0], *x.shape[2:], *weight.shape[2:])
     grad_input = torch.empty_like(x, memory_format=layout(x)) if input_gradient else None
     grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if weight_gradient else None
     packed = _zeros(x, geom)
-    packed_input = _zeros(x, geom) if weight_gradient else None
-    for block in _blocks(x, geom):
+    packed_input = _zeros(x, geom) if weight_gradient and not kept else None
+    for index, block in enumerate(_blocks(x, geom)):
         transformed = torch.fft.fft2(_pack(grad[:, block], geom, packed, halo=True))
-        if grad_weight is not None and packed_input is not None:
-            # The inverse transform of the conjugate is the conjugate of the transform: no pass over the spectrum.
-            source = _pack(x[:, block], geom, packed_input, halo=False, conjugate=True)
-            product = torch.fft.ifft2(source, norm="forward").mul_(transformed)
+        if grad_weight is not None:
+            if packed_input is None:
+                conjugated = torch.conj_physical(kept[index])
+            else:
+                # The inverse transform of the conjugate is the conjugate of the transform.
+                source = _pack(x[:, block], geom, packed_input, halo=False, conjugate=True)
+                conjugated = torch.fft.ifft2(source, norm="forward")
+            product = conjugated.mul_(transformed)
             total = product[0] if geom.num_pairs == 1 else product.sum(0)
             # The real part at -d is the gradient of the tap with lag d.
             lags = torch.fft.ifft2(total).real
@@ -175,31 +191,28 @@ def _blocks(x: Tensor, geom: Geometry) -> Iterator[slice]:
 
 
 def _zeros(x: Tensor, geom: Geometry) -> Tensor:
-    """Room for one packed block, (pairs, channels, *length, 2) real; the margins stay zero from block to block."""
+    """Room for one packed block, (pairs, channels, *length); the margins stay zero from block to block."""
     channels = min(x.shape[1], geom.channels_per_block(x.element_size()))
-    return torch.zeros((geom.num_pairs, channels, *geom.length, 2), dtype=x.dtype)
+    return torch.zeros((geom.num_pairs, channels, *geom.length), dtype=x.dtype.to_complex())
 
 
 def _pack(maps: Tensor, geom: Geometry, packed: Tensor, *, halo: bool, conjugate: bool = False) -> Tensor:
     """Copy maps (N, c, H, W) into `packed`; `halo` adds the rows that a half needs of the other half."""
     packed = packed[:, : maps.shape[1]]
-    real, imaginary = packed[..., : geom.width, 0], packed[..., : geom.width, 1]
-    top, bottom = geom.top, geom.height - geom.top
+    inside = packed[..., : geom.width]
     if not geom.halves:
-        real[..., : geom.height, :] = maps[: geom.num_pairs]
-        second, rows = maps[geom.num_pairs :], geom.height
+        first, second, rows = maps[: geom.num_pairs], maps[geom.num_pairs :], geom.height
     else:
-        below = min(geom.reach[0], bottom) if halo else 0
-        real[..., : top + below, :] = maps[..., : top + below, :]
-        second, rows = maps[..., top:, :], bottom
-        if halo and bottom > 0:
-            above = min(geom.reach[0], top)
-            imaginary[..., geom.length[0] - above :, :] = maps[..., top - above : top, :]
-    if conjugate:
-        torch.neg(second, out=imaginary[..., :rows, :])
-    else:
-        imaginary[..., :rows, :] = second
-    return torch.view_as_complex(packed)
+        first, second, rows = maps, maps[..., geom.top :, :], geom.height - geom.top
+        parts = torch.view_as_real(inside)
+        # Rows of the upper half that have no counterpart below, then those that its kernels reach into.
+        last = geom.top + (min(geom.reach[0], rows) if halo else 0)
+        parts[..., rows:last, :, 0] = maps[..., rows:last, :]
+        if halo and rows > 0:
+            above = min(geom.reach[0], geom.top)
+            parts[..., geom.length[0] - above :, :, 1] = maps[..., geom.top - above : geom.top, :]
+    torch.complex(first[..., :rows, :], second.neg() if conjugate else second, out=inside[..., :rows, :])
+    return packed
 
 
 def _unpack(packed: Tensor, geom: Geometry, maps: Tensor, bias: Tensor | None) -> None:
