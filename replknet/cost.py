@@ -39,7 +39,8 @@ class Processor:
 
     Attributes:
         blocked_reach: Largest reach (K // 2) for which oneDNN has a fast kernel for contiguous maps.
-        slow_reaches: Reaches for which its kernel for channels_last maps is slow.
+        slow_reach: A reach for which its kernel for channels_last maps is slow, if the channels come in 32s; the next
+            larger one is faster.
     """
 
     contiguous: float
@@ -51,7 +52,7 @@ class Processor:
     weight_gradient_channels_last: float
     weight_gradient: float
     blocked_reach: int
-    slow_reaches: frozenset[int]
+    slow_reach: int | None = None
     fft: float = 8.6
     fft_channels_last: float = 10.0
     fft_kernel: float = 5.6
@@ -65,10 +66,10 @@ AVX512 = Processor(
     channels_last_slow=1 / 12,
     input_gradient=1 / 25,
     weight_gradient_3x3=1 / 12,
-    weight_gradient_channels_last=1 / 2.2,
+    weight_gradient_channels_last=1 / 3.0,
     weight_gradient=1 / 1.1,
     blocked_reach=6,
-    slow_reaches=frozenset({5, 6}),
+    slow_reach=6,
 )
 AVX2 = Processor(
     contiguous=1 / 26,
@@ -77,10 +78,9 @@ AVX2 = Processor(
     channels_last_slow=1 / 19,
     input_gradient=1 / 23,
     weight_gradient_3x3=1 / 9,
-    weight_gradient_channels_last=1 / 2.5,
+    weight_gradient_channels_last=1 / 3.0,
     weight_gradient=1 / 1.0,
     blocked_reach=4,
-    slow_reaches=frozenset(),
 )
 # oneDNN has no float64: PyTorch's own loop, far slower on channels_last maps, and transforms at half the speed.
 FLOAT64 = Processor(
@@ -93,7 +93,6 @@ FLOAT64 = Processor(
     weight_gradient_channels_last=4.5,
     weight_gradient=1.0,
     blocked_reach=10**9,
-    slow_reaches=frozenset(range(10**3)),
     fft=17.0,
     fft_channels_last=22.0,
     fft_kernel=11.0,
@@ -113,8 +112,12 @@ def processor(dtype: torch.dtype) -> Processor:
 
 def prefers_channels_last(reach: int, dtype: torch.dtype, channels_last: bool) -> bool:
     """Whether forward `conv2d` on maps that are (not) channels_last is faster after (before) conversion to it."""
-    cpu = processor(dtype)
-    return reach > cpu.blocked_reach or (channels_last and reach not in cpu.slow_reaches)
+    return reach > processor(dtype).blocked_reach or (channels_last and dtype != torch.float64)
+
+
+def is_slow(reach: int, channels: int, dtype: torch.dtype) -> bool:
+    """Whether a border of zeros round the kernels makes `conv2d` faster on channels_last maps."""
+    return reach == processor(dtype).slow_reach and channels % 32 == 0
 
 
 def meeting_taps(size: int, reach: int) -> float:
@@ -135,34 +138,39 @@ class Plan:
     output: Way
     input_gradient: Way
     weight_gradient: Way
+    crops: bool
+    """Whether there are taps that never meet the map."""
 
 
 @lru_cache(maxsize=4096)
 def plan(
     shape: torch.Size, kernel: torch.Size, dtype: torch.dtype, channels_last: bool, threads: int, kept: bool = False
 ) -> Plan:
-    """The fastest ways for maps of `shape` (N, C, H, W), none of them 0, and kernels (C, 1, Kh, Kw) no wider
-    than the map can meet.
-    """
+    """The fastest ways for maps of `shape` (N, C, H, W), none of them 0, and kernels of shape (C, 1, Kh, Kw)."""
     num_images, channels, height, width = shape
-    geom = geometry(num_images, height, width, *kernel[2:])
+    sides = (min(kernel[2], 2 * height - 1), min(kernel[3], 2 * width - 1))
+    geom = geometry(num_images, height, width, *sides)
     cpu, reach = processor(dtype), max(geom.reach)
     values = num_images * channels * height * width
     multiply_adds = values * meeting_taps(height, geom.reach[0]) * meeting_taps(width, geom.reach[1])
-    lags = num_images * channels * kernel[2] * kernel[3]
+    lags = num_images * channels * sides[0] * sides[1]
     points = channels * geom.length[0] * geom.length[1]
 
     wide = reach > cpu.blocked_reach
     if channels_last:
-        own_output = cpu.channels_last_slow if reach in cpu.slow_reaches else cpu.channels_last
+        own_output = cpu.channels_last_slow if is_slow(reach, channels, dtype) else cpu.channels_last
     else:
         own_output = cpu.contiguous_wide if wide else cpu.contiguous
     own_weight = cpu.weight_gradient_channels_last if channels_last and not wide else cpu.weight_gradient
+    if not channels_last and max(height, width) <= 14:
+        own_weight /= 1.5
     if reach <= 1:
         own_weight = cpu.weight_gradient_3x3
-    convert = prefers_channels_last(reach, dtype, channels_last) != channels_last
-    direct = multiply_adds * (cpu.channels_last if wide else min(own_output, cpu.contiguous))
-    direct += 2 * values * cpu.moved * convert
+    wanted = prefers_channels_last(reach, dtype, channels_last)
+    direct = multiply_adds * (cpu.channels_last if wanted else cpu.contiguous)
+    if wanted and is_slow(reach, channels, dtype):
+        direct *= ((2 * reach + 3) / (2 * reach + 1)) ** 2
+    direct += 2 * values * cpu.moved * (wanted != channels_last)
     # The weight gradient as a forward convolution: every map of every image is a channel, its gradient the kernel.
     swapped = inf
     if height * width <= LARGEST_SWAPPED_MAP:
@@ -183,7 +191,8 @@ def plan(
 
     return Plan(
         output=fastest(multiply_adds * own_output, direct),
-        input_gradient=fastest(multiply_adds * cpu.input_gradient, direct),
+        input_gradient=fastest(multiply_adds * cpu.input_gradient, direct if wide else inf),
         # oneDNN's weight gradient multiplies by the zeros outside the map as well.
-        weight_gradient=fastest(values * kernel[2] * kernel[3] * own_weight, swapped),
+        weight_gradient=fastest(values * sides[0] * sides[1] * own_weight, swapped),
+        crops=sides != (kernel[2], kernel[3]),
     )

@@ -22,6 +22,7 @@ from replknet.cost import (
     LARGEST_SWAPPED_MAP,
     Plan,
     Way,
+    is_slow,
     keeps_spectrum,
     plan,
     prefers_channels_last,
@@ -30,6 +31,8 @@ from replknet.inference import PackedWeight, is_plain_inference
 
 Method = Literal["auto", "direct", "fft"]
 METHODS = ("auto", "direct", "fft")
+NARROW = 9
+"""Side of the kernels up to which nothing beats conv2d but in the weight gradient, whatever the shape and layout."""
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, method: Method = "auto") -> Tensor:
@@ -136,38 +139,53 @@ class SpectrumCache:
 def _depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, method: Method, cache: SpectrumCache | None
 ) -> Tensor:
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
-    if x.ndim != 4 or weight.shape[:2] != (x.shape[1], 1) or weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+    kernel = weight.shape
+    if len(kernel) != 4 or x.ndim != 4 or kernel[0] != x.shape[1] or kernel[1] != 1 or not kernel[2] & kernel[3] & 1:
         raise ValueError(
             f"weight of shape {tuple(weight.shape)} and x of shape {tuple(x.shape)}: expected x of shape (N, C, H, W) "
             "and weight of shape (C, 1, Kh, Kw) with odd Kh and Kw"
         )
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
+    # These lines are most of what a small call costs beyond conv2d.
+    trains = torch.is_grad_enabled()
+    if not x.is_cpu or (
+        method == "auto"
+        and kernel[2] <= NARROW
+        and kernel[3] <= NARROW
+        and x.dtype is not torch.float64
+        and not (trains and weight.requires_grad)
+    ):
+        return _conv2d(x, weight, bias)
+    if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if (
-        x.device.type != "cpu"
-        or x.dtype != weight.dtype
-        or not x.dtype.is_floating_point
-        or torch.compiler.is_exporting()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    ):
-        return _conv2d(x, weight, bias)
-    height, width = x.shape[2:]
-    if height and width and (weight.shape[2] > 2 * height - 1 or weight.shape[3] > 2 * width - 1):
-        weight = _meeting_taps(weight, height, width)
     if torch.compiler.is_compiling():
-        out: Tensor = torch.ops.replknet.depthwise_conv2d(x, weight, bias, method)
+        if torch.compiler.is_exporting():
+            return _conv2d(x, weight, bias)
+        out: Tensor = torch.ops.replknet.depthwise_conv2d(x, _meeting_taps(weight, *x.shape[2:]), bias, method)
         return out
+    if x.dtype != weight.dtype or not x.dtype.is_floating_point or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return _conv2d(x, weight, bias)
     ways = _ways(x, weight, method, cache is not None)
-    if ways is None or (
-        ways.output == "native"
-        and not (torch.is_grad_enabled() and _leaves_native(ways, x.requires_grad, weight.requires_grad))
+    if ways is None:
+        return _conv2d(x, weight, bias)
+    leaves_native = ways.output != "native" or (
+        trains
+        and (
+            (x.requires_grad and ways.input_gradient != "native")
+            or (weight.requires_grad and ways.weight_gradient != "native")
+        )
+    )
+    # For channels_last maps, oneDNN skips the taps that never meet them by itself, but not in the weight gradient.
+    if ways.crops and (
+        leaves_native or (trains and weight.requires_grad) or spectral.layout(x) is torch.contiguous_format
     ):
+        weight = _meeting_taps(weight, *x.shape[2:])
+    if not leaves_native:
         return _conv2d(x, weight, bias)
     keep = (False, False)
-    if torch.is_grad_enabled() and ways.output == "fft":
+    if trains and ways.output == "fft":
         keep = (
             x.requires_grad and ways.input_gradient == "fft",
             weight.requires_grad and ways.weight_gradient == "fft" and x.shape[0] % 2 == 0,
@@ -177,21 +195,17 @@ def _depthwise_conv2d(
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2), groups=weight.shape[0])
+    kernel = weight.shape
+    return torch.conv2d(x, weight, bias, 1, (kernel[2] // 2, kernel[3] // 2), 1, kernel[0])
 
 
 def _meeting_taps(weight: Tensor, height: int, width: int) -> Tensor:
-    """The centre of kernels that are wider than the map can meet: a view."""
-    rows, columns = (
-        max(0, (side + 1) // 2 - size) for side, size in zip(weight.shape[2:], (height, width), strict=True)
-    )
-    return weight[..., rows : weight.shape[2] - rows, columns : weight.shape[3] - columns]
-
-
-def _leaves_native(ways: Plan, input_gradient: bool, weight_gradient: bool) -> bool:
-    return (input_gradient and ways.input_gradient != "native") or (
-        weight_gradient and ways.weight_gradient != "native"
-    )
+    """The centre of kernels that are wider than a map of that size can meet."""
+    rows = max(0, (weight.shape[2] + 1) // 2 - max(1, height))
+    columns = max(0, (weight.shape[3] + 1) // 2 - max(1, width))
+    if rows == columns == 0:
+        return weight
+    return weight[..., rows : weight.shape[2] - rows, columns : weight.shape[3] - columns].contiguous()
 
 
 def _ways(x: Tensor, weight: Tensor, method: str, kept: bool = False) -> Plan | None:
@@ -201,7 +215,7 @@ def _ways(x: Tensor, weight: Tensor, method: str, kept: bool = False) -> Plan | 
     if method == "auto":
         return plan(*_key(x, weight), kept)
     way: Way = "fft" if method == "fft" else "direct"
-    return Plan(way, way, way)
+    return Plan(way, way, way, crops=True)
 
 
 def _key(x: Tensor, weight: Tensor) -> tuple[torch.Size, torch.Size, torch.dtype, bool, int]:
@@ -253,7 +267,10 @@ def _direct(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     # Half precision goes through float32 here: oneDNN's kernels for it are slow or, for some shapes, never return.
     out_layout, dtype = spectral.layout(x), x.dtype
     x, weight, bias = _at_least_float32(x), _at_least_float32(weight), _at_least_float32(bias)
-    wanted = prefers_channels_last(max(weight.shape[2:]) // 2, x.dtype, out_layout is torch.channels_last)
+    reach = max(weight.shape[2:]) // 2
+    wanted = prefers_channels_last(reach, x.dtype, out_layout is torch.channels_last)
+    if wanted and is_slow(reach, x.shape[1], x.dtype):
+        weight = F.pad(weight, (1, 1, 1, 1))
     x = x.contiguous(memory_format=torch.channels_last if wanted else torch.contiguous_format)
     return _conv2d(x, weight, bias).to(dtype).contiguous(memory_format=out_layout)
 
