@@ -136,8 +136,8 @@ def network(
     """RepLKNet-31B at work.
 
     Args:
-        variant: "replknet"; "nn.Conv2d", the network from plain layers, as the official code runs on a CPU; "without
-            large convolutions", in which they are identities; "onnxruntime" or "openvino".
+        variant: "replknet"; "nn.Conv2d", the network from plain layers, as the official code runs on a CPU, or "nn.Conv2d,
+            channels_last"; "without large convolutions", in which they are identities; "onnxruntime" or "openvino".
         task: "inference" (re-parameterised), "erf" (gradient of the central unit of the last map with respect to the
             image, weights frozen) or "train" (forward, backward and AdamW).
         size: Side of the images.
@@ -158,8 +158,14 @@ def network(
         model = replknet.reparameterize(model)
     if variant in ("onnxruntime", "openvino"):
         return _exported(model, images, variant, threads)
-    if variant == "nn.Conv2d":
+    if variant.startswith("nn.Conv2d"):
         _replace(model, lambda layer: _plain(layer) if isinstance(layer, DepthwiseConv2d | PointwiseConv2d) else layer)
+        # The network would choose the layout itself; these are the two that a user can give to the official code.
+        layout = torch.channels_last if variant.endswith("channels_last") else torch.contiguous_format
+        model.to(memory_format=layout)
+        model.get_submodule("stem.0").register_forward_pre_hook(
+            lambda _, inputs: (inputs[0].contiguous(memory_format=layout),)
+        )
     elif variant != "replknet":
         _replace(model, lambda layer: nn.Identity() if isinstance(layer, ReparamLargeKernelConv) else layer)
     if task == "inference":
@@ -177,7 +183,7 @@ def network(
 
 def network_cases(task: str, sizes: Sequence[int], batches: Sequence[int], threads: int) -> Iterator[Case]:
     """The cases of one task; training and inference also compare the network's kernels with 3x3 ones."""
-    variants: tuple[str, ...] = ("replknet", "nn.Conv2d", "without large convolutions")
+    variants: tuple[str, ...] = ("replknet", "nn.Conv2d", "nn.Conv2d, channels_last", "without large convolutions")
     if task == "inference":
         variants += ("onnxruntime", "openvino")
     for size in sizes:
