@@ -136,7 +136,7 @@ def network(
     """RepLKNet-31B at work.
 
     Args:
-        variant: "replknet"; "nn.Conv2d", the network from plain layers, as the official code runs on a CPU, or "nn.Conv2d,
+        variant: "replknet"; "nn.Conv2d", the network from plain layers, as the official code runs; "nn.Conv2d,
             channels_last"; "without large convolutions", in which they are identities; "onnxruntime" or "openvino".
         task: "inference" (re-parameterised), "erf" (gradient of the central unit of the last map with respect to the
             image, weights frozen) or "train" (forward, backward and AdamW).
