@@ -128,8 +128,8 @@ class RepLKNet(Classifier):
         return self.forward_head(self.forward_features(x))
 
     def _forward_stem(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not self.training and not torch.is_grad_enabled():
-            # The layout that oneDNN's inference kernels and the matrix products of the 1x1 convolutions want.
+        if x.device.type == "cpu" and not self.training:
+            # The layout that oneDNN's kernels and the matrix products of the 1x1 convolutions want.
             x = x.contiguous(memory_format=torch.channels_last)
         for layer in self.stem:
             x = layer(x)

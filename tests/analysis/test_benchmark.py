@@ -1,0 +1,85 @@
+"""The benchmarks run, compare what they say and leave a table that other tools read."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from analysis import benchmark, plots
+
+
+def test_contenders_of_a_case_compute_the_same() -> None:
+    shape = (2, 4, 12, 9)
+    directions: tuple[benchmark.Direction, ...] = ("forward", "input", "weight", "both")
+    for direction in directions:
+        results: list[tuple[Any, ...]] = []
+        for library, channels_last in (("replknet", False), ("replknet", True), ("conv2d", False)):
+            found: Any = benchmark.convolution(library, shape, direction, channels_last, torch.get_num_threads())()
+            results.append((found,) if isinstance(found, torch.Tensor) else found)
+        for other in results[1:]:
+            for tensor, expected in zip(other, results[0], strict=True):
+                torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_compare_times_every_contender_and_names_what_is_missing() -> None:
+    cases = [
+        benchmark.Case(
+            {"size": 8},
+            [
+                benchmark.Contender(name, name, benchmark.convolution, {**arguments, "library": library})
+                for name, library in (("ours", "replknet"), ("theirs", "conv2d"))
+                for arguments in [
+                    {"shape": (1, 2, 8, 5), "direction": "both", "channels_last": False, "threads": 1},
+                ]
+            ]
+            + [benchmark.Contender("absent", "absent", _absent, {})],
+        )
+    ]
+    seen: list[tuple[int, int]] = []
+    table = benchmark.compare(cases, repeats=3, seconds=5, progress=lambda *state: seen.append(state))
+    assert list(table["contender"]) == ["ours", "theirs", "absent"]
+    assert list(table["rounds"].dropna()) == [3, 3]
+    assert table["ratio"][0] == 1
+    assert table["ratio"][1] == pytest.approx(table["median_ms"][1] / table["median_ms"][0])
+    assert table["note"][2] == "not installed: no_such_library"
+    assert seen == [(0, 1), (1, 1)]
+    assert len(plots.plot_benchmark(table).lines) == 2
+
+
+def _absent() -> benchmark.Call:
+    raise ImportError(name="no_such_library")
+
+
+def test_suites_hold_the_cases_of_the_issue() -> None:
+    counts = {suite: len(list(benchmark.convolution_cases(suite, 2))) for suite in ("headline", "grid", "paper")}
+    assert counts == {"headline": 6, "grid": 4 * 5 * 10 * 3, "paper": 3 * 14}
+
+
+def test_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from analysis.cli import main; main()", "bench", "conv", "--suite"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    bad = subprocess.run([*command, "winograd"], capture_output=True, text=True, env=environment)
+    assert bad.returncode == 2
+    assert bad.stderr.strip() == "Error: --suite=winograd: expected headline, grid or paper"
+    (tmp_path / "conv-paper.csv").write_text("kept")
+    taken = subprocess.run([*command, "paper", "--out", str(tmp_path)], capture_output=True, text=True, env=environment)
+    assert taken.returncode == 2
+    assert "conv-paper.csv is there already" in taken.stderr
+    assert (tmp_path / "conv-paper.csv").read_text() == "kept"
+
+
+def test_plot_by_kernel_has_a_line_per_contender_and_size() -> None:
+    rows = [
+        {"size": size, "kernel": kernel, "contender": name, "median_ms": float(kernel)}
+        for size in (16, 32)
+        for kernel in range(3, 19, 2)
+        for name in ("a", "b")
+    ]
+    ax = plots.plot_benchmark(pd.DataFrame(rows).assign(images=1, channels=2, direction="forward"))
+    assert len(ax.lines) == 4
+    assert ax.get_xscale() == ax.get_yscale() == "log"
