@@ -65,7 +65,7 @@ def test_command_line(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     bad = subprocess.run([*command, "winograd"], capture_output=True, text=True, env=environment)
     assert bad.returncode == 2
-    assert bad.stderr.strip() == "Error: --suite=winograd: expected headline, grid or paper"
+    assert bad.stderr.strip() == "replknet: --suite=winograd: expected headline, grid or paper"
     (tmp_path / "conv-paper.csv").write_text("kept")
     taken = subprocess.run([*command, "paper", "--out", str(tmp_path)], capture_output=True, text=True, env=environment)
     assert taken.returncode == 2
