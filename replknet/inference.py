@@ -33,7 +33,8 @@ class PackedWeight:
 def is_plain_inference(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether operators without gradients can stand in: evaluation mode, float32, and a plain call on a CPU."""
     return (
-        not layer.training
+        not torch.compiler.is_compiling()  # first: the compiler reads no further
+        and not layer.training
         and not torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.dtype == layer.weight.dtype == torch.float32
@@ -41,9 +42,13 @@ def is_plain_inference(layer: nn.Conv2d, x: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and not torch.is_autocast_enabled("cpu")
         and not torch.is_inference(layer.weight)
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not is_in_torch_dispatch_mode()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(layer.weight)
+        and not is_transformed(x)
+        and not is_transformed(layer.weight)
     )
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Whether `torch.func` maps over or differentiates this tensor; never while compiling, where it cannot be asked."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint as recompute_in_backward
 from replknet import checkpoints, reparam
 from replknet.blocks import Classifier, ConvBN, ConvFFN, RepLKBlock
 from replknet.config import PRESETS, RepLKNetConfig
+from replknet.inference import is_transformed
 
 
 class Stage(nn.Module):
@@ -128,7 +129,7 @@ class RepLKNet(Classifier):
         return self.forward_head(self.forward_features(x))
 
     def _forward_stem(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not self.training:
+        if x.is_cpu and not self.training and not is_transformed(x):
             # The layout that oneDNN's kernels and the matrix products of the 1x1 convolutions want.
             x = x.contiguous(memory_format=torch.channels_last)
         for layer in self.stem:

@@ -48,7 +48,11 @@ def transform_length(minimum: int) -> int:
 
 def layout(x: Tensor) -> torch.memory_format:
     """channels_last for maps that are so and not contiguous as well; contiguous for all others."""
-    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+    if (
+        not x.is_contiguous()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)  # vmap cannot tell
+        and x.is_contiguous(memory_format=torch.channels_last)
+    ):
         return torch.channels_last
     return torch.contiguous_format
 
