@@ -193,8 +193,9 @@ def _bench(
 ) -> None:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        if (out / f"{name}.csv").exists():
-            raise FileExistsError(f"--out={out}: {name}.csv is there already; choose another folder")
+        for suffix in ("csv", "json", "png", "pdf"):
+            if (out / f"{name}.{suffix}").exists():
+                raise FileExistsError(f"--out={out}: {name}.{suffix} is there already; choose another folder")
     with _progress(f"bench {name}") as progress:
         table = benchmark.compare(cases, repeats=rounds, seconds=seconds, progress=progress)
     record = benchmark.environment(threads)

@@ -1,10 +1,11 @@
 """Which way of computing a depthwise convolution is fastest on this processor: a cost model; nothing is ever timed.
 
 Every way is bound by arithmetic in the cache, so its time is a count (multiply-adds that meet the map, points of the
-transforms, values moved between layouts) times a constant. The constants were measured per instruction set (see
-`benchmarks/`); between processors with one instruction set it is mostly the clock that differs, which scales all ways
-alike and leaves the choice as it is. The model is a pure function of shapes, layout, instruction set and number of
-threads, so the choice is the same in every call and every run, and costs no first call.
+transforms, values moved between layouts) times a constant. The constants were measured per instruction set on one
+processor (those of AVX2 with the processor restricted to it); between processors with one instruction set it is mostly
+the clock that differs, which scales all ways alike and leaves the choice as it is. The model is a pure function of
+shapes, layout, instruction set and number of threads, so the choice is the same in every call and every run, and costs
+no first call.
 """
 
 from dataclasses import dataclass

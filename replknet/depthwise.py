@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from replknet import spectral
 from replknet.cost import (
+    HALF,
     LARGEST_SAVED_SPECTRUM,
     LARGEST_SWAPPED_MAP,
     Plan,
@@ -279,10 +280,10 @@ def _direct_lags(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     """Weight gradient as a forward convolution in which every map of every image is a channel of its own."""
     num_images, channels, height, width = x.shape
     reach = (weight.shape[2] // 2, weight.shape[3] // 2)
-    maps = _at_least_float32(x).reshape(1, num_images * channels, height, width)
+    maps = x.reshape(1, num_images * channels, height, width)
     if prefers_channels_last(max(reach), maps.dtype, False):
         maps = maps.contiguous(memory_format=torch.channels_last)
-    kernels = _at_least_float32(grad).reshape(num_images * channels, 1, height, width)
+    kernels = grad.reshape(num_images * channels, 1, height, width)
     lags = F.conv2d(maps, kernels, padding=reach, groups=num_images * channels)
     return lags.reshape(num_images, channels, *lags.shape[2:]).sum(0)[:, None].to(weight.dtype)
 
@@ -333,8 +334,12 @@ def _gradients(
     if input_gradient and grad_input is None:
         grad_input = _direct(grad, weight.flip(2, 3))
     if weight_gradient and grad_weight is None:
-        small = grad.shape[2] * grad.shape[3] <= LARGEST_SWAPPED_MAP
-        grad_weight = _direct_lags(x, grad, weight) if small else _native_gradients(grad, x, weight, (False, True))[1]
+        grad32, x32, weight32 = _at_least_float32(grad), _at_least_float32(x), _at_least_float32(weight)
+        if grad.shape[2] * grad.shape[3] <= LARGEST_SWAPPED_MAP:
+            grad_weight = _direct_lags(x32, grad32, weight)
+        else:
+            found_weight = _native_gradients(grad32, x32, weight32, (False, True))[1]
+            grad_weight = None if found_weight is None else found_weight.to(weight.dtype)
     return grad_input, grad_weight
 
 
@@ -349,7 +354,7 @@ def _native_gradients(
 
 
 def _at_least_float32(x: Any) -> Any:
-    return x.float() if x is not None and x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.float() if x is not None and x.dtype in HALF else x
 
 
 # Differentiation in eager mode -------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Two real maps are packed into one complex map, z = a + ib: a depthwise convoluti
 real and the imaginary part of the result are the two results, and one complex transform serves both without any
 untangling. The two maps are two images of the batch, or, in a batch of odd length, the upper and the lower half of one
 image, each with the rows of the other half that its kernel reaches. Only lags up to (K - 1) // 2 are wanted, so a
-transform of length H + (K - 1) // 2 holds all of them without wrapping; no output row is ever computed to be cut away.
+transform of length H + (K - 1) // 2 (for halves, H / 2 + K - 1) holds all of them without wrapping.
 
 Convolution means cross-correlation here, as in `torch.nn.functional.conv2d`. Nothing in this module is differentiable.
 """

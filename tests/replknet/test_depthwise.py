@@ -127,8 +127,12 @@ def test_the_map_is_kept_only_for_the_weight_gradient() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_as_exact_as_its_rounding(method: Method, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_half_precision_is_as_exact_as_its_rounding(
+    method: Method, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
     x, weight, grad = random(2, 4, 40, 40, dtype=dtype), random(4, 1, 31, 31, dtype=dtype), random(2, 4, 40, 40)
+    x, grad = x.contiguous(memory_format=memory_format), grad.contiguous(memory_format=memory_format)
     found = with_gradients(lambda x, weight: depthwise_conv2d(x, weight, method=method), x, weight, grad.to(dtype))
     exact = with_gradients(reference, x.double(), weight.double(), grad.to(dtype).double())
     for tensor, expected in zip(found, exact, strict=True):
