@@ -23,7 +23,7 @@ in its best layout. fft: `replknet.spectral`."""
 
 MARGIN = 1.25
 """What another way than PyTorch's own must promise, to make good for the model's errors."""
-DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 150e3
+DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 250e3
 """Nanoseconds that a call loses by leaving PyTorch's own path."""
 LARGEST_KEPT_SPECTRUM = 64 * 2**20
 """Bytes of the largest kernel spectrum that a layer keeps between calls."""
@@ -56,7 +56,7 @@ class Processor:
     slow_reach: int | None = None
     fft: float = 8.6
     fft_channels_last: float = 10.0
-    fft_kernel: float = 5.6
+    fft_kernel: float = 3.9
     moved: float = 2.0
 
 
@@ -96,7 +96,7 @@ FLOAT64 = Processor(
     blocked_reach=10**9,
     fft=17.0,
     fft_channels_last=22.0,
-    fft_kernel=11.0,
+    fft_kernel=7.5,
     moved=4.0,
 )
 

@@ -9,6 +9,7 @@ Each is computed by whichever of FFT and conv2d the cost model (`replknet.cost`)
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -158,10 +159,18 @@ def _depthwise_conv2d(
         and not (trains and weight.requires_grad)
     ):
         return _conv2d(x, weight, bias)
-    if torch.is_autocast_enabled("cpu"):
+    autocast, compiling = torch.is_autocast_enabled("cpu"), torch.compiler.is_compiling()
+    if (
+        not (trains or autocast or compiling)
+        and method == "auto"
+        and x.dtype is weight.dtype
+        and _is_plain(x.shape, x.stride(), kernel, x.dtype, torch.get_num_threads(), cache is not None)
+    ):
+        return _conv2d(x, weight, bias)
+    if autocast:
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if torch.compiler.is_compiling():
+    if compiling:
         if torch.compiler.is_exporting():
             return _conv2d(x, weight, bias)
         out: Tensor = torch.ops.replknet.depthwise_conv2d(x, _meeting_taps(weight, *x.shape[2:]), bias, method)
@@ -198,6 +207,18 @@ def _depthwise_conv2d(
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     kernel = weight.shape
     return torch.conv2d(x, weight, bias, 1, (kernel[2] // 2, kernel[3] // 2), 1, kernel[0])
+
+
+@lru_cache(maxsize=4096)
+def _is_plain(
+    shape: torch.Size, strides: tuple[int, ...], kernel: torch.Size, dtype: torch.dtype, threads: int, kept: bool
+) -> bool:
+    """Whether the output is best had from `conv2d` on the tensors as they are; one lookup is all that a call pays."""
+    if 0 in shape or not dtype.is_floating_point:
+        return True
+    channels_last = spectral.layout(torch.empty_strided(shape, strides, device="meta")) is torch.channels_last
+    chosen = plan(shape, kernel, dtype, channels_last, threads, kept)
+    return chosen.output == "native" and (channels_last or not chosen.crops)
 
 
 def _meeting_taps(weight: Tensor, height: int, width: int) -> Tensor:
@@ -382,7 +403,10 @@ class _Correlate(Function):
             return None, None, None, None
         x, weight, *spectra = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        grad_input, grad_weight = _Gradients.apply(grad, x, weight, wanted[0], wanted[1], ctx.settings, spectra)
+        # A Function costs about 50 us; only a derivative of the gradients, or a transform of torch.func, needs one.
+        differentiable = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        gradients = _Gradients.apply if differentiable else _Gradients.forward
+        grad_input, grad_weight = gradients(grad, x, weight, wanted[0], wanted[1], ctx.settings, spectra)
         return grad_input, grad_weight, grad.sum((0, 2, 3)) if wanted[2] else None, None
 
     @staticmethod

@@ -32,18 +32,25 @@ def _retain_freed_memory() -> None:
 
 @lru_cache(maxsize=1024)
 def transform_length(minimum: int) -> int:
-    """The smallest even length of at least `minimum` without a prime factor above 7 (1 for a single pixel)."""
+    """The smallest fast length of at least `minimum` (1 for a single pixel).
+
+    Fast are, as measured with MKL, multiples of 4 without a prime factor above 11 and small even numbers without one
+    above 7; a multiple of 2 alone costs about a quarter more per point.
+    """
     if minimum <= 1:
         return 1
     length = minimum + minimum % 2
-    while True:
-        rest = length
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return length
+    while not (_is_smooth(length, 11) if length % 4 == 0 else length <= 42 and _is_smooth(length, 7)):
         length += 2
+    return length
+
+
+def _is_smooth(number: int, largest: int) -> bool:
+    """Whether it has no prime factor above `largest`."""
+    for factor in range(2, largest + 1):
+        while number % factor == 0:
+            number //= factor
+    return number == 1
 
 
 def layout(x: Tensor) -> torch.memory_format:
@@ -114,7 +121,8 @@ def kernel_spectrum(weight: Tensor, geom: Geometry) -> Tensor:
     for row_to, row_from in rows:
         for column_to, column_from in columns:
             rolled[:, row_to, column_to] = taps[:, row_from, column_from]
-    spectrum: Tensor = torch.fft.fft2(rolled)
+    # What `torch.fft.fft2` returns for them, which would make them complex first and take twice the time.
+    spectrum: Tensor = torch.ops.aten._fft_r2c(rolled, (1, 2), 0, False)
     return spectrum
 
 

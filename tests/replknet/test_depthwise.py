@@ -317,7 +317,9 @@ def test_refuses(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], method
 
 
 def test_transform_lengths_hold_the_lags_and_are_smooth() -> None:
-    assert [spectral.transform_length(n) for n in (1, 2, 27, 43, 71, 271)] == [1, 2, 28, 48, 72, 280]
+    assert [spectral.transform_length(n) for n in (1, 2, 15, 27, 41, 43, 69, 86, 271)] == [
+        *(1, 2, 16, 28, 42, 44, 72, 88, 280)
+    ]
 
 
 def test_the_plan_follows_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
