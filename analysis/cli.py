@@ -339,6 +339,9 @@ def _measure_all(
     for item in loaded:
         own_images = images.normalized_by(mean or item.mean, std or item.std)
         for layer in layers:
+            module = item.module
+            if layer is None and isinstance(module, replknet.RepLKNet):
+                module = replknet.reparameterize(module)  # the same map in less time; inner layers keep their names
             label = item.name if layer is None else f"{item.name}, {layer}"
             target = out / re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-")
             if (target / "result.json").is_file():
@@ -346,7 +349,7 @@ def _measure_all(
                 continue
             with _progress(label) as progress:
                 result = effective_receptive_field(
-                    item.module,
+                    module,
                     own_images,
                     protocol=protocol,  # type: ignore[arg-type]
                     layer=layer,
