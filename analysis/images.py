@@ -17,7 +17,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GENERATED = "generated dead leaves"
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class ImageSet(Sequence[Tensor]):
         """One image before normalisation, shape (3, H, W), in [0, 1]."""
         if not self.paths:
             return dead_leaves(self.size, seed=self.seed, index=index)
-        image = _read_rgb(self.paths[index]).resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC)
+        image = read_rgb(self.paths[index]).resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC)
         pixels: NDArray[np.float32] = np.multiply(np.asarray(image).transpose(2, 0, 1), 1 / 255, dtype=np.float32)
         return pixels
 
@@ -124,7 +124,7 @@ def load_images(
             break
         name = str(path.relative_to(root) if root else path)
         try:
-            _read_rgb(path)
+            read_rgb(path)
             hashes_used.append(hashlib.sha256(path.read_bytes()).hexdigest())
             used.append(path)
         except ImageError as error:
@@ -162,7 +162,12 @@ class ImageError(Exception):
     """A file that cannot be used as an image; the message is the reason."""
 
 
-def _read_rgb(path: Path) -> Image.Image:
+def read_rgb(path: Path) -> Image.Image:
+    """One image file as RGB, upright.
+
+    Raises:
+        ImageError: If it is missing, corrupt or no image.
+    """
     try:
         with Image.open(path) as file:
             file.load()
@@ -170,7 +175,7 @@ def _read_rgb(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise ImageError("no such file") from None
     except UnidentifiedImageError:
-        kind = "corrupt" if path.suffix.lower() in _SUFFIXES else "not an image"
+        kind = "corrupt" if path.suffix.lower() in IMAGE_SUFFIXES else "not an image"
         raise ImageError(kind) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"corrupt ({error})") from None

@@ -17,7 +17,7 @@ from analysis.erf import ErfResult
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DECADES = 4
 
 
@@ -37,7 +37,8 @@ def paper_style() -> Iterator[None]:
         yield
 
 
-def _axes(ax: Axes | None) -> Axes:
+def axes_or_new(ax: Axes | None) -> Axes:
+    """`ax`, or the only axes of a new figure of column width."""
     return Figure(figsize=(3.4, 3.0), layout="constrained").add_subplot() if ax is None else ax
 
 
@@ -46,7 +47,7 @@ def plot_erf(result: ErfResult, *, ax: Axes | None = None, thresholds: Sequence[
 
     The colour scale is the same for every result, so panels can be compared.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     height, width = result.map_size
     magnitude = np.abs(result.mean_map)
     peak = magnitude.max() or 1.0
@@ -73,7 +74,7 @@ def plot_erf(result: ErfResult, *, ax: Axes | None = None, thresholds: Sequence[
 
 def plot_contribution(results: Sequence[ErfResult], *, ax: Axes | None = None) -> Axes:
     """Share of the gradient inside growing squares, against the side of a square of equal area."""
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     for index, result in enumerate(results):
         areas, shares = result.contribution_curve()
         ax.plot(
@@ -93,7 +94,7 @@ def plot_contribution(results: Sequence[ErfResult], *, ax: Axes | None = None) -
 
 def plot_growth(results: Sequence[ErfResult], *, ax: Axes | None = None) -> Axes:
     """Root mean square radius of the layers of one or several models, in the order given."""
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     layers = list(dict.fromkeys(result.layer for result in results))
     for index, model in enumerate(dict.fromkeys(result.model for result in results)):
         own = [result for result in results if result.model == model]
@@ -133,7 +134,7 @@ def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     The horizontal axis is the kernel size where it varies in the table, with one line per map size and contender;
     otherwise the number of the case.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     timed = table.dropna(subset=["median_ms"])
     lines = ["contender"]
     by_kernel = "kernel" in timed and len(set(timed["kernel"])) > 6
@@ -149,7 +150,7 @@ def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             rows["kernel"] if by_kernel else rows["case"],
             rows["median_ms"],
             color=OKABE_ITO[number % len(OKABE_ITO)],
-            marker=_MARKERS[number % len(_MARKERS)],
+            marker=MARKERS[number % len(MARKERS)],
             markersize=3,
             linewidth=1 if by_kernel else 0,
             label=key[0] if rows.index[0] == timed.index[timed["contender"] == key[0]][0] else None,

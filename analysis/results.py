@@ -39,7 +39,7 @@ def save_result(
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         content = {"schema_version": SCHEMA_VERSION, "kind": kind, **fields}
-        (temporary / "result.json").write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
+        write_json(temporary / "result.json", content)
         np.savez(temporary / "arrays.npz", **arrays)  # type: ignore[arg-type]
         temporary.chmod(0o755)
         if directory.exists():
@@ -47,6 +47,11 @@ def save_result(
         os.replace(temporary, directory)  # noqa: PTH105
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Indented, with numbers that are not finite as Python's own reader takes them (NaN)."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
 
 
 def load_result(directory: str | PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

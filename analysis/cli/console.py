@@ -1,0 +1,151 @@
+"""What the commands share: reading options, claiming the output folder, progress and tables."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import replknet
+from analysis.models import LoadedModel, load_model, untrained_copy
+
+RUN_FILE = "run.json"
+
+
+def load_models(
+    specs: Sequence[str],
+    checkpoint: Path | None,
+    kernel_sizes: list[str] | None,
+    small_kernel: int | None,
+    pretrained: bool,
+    seed: int,
+    untrained: bool,
+) -> list[LoadedModel]:
+    kernels = [parse_kernels(text) for text in kernel_sizes] if kernel_sizes else [None]
+    loaded = []
+    for spec in specs:
+        ours = spec in replknet.PRESETS
+        for sizes in kernels if ours else [None]:
+            item = load_model(
+                spec,
+                checkpoint=checkpoint if ours else None,
+                kernel_sizes=sizes,
+                small_kernel=small_kernel if ours else None,
+                pretrained=pretrained,
+                seed=seed,
+            )
+            loaded.append(item)
+            if untrained:
+                loaded.append(untrained_copy(item, seed=seed))
+    if not any(spec in replknet.PRESETS for spec in specs):
+        for name, value in (
+            ("--checkpoint", checkpoint),
+            ("--kernel-sizes", kernel_sizes),
+            ("--small-kernel", small_kernel),
+        ):
+            if value is not None:
+                raise ValueError(f"{name}={value}: applies to RepLKNets only; none was named")
+    names = [item.name for item in loaded]
+    if len(set(names)) < len(names):
+        raise ValueError(f"model: {', '.join(names)} are not all different")
+    return loaded
+
+
+def claim(out: Path, settings: dict[str, Any], overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+    """Make OUT ours: new, or of the same run; another run's files, those that `is_ours`, go only when asked."""
+    record = out / RUN_FILE
+    normal = json.loads(json.dumps(settings))
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out={str(out)!r}: exists and is not a folder")
+    if record.is_file():
+        try:
+            known = json.loads(record.read_text())
+        except ValueError:
+            known = {}
+        if known == normal:
+            return
+        differing = [key for key, value in normal.items() if known.get(key) != value]
+        if not overwrite:
+            raise ValueError(
+                f"--out={str(out)!r}: holds another run, which differs in {', '.join(differing)}; "
+                "choose another folder or pass --overwrite"
+            )
+        for path in out.iterdir():
+            if path.is_dir() and is_ours(path):
+                shutil.rmtree(path)
+            elif is_ours(path):
+                path.unlink()
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"--out={str(out)!r}: holds files of something else; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(normal, indent=2) + "\n")
+
+
+@contextmanager
+def clear_errors_for_files() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"--out: cannot write ({error})") from error
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_table(table: Table) -> None:
+    """Wide enough for every column where the output is a file or a pipe."""
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"--size={text!r}: expected N or HxW in pixels")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_kernels(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--kernel-sizes={text!r}: expected odd numbers, one per stage, such as 31,29,27,13")
+    return tuple(int(part) for part in parts)
+
+
+def parse_numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or (name == "--std" and min(values) <= 0):
+        raise ValueError(f"{name}={text!r}: expected three numbers such as 0.485,0.456,0.406")
+    return values
+
+
+def parse_integers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"{name}={text}: expected positive whole numbers separated by commas")
+    return numbers

@@ -1,0 +1,296 @@
+"""`replknet shape-bias`."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from analysis.categories import AGGREGATIONS, IMAGENET, TIES, LabelMapping
+from analysis.cli.console import claim, clear_errors_for_files, load_models, parse_numbers, print_table, progress_bar
+from analysis.cue_conflict import StimulusSet, evaluate_shape_bias, fingerprint_of, load_stimuli, preprocessing_of
+from analysis.erf import hash_weights
+from analysis.models import LoadedModel
+from analysis.responses import read_observers, read_responses, write_responses
+from analysis.results import ResultError, write_json
+from analysis.shape_bias import (
+    CLUSTERS,
+    ESTIMATORS,
+    LOW_CONGRUENT_ACCURACY,
+    ShapeBiasOptions,
+    ShapeBiasResult,
+    compare_shape_bias,
+    consistency_table,
+    human_reference,
+)
+
+_RAW = "raw-responses"
+_TABLES = ("shape_bias", "decisions", "by_shape", "by_texture", "pairs", "confusion", "comparisons", "consistency")
+_FIGURES = ("shape_bias", "categories", "pairs", "confusion", "consistency")
+
+
+def shape_bias(
+    model: Annotated[
+        list[str],
+        typer.Argument(
+            help="replknet_31b, timm:NAME, torchvision:NAME, package.module:callable, or a CSV of raw responses"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for results, tables and figures.")],
+    stimuli: Annotated[
+        Path | None, typer.Option(help="Folder of stimuli named <shape><i>-<texture><j>, e.g. cat7-elephant1.png.")
+    ] = None,
+    humans: Annotated[Path | None, typer.Option(help="Folder of raw responses of people, one CSV each.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weight file of a RepLKNet.")] = None,
+    kernel_sizes: Annotated[
+        list[str] | None, typer.Option(help="Kernels of a RepLKNet, e.g. 31,29,27,13; may be given several times.")
+    ] = None,
+    small_kernel: Annotated[int | None, typer.Option(help="Parallel kernel of a RepLKNet; 0 for none.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Published weights of timm and torchvision models.")] = True,
+    aggregation: Annotated[str, typer.Option(help=f"{', '.join(AGGREGATIONS)}.")] = "mean-probability",
+    estimator: Annotated[str, typer.Option(help=f"{', '.join(ESTIMATORS)}.")] = "pooled",
+    cluster: Annotated[str, typer.Option(help=f"What the bootstrap draws: {', '.join(CLUSTERS)}.")] = "two-way",
+    tie: Annotated[str, typer.Option(help="Equal scores: the first category, or none (no response).")] = "first",
+    congruent: Annotated[str, typer.Option(help="Images with shape = texture: exclude or include.")] = "exclude",
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV with class_index and category, for models with other classes.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Input size in pixels that replaces the model's own.", min=1)] = None,
+    mean: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
+    std: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another run's tables in OUT; logits that fit are kept.")
+    ] = False,
+) -> None:
+    """Measure shape bias. The same command again resumes, or answers from the logits that are saved."""
+    for name, value, allowed in (
+        ("--aggregation", aggregation, AGGREGATIONS),
+        ("--tie", tie, TIES),
+        ("--cluster", cluster, CLUSTERS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}={value}: expected one of {', '.join(allowed)}")
+    options = ShapeBiasOptions(aggregation=aggregation, tie=tie, estimator=estimator, congruent=congruent)  # type: ignore[arg-type]
+    mapping = IMAGENET if labels is None else LabelMapping.from_csv(labels)
+    specs = [spec for spec in model if not spec.endswith(".csv")]
+    if specs and stimuli is None:
+        raise ValueError(f"--stimuli: {specs[0]} needs a folder of stimuli")
+    recorded = [read_responses(spec, categories=mapping.categories) for spec in model if spec.endswith(".csv")]
+    recorded = [result.with_options(**dataclasses.asdict(options)) for result in recorded]
+    people = [] if humans is None else read_observers(humans)
+    chosen = None if stimuli is None or not specs else load_stimuli(stimuli)
+    loaded = (
+        load_models(specs, checkpoint, kernel_sizes, small_kernel, pretrained, seed, untrained=False) if specs else []
+    )
+    names = [item.name for item in loaded] + [result.observer for result in recorded]
+    if len(set(names)) < len(names):
+        raise ValueError(f"model: {', '.join(names)} are not all different")
+    changes = {"mean": parse_numbers("--mean", mean), "std": parse_numbers("--std", std), "input_size": size}
+    keys = [_fingerprint(item, chosen, changes) for item in loaded]
+    settings = {
+        "models": [[item.name, key] for item, key in zip(loaded, keys, strict=True)],
+        "responses": [[result.observer, result.responses_hash()] for result in recorded],
+        "humans": [[human.observer, human.responses_hash()] for human in people],
+        "labels": [list(pair) for pair in mapping.indices],
+        "cluster": cluster,
+        **dataclasses.asdict(options),
+    }
+    with clear_errors_for_files():
+        claim(out, settings, overwrite, lambda path: _is_outdated(path, keys))
+        results = []
+        for item, key in zip(loaded, keys, strict=True):
+            if chosen is not None:
+                results.append(_evaluate(item, chosen, key, mapping, options, changes, batch_size, out))
+        results += recorded
+        _write_tables(results, people, out, cluster)
+        _write_figures(results, people, out, cluster)
+    notes = [note for item in loaded for note in item.notes]
+    if chosen is not None:
+        notes += chosen.notes
+    notes += [f"skipped {name}: {reason}" for name, reason in results[0].skipped]
+    _report(results, people, notes, out, cluster)
+
+
+def _fingerprint(item: LoadedModel, chosen: StimulusSet | None, changes: dict[str, Any]) -> str:
+    if chosen is None:
+        return ""
+    return fingerprint_of(hash_weights(item.module), preprocessing_of(item, **changes), chosen)
+
+
+def _is_outdated(path: Path, keys: Sequence[str]) -> bool:
+    """Whether an output of this command belongs to a run other than those with these fingerprints."""
+    if path.is_dir():
+        if path.name == _RAW:
+            return True
+        try:
+            return (path / "result.json").is_file() and ShapeBiasResult.load(path).fingerprint not in keys
+        except ResultError:
+            return True
+    return path.name == "summary.json" or (
+        path.suffix in (".csv", ".png", ".pdf") and any(path.stem.startswith(name) for name in (*_TABLES, *_FIGURES))
+    )
+
+
+def _file_name(observer: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", observer).strip("-")
+
+
+def _evaluate(
+    item: LoadedModel,
+    chosen: StimulusSet,
+    key: str,
+    mapping: LabelMapping,
+    options: ShapeBiasOptions,
+    changes: dict[str, Any],
+    batch_size: int,
+    out: Path,
+) -> ShapeBiasResult:
+    target = out / _file_name(item.name)
+    if (target / "result.json").is_file():
+        known = ShapeBiasResult.load(target)
+        if known.fingerprint == key:
+            renewed = known.with_mapping(mapping).with_options(**dataclasses.asdict(options))
+            if (renewed.options, renewed.mapping) != (known.options, known.mapping):
+                renewed.save(target, overwrite=True)
+            return renewed
+    with progress_bar(item.name) as progress:
+        result = evaluate_shape_bias(
+            item,
+            chosen,
+            mapping=mapping,
+            options=options,
+            batch_size=batch_size,
+            progress=progress,
+            partial=out / f"{target.name}.partial.npz",
+            **changes,
+        )
+    result.save(target, overwrite=True)
+    return result
+
+
+def _write_tables(
+    results: Sequence[ShapeBiasResult], people: Sequence[ShapeBiasResult], out: Path, cluster: Any
+) -> None:
+    everyone = [*results, *people]
+    tables = {
+        "shape_bias": pd.DataFrame([result.summary(cluster) for result in everyone]),
+        "decisions": pd.concat([result.decisions() for result in everyone]),
+        "by_shape": _labelled(everyone, lambda result: result.by_category("shape")),
+        "by_texture": _labelled(everyone, lambda result: result.by_category("texture")),
+        "pairs": _labelled(everyone, lambda result: result.pair_map()),
+        "confusion": _labelled(everyone, lambda result: result.confusion().reset_index()),
+    }
+    if any(result.num_images for result in results):
+        pairs = [(a, b) for index, a in enumerate(results) for b in results[index + 1 :]]
+        if pairs:
+            rows = [dataclasses.asdict(compare_shape_bias(a, b, cluster=cluster)) for a, b in pairs]
+            tables["comparisons"] = pd.DataFrame(rows)
+    if people:
+        tables["consistency"] = consistency_table([*results, *people], people)
+    for name, table in tables.items():
+        table.to_csv(out / f"{name}.csv", index=False)
+    (out / _RAW).mkdir(exist_ok=True)
+    for result in results:
+        write_responses(result, out / _RAW / f"cue-conflict_{_file_name(result.observer)}_session_1.csv")
+    summary: dict[str, Any] = {"observers": [result.summary(cluster) for result in everyone]}
+    if len(people) > 1:
+        summary["humans"] = dataclasses.asdict(human_reference(people))
+    write_json(out / "summary.json", summary)
+
+
+def _labelled(results: Sequence[ShapeBiasResult], view: Any) -> pd.DataFrame:
+    tables = []
+    for result in results:
+        table = view(result)
+        table.insert(0, "observer", result.observer)
+        tables.append(table)
+    return pd.concat(tables)
+
+
+def _write_figures(
+    results: Sequence[ShapeBiasResult], people: Sequence[ShapeBiasResult], out: Path, cluster: Any
+) -> None:
+    from matplotlib.figure import Figure
+
+    from analysis import plots
+    from analysis import shape_bias_plots as figures
+
+    def panel(width: float, height: float) -> Any:
+        return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+    with plots.paper_style():
+        made: dict[str, Any] = {}
+        if any(result.num_images for result in results):
+            made["shape_bias"] = figures.shape_bias_figure(results, humans=people, cluster=cluster)
+            rows = len(results) + bool(people)
+            made["categories"] = figures.plot_category_box(
+                results, humans=people, ax=panel(4.0, 0.7 + 0.4 * rows)
+            ).figure
+        for result in results:
+            suffix = "" if len(results) == 1 else f"_{_file_name(result.observer)}"
+            if result.num_images:
+                made[f"pairs{suffix}"] = figures.plot_pair_map(result, ax=panel(5.2, 4.6)).figure
+            made[f"confusion{suffix}"] = figures.plot_confusion(result, ax=panel(5.2, 4.6)).figure
+        if len(people) > 1:
+            table = consistency_table(results, people)
+            ax = panel(4.0, 1.3 + 0.5 * len(results))
+            made["consistency"] = figures.plot_consistency(table, human_reference(people), ax=ax).figure
+        for name, figure in made.items():
+            for suffix in ("png", "pdf"):
+                figure.savefig(out / f"{name}.{suffix}")
+
+
+def _report(
+    results: Sequence[ShapeBiasResult],
+    people: Sequence[ShapeBiasResult],
+    notes: Sequence[str],
+    out: Path,
+    cluster: Any,
+) -> None:
+    options = results[0].options
+    table = Table(
+        "observer", "shape bias [95 % interval]", "shape", "texture", "neither", "coverage", "congruent", "all"
+    )
+    for result in (*results, *people):
+        row = result.summary(cluster)
+        table.add_row(
+            result.observer,
+            f"{row['shape_bias']:.4f} [{row['low']:.3f}, {row['high']:.3f}]",
+            *(str(row[name]) for name in ("num_shape", "num_texture", "num_neither")),
+            *(f"{100 * row[name]:.1f} %" for name in ("coverage", "congruent_accuracy", "accuracy")),
+        )
+    print_table(table)
+    console = Console(stderr=True)
+    print_line = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    print_line(
+        f"Shape bias {options.estimator}, congruent images {options.congruent}d, bootstrap over {cluster} clusters; "
+        "coverage: images answered with shape or texture; congruent, all: answered with the shape."
+    )
+    if len(people) > 1:
+        reference = human_reference(people)
+        print_line(
+            f"People: {reference.num_shape} / {reference.num_texture} = {reference.shape_bias:.4f} pooled, "
+            f"{reference.shape_bias_range[0]:.4f} to {reference.shape_bias_range[1]:.4f} one by one; error consistency "
+            f"with each other {reference.kappa:.4f} (noise ceiling)."
+        )
+        means = consistency_table(results, people).groupby("first", sort=False)["kappa"].mean()
+        for observer, kappa in means.items():
+            print_line(f"{observer}: mean error consistency with people {kappa:.4f}")
+    for note in notes:
+        print_line(f"note: {note}")
+    for result in results:
+        if result.congruent_accuracy < LOW_CONGRUENT_ACCURACY:
+            print_line(
+                f"warning: {result.observer} names only {100 * result.congruent_accuracy:.1f} % of the images without "
+                "conflict correctly; its shape bias means little"
+            )
+        if not result.num_images:
+            print_line(f"note: no image of {result.observer} has a conflict of shape and texture: no shape bias")
+    typer.echo(f"results, tables and figures: {out}")

@@ -1,0 +1,385 @@
+"""Cue-conflict stimuli, and a network's answers to them."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from analysis.categories import IMAGENET, LabelMapping
+from analysis.erf import hash_weights
+from analysis.features import evaluation_mode
+from analysis.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD, ImageError, read_rgb
+from analysis.models import LoadedModel
+from analysis.shape_bias import ShapeBiasOptions, ShapeBiasResult, check_categories
+
+MANIFEST = "cue_conflict.sha256"
+_NAME = re.compile(r"(?P<shape>[A-Za-z]+)(?P<i>\d+)(?:-(?P<texture>[A-Za-z]+)(?P<j>\d+))?")
+_SECONDS_BETWEEN_STORES = 2.0
+
+
+class StimulusError(ValueError):
+    """Stimuli that cannot be what is meant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StimulusSet(Sequence[str]):
+    """Stimuli named `<shape><i>-<texture><j>.<ext>`, or `<shape><i>.<ext>` without a texture; in order of their names.
+
+    Tuples are parallel; `stimuli[k]` is the file name of one.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    shapes: tuple[str, ...]
+    textures: tuple[str, ...]
+    shape_exemplars: tuple[str, ...]
+    texture_exemplars: tuple[str, ...]
+    hashes: tuple[str, ...]
+    """SHA-256 of each file, in hexadecimal."""
+    paths: tuple[Path, ...] = field(repr=False)
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Files of the tree that are no stimulus, with the reason."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about the set, such as files that are missing from the published one."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        return self.names[index]
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """One stimulus, shape (H, W, 3).
+
+        Raises:
+            ImageError: If the file is missing or corrupt.
+        """
+        return np.asarray(read_rgb(self.paths[index]))
+
+
+def load_stimuli(directory: str | PathLike[str]) -> StimulusSet:
+    """Find the stimuli in a folder and all its sub-folders, whatever these are called.
+
+    Files that are no image, or not named like a stimulus, are skipped by name. If all stimuli belong to the 1280
+    published ones, `notes` tells which of those are missing and which differ from the published file.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        StimulusError: If a stimulus is there twice, by name or by content, or there is none.
+
+    References:
+        Geirhos et al. 2019, arXiv:1811.12231.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise FileNotFoundError(f"stimuli={str(root)!r}: no such folder")
+    found: dict[str, Path] = {}
+    hashes: dict[str, str] = {}
+    skipped = []
+    for path in sorted(root.rglob("*")):
+        relative = str(path.relative_to(root))
+        if not path.is_file():
+            continue
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            skipped.append((relative, "not an image"))
+        elif not _NAME.fullmatch(path.stem):
+            skipped.append((relative, "not named <shape><i>-<texture><j>"))
+        elif path.name in found:
+            raise StimulusError(f"stimuli={str(root)!r}: {path.name} is there twice, also in {found[path.name].parent}")
+        else:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if digest in hashes:
+                raise StimulusError(
+                    f"stimuli={str(root)!r}: {path.name} and {hashes[digest]} are the same image under two names"
+                )
+            hashes[digest] = path.name
+            found[path.name] = path
+    if not found:
+        detail = f"; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+        raise StimulusError(f"stimuli={str(root)!r}: no file named <shape><i>-<texture><j>.<ext>{detail}")
+    names = sorted(found)
+    digests = {name: digest for digest, name in hashes.items()}
+    parts = [parse_stimulus(name) for name in names]
+    return StimulusSet(
+        source=str(root),
+        names=tuple(names),
+        shapes=tuple(part[0] for part in parts),
+        shape_exemplars=tuple(part[1] for part in parts),
+        textures=tuple(part[2] for part in parts),
+        texture_exemplars=tuple(part[3] for part in parts),
+        hashes=tuple(digests[name] for name in names),
+        paths=tuple(found[name] for name in names),
+        skipped=tuple(skipped),
+        notes=_compare_with_published(digests),
+    )
+
+
+def parse_stimulus(name: str) -> tuple[str, str, str, str]:
+    """Shape category and exemplar, texture category and exemplar: "cat", "cat7", "elephant", "elephant1".
+
+    The last two are empty for a name without a texture.
+
+    Raises:
+        StimulusError: If the name has another form.
+    """
+    match = _NAME.fullmatch(Path(name).stem)
+    if match is None:
+        raise StimulusError(f"stimulus {name!r}: expected a name such as cat7-elephant1.png")
+    shape, i, texture, j = match["shape"], match["i"], match["texture"] or "", match["j"] or ""
+    return shape, shape + i, texture, texture + j
+
+
+@cache
+def published_stimuli() -> Mapping[str, tuple[str, str]]:
+    """The 1280 published stimuli: name to folder and SHA-256."""
+    lines = (resources.files("analysis") / MANIFEST).read_text().splitlines()
+    pairs = [line.split() for line in lines if line and not line.startswith("#")]
+    return {Path(path).name: (str(Path(path).parent), digest) for digest, path in pairs}
+
+
+def _compare_with_published(digests: Mapping[str, str]) -> tuple[str, ...]:
+    published = published_stimuli()
+    known = set(digests) & set(published)
+    if len(known) < len(digests):
+        return ()
+    notes = []
+    missing = sorted(set(published) - known)
+    if missing:
+        notes.append(f"{len(missing)} of the {len(published)} published stimuli are missing: {_some(missing)}")
+    changed = sorted(name for name in known if digests[name] != published[name][1])
+    if changed:
+        notes.append(f"{len(changed)} stimuli differ from the published files: {_some(changed)}")
+    return tuple(notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def evaluate_shape_bias(
+    model: nn.Module | LoadedModel,
+    stimuli: StimulusSet,
+    *,
+    mapping: LabelMapping = IMAGENET,
+    options: ShapeBiasOptions | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
+    batch_size: int = 16,
+    name: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    partial: str | PathLike[str] | None = None,
+) -> ShapeBiasResult:
+    """Run a classifier on every stimulus and keep its logits.
+
+    Args:
+        model: A module that takes normalised images (N, 3, H, W) and gives logits (N, classes), or what `load_model`
+            returns, which brings its own preprocessing. It runs in evaluation mode; its mode is restored.
+        stimuli: Of one size after preprocessing.
+        mapping: From classes to categories; by default ImageNet's 1000 classes and the 16 categories.
+        options: How logits become decisions and decisions a ratio; can be changed later (`with_options`).
+        mean: Per channel, subtracted from values in [0, 1]; by default the model's own, else ImageNet's.
+        std: Per channel, divided by.
+        input_size: Side to which images of another size are resized, bicubically and without a crop; by default the
+            model's own, else none: published stimuli go into a 224 px network as they are.
+        batch_size: Images in one forward pass.
+        name: Recorded as the observer's; by default the model's.
+        progress: Called with the number of stimuli done and of all.
+        partial: A file that keeps the logits computed so far. A later call with the same weights, preprocessing and
+            stimuli continues from it; it is removed at the end.
+
+    Returns:
+        The result; stimuli that cannot be read, or on which the logits are not finite, are in its `skipped`.
+
+    Raises:
+        ValueError: If a stimulus belongs to no category of the mapping, the number of outputs does not fit it, or no
+            stimulus could be used.
+
+    References:
+        Geirhos et al. 2019, arXiv:1811.12231.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    check_categories(stimuli.names, stimuli.shapes, stimuli.textures, mapping.categories)
+    module = model.module if isinstance(model, LoadedModel) else model
+    preprocessing = preprocessing_of(model, mean=mean, std=std, input_size=input_size)
+    weights_hash = hash_weights(module)
+    fingerprint = fingerprint_of(weights_hash, preprocessing, stimuli)
+    state = _State.resume(partial, fingerprint) if partial is not None else _State(fingerprint)
+    reference = next(iter(module.parameters()), torch.zeros(()))
+    stored = time.monotonic()
+    with evaluation_mode(module), torch.no_grad():
+        while state.done < len(stimuli):
+            last = min(state.done + batch_size, len(stimuli))
+            state.add(_run(module, stimuli, range(state.done, last), preprocessing, reference, mapping), stimuli)
+            if partial is not None and (time.monotonic() - stored > _SECONDS_BETWEEN_STORES or last == len(stimuli)):
+                state.store(Path(partial))
+                stored = time.monotonic()
+            if progress is not None:
+                progress(state.done, len(stimuli))
+    if not state.used:
+        raise ValueError(f"stimuli: none of {len(stimuli)} could be used; {state.skipped[0][0]}: {state.skipped[0][1]}")
+    options = options or ShapeBiasOptions()
+    logits = np.concatenate(state.logits)
+
+    def of_used(values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(values[index] for index in state.used)
+
+    result = ShapeBiasResult(
+        observer=name or (model.name if isinstance(model, LoadedModel) else type(model).__name__),
+        stimuli=of_used(stimuli.names),
+        shapes=of_used(stimuli.shapes),
+        textures=of_used(stimuli.textures),
+        shape_exemplars=of_used(stimuli.shape_exemplars),
+        texture_exemplars=of_used(stimuli.texture_exemplars),
+        image_hashes=of_used(stimuli.hashes),
+        responses=mapping.decide(logits, options.aggregation, options.tie),
+        categories=mapping.categories,
+        options=options,
+        logits=logits,
+        mapping=mapping,
+        skipped=(*stimuli.skipped, *state.skipped),
+        source=stimuli.source,
+        preprocessing=preprocessing,
+        weights_hash=weights_hash,
+        fingerprint=fingerprint,
+        environment={
+            "device": str(reference.device),
+            "dtype": str(reference.dtype),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+    )
+    if partial is not None:
+        Path(partial).unlink(missing_ok=True)
+    return result
+
+
+def preprocessing_of(
+    model: nn.Module | LoadedModel,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
+) -> dict[str, Any]:
+    """What `evaluate_shape_bias` does to an image before the model, as it records it.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    own = model if isinstance(model, LoadedModel) else None
+    chosen_mean = tuple(mean or (own.mean if own else IMAGENET_MEAN))
+    chosen_std = tuple(std or (own.std if own else IMAGENET_STD))
+    size = input_size or (own.input_size if own else None)
+    if len(chosen_mean) != 3 or len(chosen_std) != 3 or min(chosen_std) <= 0:
+        raise ValueError(f"mean={chosen_mean}, std={chosen_std}: expected three numbers each, std positive")
+    if size is not None and size < 1:
+        raise ValueError(f"input_size={size}: expected a positive number of pixels")
+    return {"mean": list(chosen_mean), "std": list(chosen_std), "input_size": size, "resize": "bicubic, no crop"}
+
+
+def fingerprint_of(weights_hash: str, preprocessing: Mapping[str, Any], stimuli: StimulusSet) -> str:
+    """SHA-256 of everything the logits depend on: weights, preprocessing and stimuli."""
+    settings = [weights_hash, dict(preprocessing), stimuli.names, stimuli.hashes]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _run(
+    module: nn.Module,
+    stimuli: StimulusSet,
+    indices: Sequence[int],
+    preprocessing: Mapping[str, Any],
+    reference: Tensor,
+    mapping: LabelMapping,
+) -> dict[int, NDArray[np.float32] | str]:
+    """Logits of each stimulus, or the reason why there are none."""
+    found: dict[int, NDArray[np.float32] | str] = {}
+    images: dict[int, Tensor] = {}
+    for index in indices:
+        try:
+            images[index] = _prepare(stimuli.pixels(index), preprocessing)
+        except ImageError as error:
+            found[index] = str(error)
+    if not images:
+        return found
+    if len({image.shape for image in images.values()}) > 1:
+        raise ValueError("stimuli: they have different sizes; pass input_size")
+    batch = torch.stack(list(images.values())).to(reference.device, reference.dtype)
+    logits = module(batch)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model: its output ({what}) is no batch of logits; expected ({len(images)}, classes)")
+    mapping.check_outputs(logits.shape[1])
+    for index, row in zip(images, logits.float().cpu().numpy(), strict=True):
+        found[index] = row if np.isfinite(row).all() else "the logits are not finite"
+    return found
+
+
+def _prepare(pixels: NDArray[np.uint8], preprocessing: Mapping[str, Any]) -> Tensor:
+    size = preprocessing["input_size"]
+    if size is not None and pixels.shape[:2] != (size, size):
+        pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
+    values = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32)) / 255
+    mean, std = (torch.tensor(preprocessing[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    return (values - mean) / std
+
+
+class _State:
+    """Logits of the stimuli done so far."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+        self.done = 0
+        self.used: list[int] = []
+        self.skipped: list[tuple[str, str]] = []
+        self.logits: list[NDArray[np.float32]] = []
+
+    @classmethod
+    def resume(cls, path: str | PathLike[str], fingerprint: str) -> "_State":
+        """The state in a file; an empty one if there is none, or it belongs to another run."""
+        state = cls(fingerprint)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                if header["fingerprint"] == fingerprint:
+                    state.done, state.used = header["done"], header["used"]
+                    state.skipped = [(name, reason) for name, reason in header["skipped"]]
+                    state.logits = [file["logits"]] if state.used else []
+        except (OSError, ValueError, KeyError, EOFError):
+            return cls(fingerprint)
+        return state
+
+    def add(self, found: Mapping[int, NDArray[np.float32] | str], stimuli: StimulusSet) -> None:
+        for index in sorted(found):
+            value = found[index]
+            if isinstance(value, str):
+                self.skipped.append((stimuli.names[index], value))
+            else:
+                self.used.append(index)
+                self.logits.append(value[None])
+        self.done += len(found)
+
+    def store(self, path: Path) -> None:
+        header = {name: getattr(self, name) for name in ("fingerprint", "done", "used", "skipped")}
+        logits = np.concatenate(self.logits) if self.logits else np.zeros((0, 0), np.float32)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".new")
+        with temporary.open("wb") as file:
+            np.savez(file, header=json.dumps(header), logits=logits)
+        os.replace(temporary, path)  # noqa: PTH105

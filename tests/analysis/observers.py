@@ -1,0 +1,43 @@
+"""Observers whose every answer is known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from analysis import ShapeBiasResult
+from analysis.categories import CATEGORIES
+from analysis.cue_conflict import parse_stimulus
+
+
+def observer(
+    answers: Sequence[tuple[str, str]], *, name: str = "someone", categories: Sequence[str] = CATEGORIES
+) -> ShapeBiasResult:
+    """From (stimulus without its suffix, response)."""
+    parts = [parse_stimulus(f"{stimulus}.png") for stimulus, _ in answers]
+    return ShapeBiasResult(
+        observer=name,
+        stimuli=tuple(f"{stimulus}.png" for stimulus, _ in answers),
+        shapes=tuple(part[0] for part in parts),
+        shape_exemplars=tuple(part[1] for part in parts),
+        textures=tuple(part[2] for part in parts),
+        texture_exemplars=tuple(part[3] for part in parts),
+        responses=tuple(response for _, response in answers),
+        categories=tuple(categories),
+    )
+
+
+def crossed(num_shapes: int, num_textures: int) -> list[tuple[str, str]]:
+    """Every cat with every elephant, each exemplar once in each pair; (stimulus, "") to be answered."""
+    return [(f"cat{i}-elephant{j}", "") for i in range(num_shapes) for j in range(num_textures)]
+
+
+def write_stimuli(folder: Path, names: Sequence[str], size: int = 16) -> Path:
+    """Noise images in sub-folders by shape, as the published ones are."""
+    for index, name in enumerate(names):
+        target = folder / parse_stimulus(name)[0]
+        target.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 255, (size, size, 3), np.uint8)
+        Image.fromarray(pixels).save(target / f"{name}.png")
+    return folder

@@ -1,0 +1,225 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from analysis import LoadedModel, ShapeBiasResult, cli, read_responses, write_responses
+from analysis.categories import CATEGORIES
+from analysis.glyphs import category_glyph, has_glyph
+from analysis.shape_bias_plots import plot_confusion, plot_pair_map, plot_shape_bias
+from tests.analysis.observers import observer, write_stimuli
+
+NAMES = tuple(
+    f"{a}{i}-{b}{j}" for a in ("cat", "dog", "oven") for b in ("cat", "dog", "oven") for i, j in ((1, 1), (2, 2))
+)
+
+
+class Thousand(nn.Module):
+    calls = 0
+    gain = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weights = nn.Parameter(torch.randn(3, 1000, generator=generator) * 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Thousand.calls += len(x)
+        return x.mean((2, 3)) @ self.weights
+
+
+def thousand() -> LoadedModel:
+    return LoadedModel(name="thousand", module=Thousand(), input_size=16)
+
+
+def ten_classes() -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
+
+
+MODEL = "tests.analysis.test_shape_bias_cli:thousand"
+
+
+@pytest.fixture
+def stimuli(tmp_path: Path) -> Path:
+    return write_stimuli(tmp_path / "stimuli", NAMES)
+
+
+@pytest.fixture
+def humans(tmp_path: Path) -> Path:
+    folder = tmp_path / "humans"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for person in range(3):
+        answers = [(n, n.split("-")[0][:-1] if generator.random() < 0.8 else "na") for n in NAMES]
+        write_responses(observer(answers, name=f"person-{person}"), folder / f"{person}.csv")
+    return folder
+
+
+def run(*arguments: object, code: int = 0) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    assert ended.value.code == code
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_all_outputs(stimuli: Path, humans: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    raw = tmp_path / "recorded.csv"
+    write_responses(observer([(name, "dog") for name in NAMES], name="dog-sayer"), raw)
+    arguments = ("shape-bias", MODEL, raw, "--stimuli", stimuli, "--humans", humans, "--out", out)
+    run(*arguments)
+    result = ShapeBiasResult.load(out / "thousand")
+    assert result.logits is not None and result.logits.shape == (18, 1000)
+    table = pd.read_csv(out / "shape_bias.csv").set_index("observer")
+    assert list(table.index) == ["thousand", "dog-sayer", "person-0", "person-1", "person-2"]
+    assert table.loc["thousand", "num_shape"] == result.num_shape
+    # Of twelve conflicts four show a dog, four wear one, four neither.
+    assert table.loc["dog-sayer", ["num_shape", "num_texture", "num_neither"]].tolist() == [4, 4, 4]
+    decisions = pd.read_csv(out / "decisions.csv")
+    assert len(decisions) == 5 * 18
+    assert set(decisions["decision"]) <= {"shape", "texture", "neither", "correct", "wrong"}
+    for name in ("by_shape", "by_texture", "pairs", "confusion", "comparisons", "consistency"):
+        assert len(pd.read_csv(out / f"{name}.csv")) > 0
+    assert read_responses(out / "raw-responses" / "cue-conflict_thousand_session_1.csv").responses == result.responses
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["humans"]["num_observers"] == 3
+    assert summary["observers"][1]["shape_bias"] == 0.5
+    figures = ["shape_bias", "categories", "consistency"]
+    figures += [f"{kind}_{who}" for kind in ("pairs", "confusion") for who in ("thousand", "dog-sayer")]
+    for figure in figures:
+        assert (out / f"{figure}.pdf").is_file()
+        assert matplotlib.image.imread(out / f"{figure}.png").std() > 0.01
+    printed = capsys.readouterr()
+    assert "0.5000" in printed.out and "noise ceiling" in printed.err
+
+
+def test_a_second_call_answers_from_saved_logits(stimuli: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    arguments = ("shape-bias", MODEL, "--stimuli", stimuli, "--out", out)
+    run(*arguments)
+    calls = Thousand.calls
+    before = {path: path.read_bytes() for path in out.rglob("*.csv")}
+    run(*arguments)
+    assert Thousand.calls == calls
+    assert {path: path.read_bytes() for path in out.rglob("*.csv")} == before
+    # Other options would replace the tables: only when asked, and then without a new run.
+    changed = (*arguments, "--aggregation", "max-probability", "--estimator", "category-mean", "--cluster", "shape")
+    capsys.readouterr()
+    run(*changed, code=2)
+    error = capsys.readouterr().err
+    assert "differs in cluster, aggregation, estimator" in error and "--overwrite" in error
+    assert {path: path.read_bytes() for path in out.rglob("*.csv")} == before
+    run(*changed, "--overwrite")
+    assert Thousand.calls == calls
+    table = pd.read_csv(out / "shape_bias.csv")
+    assert table[["aggregation", "estimator", "cluster"]].iloc[0].tolist() == [
+        "max-probability",
+        "category-mean",
+        "shape",
+    ]
+    assert ShapeBiasResult.load(out / "thousand").options.aggregation == "max-probability"
+    # Other stimuli are another run.
+    shutil.rmtree(stimuli / "oven")
+    run(*arguments, "--overwrite")
+    assert Thousand.calls == calls + 12
+    assert len(ShapeBiasResult.load(out / "thousand").stimuli) == 12
+
+
+def test_custom_labels(stimuli: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("class_index,category\n0,cat\n1,dog\n2,oven\n")
+    model = "tests.analysis.test_shape_bias_cli:ten_classes"
+    run("shape-bias", model, "--stimuli", stimuli, "--labels", labels, "--out", tmp_path / "out")
+    result = ShapeBiasResult.load(tmp_path / "out" / "ten_classes")
+    assert result.categories == ("cat", "dog", "oven")
+    assert set(result.responses) <= {"cat", "dog", "oven"}
+
+
+def test_edges_give_an_accuracy_and_no_ratio(tmp_path: Path, capsys: Capture) -> None:
+    folder = write_stimuli(tmp_path / "edges", ["cat1", "dog1", "oven2"])
+    out = tmp_path / "out"
+    run("shape-bias", MODEL, "--stimuli", folder, "--out", out)
+    assert "no shape bias" in capsys.readouterr().err
+    table = pd.read_csv(out / "shape_bias.csv")
+    assert np.isnan(table["shape_bias"][0]) and 0 <= table["accuracy"][0] <= 1
+    assert not (out / "shape_bias.png").exists() and (out / "confusion.png").is_file()
+
+
+def _responses_cut(tmp_path: Path, humans: Path) -> None:
+    text = (humans / "0.csv").read_text()
+    (humans / "0.csv").write_text(text[:-30])
+
+
+@pytest.mark.parametrize(
+    ("extra", "damage", "message"),
+    [
+        (("--aggregation", "median"), None, "--aggregation=median: expected one of mean-probability"),
+        (("--cluster", "dog"), None, "--cluster=dog"),
+        (("--tie", "dog"), None, "--tie=dog"),
+        (("--estimator", "dog"), None, "estimator='dog'"),
+        (("--congruent", "dog"), None, "congruent='dog'"),
+        (("--labels", "none.csv"), None, "none.csv"),
+        (("--size", "0"), None, "--size"),
+        ((), _responses_cut, "is the file cut off?"),
+    ],
+)
+def test_faults_are_one_line(
+    stimuli: Path,
+    humans: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    extra: tuple[str, ...],
+    damage: Callable[[Path, Path], None] | None,
+    message: str,
+) -> None:
+    if damage is not None:
+        damage(tmp_path, humans)
+    out = tmp_path / "out"
+    run("shape-bias", MODEL, "--stimuli", stimuli, "--humans", humans, "--out", out, *extra, code=2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("replknet: ") and message in lines[0]
+    assert not out.exists()
+
+
+def test_models_that_cannot_run_lose_nothing(stimuli: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    wrong = "tests.analysis.test_shape_bias_cli:ten_classes"
+    run("shape-bias", MODEL, wrong, "--stimuli", stimuli, "--out", out, code=2)
+    assert "10 outputs" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert len(ShapeBiasResult.load(out / "thousand").stimuli) == 18
+    run("shape-bias", MODEL, "--out", tmp_path / "other", code=2)
+    assert "--stimuli" in capsys.readouterr().err
+
+
+def test_figures_hold_the_decisions() -> None:
+    answers = [(n, n.split("-")[0][:-1] if index % 3 else n.split("-")[1][:-1]) for index, n in enumerate(NAMES)]
+    result = observer(answers, name="net")
+    person = observer([(n, n.split("-")[0][:-1]) for n in NAMES], name="person")
+    ax = plot_shape_bias([result], humans=[person])
+    points = {line.get_label(): np.asarray(line.get_xdata()) for line in ax.lines}
+    np.testing.assert_allclose(points["net"], 1 - result.by_category()["shape_bias"])
+    np.testing.assert_allclose(points["humans (n = 1)"], 0)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog", "oven", "all images"]
+    texts = {text.get_text() for text in plot_pair_map(result).texts}
+    pairs = result.pair_map()
+    assert texts == {f"{row.num_shape}/{row.num_texture}" for row in pairs.itertuples()}
+    image = plot_confusion(person).images[0].get_array()
+    assert image is not None and np.diag(np.asarray(image)[:, [7, 10, 14]]).tolist() == [100.0] * 3
+
+
+def test_every_category_has_a_picture_inside_its_square() -> None:
+    for category in CATEGORIES:
+        assert has_glyph(category)
+        for patch in category_glyph(category, 10).get_children():
+            box = patch.get_path().get_extents(patch.get_patch_transform())  # type: ignore[attr-defined]
+            assert box.x0 >= -0.5 and box.y0 >= -0.5 and box.x1 <= 10.5 and box.y1 <= 10.5
+    assert not has_glyph("lion") and not category_glyph("lion").get_children()
