@@ -139,7 +139,8 @@ def network(
         variant: "replknet"; "nn.Conv2d", the network from plain layers, as the official code runs; "nn.Conv2d,
             channels_last"; "without large convolutions", in which they are identities; "onnxruntime" or "openvino".
         task: "inference" (re-parameterised), "erf" (gradient of the central unit of the last map with respect to the
-            image, weights frozen; plain layers as the official script runs them, with their batch norms) or "train" (forward, backward and AdamW).
+            image, weights frozen; plain layers as the official script runs them, with their batch norms) or "train"
+            (forward, backward and AdamW).
         size: Side of the images.
         batch: Number of images.
         threads: Threads of the library.

@@ -1,7 +1,7 @@
 """The 16 categories of the cue-conflict stimuli, and how a classifier's outputs become one of them."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -159,7 +159,8 @@ class LabelMapping:
         values = np.asarray(logits, dtype=np.float64)
         if aggregation != "mean-logit":
             values = special.softmax(values, axis=1)
-        combine = {"sum-probability": np.sum, "max-probability": np.max}.get(aggregation, np.mean)
+        combiners: dict[str, Callable[..., Any]] = {"sum-probability": np.sum, "max-probability": np.max}
+        combine = combiners.get(aggregation, np.mean)
         return np.stack([combine(values[:, list(own)], axis=1) for _, own in self.indices], axis=1)
 
     def decide(

@@ -21,6 +21,8 @@ CUE_CONFLICT_CITATION = (
 )
 _CONNECTIONS = 8
 _TRIES = 3
+_TIMEOUT = 30.0
+"""Seconds without an answer."""
 
 
 class DownloadError(ValueError):
@@ -68,7 +70,7 @@ def download_cue_conflict(
     pooch.get_logger().setLevel(logging.ERROR)  # it would print a line for every file
     source = pooch.create(root, base_url=url.rstrip("/") + "/", registry=registry, retry_if_failed=_TRIES - 1)
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        waiting = {pool.submit(source.fetch, path): path for path in wanted}
+        waiting = {pool.submit(source.fetch, path, downloader=_fetch): path for path in wanted}
         try:
             for future in as_completed(waiting):
                 try:
@@ -86,3 +88,11 @@ def download_cue_conflict(
             pool.shutdown(cancel_futures=True)
             raise
     return len(wanted)
+
+
+def _fetch(url: str, output_file: str, _: pooch.Pooch) -> None:
+    """One file. Pooch's own downloader leaves the connection of a failed request open."""
+    with requests.get(url, stream=True, timeout=_TIMEOUT) as response, Path(output_file).open("wb") as file:
+        response.raise_for_status()
+        for chunk in response.iter_content(1 << 16):
+            file.write(chunk)

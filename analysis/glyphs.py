@@ -1,6 +1,7 @@
 """A small picture of each category, drawn from polygons and circles in the unit square, y up."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -75,18 +76,18 @@ def _box(x0: float, y0: float, x1: float, y1: float, *, filled: bool = True) -> 
 
 def _patch(shape: Shape, size: float, color: str) -> Patch:
     kind, numbers, filled = shape
-    style = {"facecolor": color if filled else _PAPER, "edgecolor": "none", "linewidth": 0}
+    style: dict[str, Any] = {"facecolor": color if filled else _PAPER, "edgecolor": "none", "linewidth": 0}
     if kind == "polygon":
-        return Polygon(np.array(numbers) * size, closed=True, **style)  # type: ignore[arg-type]
+        return Polygon(np.array(numbers) * size, closed=True, **style)
     values = np.array(numbers, dtype=float)
     if kind == "circle":
-        return Circle((values[0] * size, values[1] * size), values[2] * size, **style)  # type: ignore[arg-type]
+        return Circle((values[0] * size, values[1] * size), values[2] * size, **style)
     return Ellipse(
         (values[0] * size, values[1] * size),
         values[2] * size,
         values[3] * size,
         angle=float(values[4]),
-        **style,  # type: ignore[arg-type]
+        **style,
     )
 
 

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from analysis.categories import CATEGORIES, NO_RESPONSE
-from analysis.cue_conflict import StimulusError, parse_stimulus
+from analysis.cue_conflict import parse_stimulus
 from analysis.shape_bias import ShapeBiasResult, check_categories
 
 COLUMNS = ("subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename")
@@ -23,8 +23,8 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] = CAT
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: Naming file and line: a column is missing, a line is cut, a category or stimulus is unknown, an image
-            was shown twice, the file holds several observers or none.
+        ValueError: Naming file and line: a column is missing, a line is cut, a category or stimulus is unknown, an
+            image was shown twice, the file holds several observers or none.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,13 +36,15 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] = CAT
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"responses={str(path)!r}: not a text file ({error.reason})") from error
-    rows = csv.reader(text.splitlines())
+    lines = text.splitlines()
+    rows = csv.reader(lines)
     header = [name.strip() for name in next(rows, [])]
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise ValueError(f"responses={str(path)!r}: no column {missing[0]}; expected {','.join(COLUMNS)}")
     for row in rows:
         where = f"responses={str(path)!r}, line {rows.line_num}"
+        last_unfinished = rows.line_num == len(lines) and not text.endswith("\n")
         if not row:
             continue
         if len(row) != len(header):
@@ -52,10 +54,9 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] = CAT
         try:
             shape, _, texture, _ = parse_stimulus(stimulus)
             check_categories([stimulus], [shape], [texture], known)
-        except StimulusError as error:
-            raise ValueError(f"{where}: {error}") from error
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            cut = "; is the file cut off?" if last_unfinished else ""
+            raise ValueError(f"{where}: {error}{cut}") from error
         response = cells["object_response"] or NO_RESPONSE
         if response.lower() in (NO_RESPONSE, "nan"):
             response = NO_RESPONSE

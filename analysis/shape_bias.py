@@ -374,7 +374,7 @@ class ShapeBiasResult:
             if mapping is not None:
                 pairs = tuple((category, tuple(own)) for category, own in mapping["indices"])
                 mapping = LabelMapping(pairs, mapping["num_classes"])
-            plain = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+            plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
             plain["skipped"] = tuple((name, reason) for name, reason in content["skipped"])
             return cls(options=options, mapping=mapping, logits=arrays.get("logits"), **plain)
         except (KeyError, TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ def plot_shape_bias(
     it with its interval, for people with the range from the lowest to the highest.
     """
     ax = axes_or_new(ax)
-    tables = [(result.observer, result.by_category()) for result in results]
+    tables: list[tuple[str, Any]] = [(result.observer, result.by_category()) for result in results]
     if humans:
         tables.insert(0, (f"humans (n = {len(humans)})", pooled_by_category(humans)))
     categories = sorted({category for _, table in tables for category in table["shape"]})
@@ -42,7 +43,7 @@ def plot_shape_bias(
     for index, (name, table) in enumerate(tables):
         is_human = bool(humans) and index == 0
         color, marker = _look(index - bool(humans), is_human)
-        style = {"color": color, "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.4}
+        style: dict[str, Any] = {"color": color, "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.4}
         ax.plot(1 - table["shape_bias"], table["shape"].map(rows), linestyle="none", markersize=5, label=name, **style)
         if is_human:
             center = 1 - float(table["num_shape"].sum() / (table["num_shape"] + table["num_texture"]).sum())
@@ -65,7 +66,7 @@ def plot_shape_bias(
         if has_glyph(category):
             add_glyph(ax, category, row, size=12)
     ax.tick_params(axis="y", length=0, pad=17 if any(map(has_glyph, categories)) else 3)
-    top = ax.secondary_xaxis("top", functions=(lambda x: 1 - x, lambda x: 1 - x))
+    top = ax.secondary_xaxis("top", functions=(_complement, _complement))
     top.set_xlabel("fraction of shape decisions")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.11), frameon=False, ncols=2)
     return ax
@@ -88,7 +89,7 @@ def plot_category_box(
 ) -> Axes:
     """Shape bias of the shape categories of each observer: box from quartile to quartile, whiskers to the extremes."""
     ax = axes_or_new(ax)
-    tables = [(result.observer, result.by_category()) for result in results]
+    tables: list[tuple[str, Any]] = [(result.observer, result.by_category()) for result in results]
     if humans:
         tables.insert(0, (f"humans (n = {len(humans)})", pooled_by_category(humans)))
     for index, (_, table) in enumerate(tables):
@@ -101,7 +102,7 @@ def plot_category_box(
         for lines in boxes.values():
             for line in lines:
                 line.set(color=color, linewidth=1.0)
-        spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(1)
+        spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(len(values))
         ax.plot(values, index + spread, linestyle="none", marker=marker, markersize=2.5, color=color, alpha=0.6)
     ax.set_yticks(range(len(tables)), [textwrap.fill(name, 24) for name, _ in tables])
     ax.set(xlim=(-0.02, 1.02), ylim=(len(tables) - 0.4, -0.6), xlabel="shape bias of each shape category")
@@ -118,14 +119,16 @@ def plot_pair_map(result: ShapeBiasResult, *, ax: Axes | None = None) -> Axes:
     rows, columns = (sorted(set(table[name])) for name in ("shape", "texture"))
     values = np.full((len(rows), len(columns)), np.nan)
     ax.set_facecolor("white")
-    for row in table.itertuples():
-        y, x = rows.index(str(row.shape)), columns.index(str(row.texture))
-        values[y, x] = row.shape_bias
+    for shape, texture, num_shape, num_texture, shape_bias in table[
+        ["shape", "texture", "num_shape", "num_texture", "shape_bias"]
+    ].itertuples(index=False, name=None):
+        y, x = rows.index(shape), columns.index(texture)
+        values[y, x] = shape_bias
         if np.isnan(values[y, x]):
             ax.fill([x - 0.5, x + 0.5, x + 0.5, x - 0.5], [y - 0.5, y - 0.5, y + 0.5, y + 0.5], color="0.88", lw=0)
         dark = not np.isnan(values[y, x]) and values[y, x] < 0.55
         ax.text(
-            x, y, f"{row.num_shape}/{row.num_texture}", ha="center", va="center", fontsize=5,
+            x, y, f"{num_shape}/{num_texture}", ha="center", va="center", fontsize=5,
             color="white" if dark else "black",
         )  # fmt: skip
     image = ax.imshow(values, vmin=0, vmax=1, cmap="cividis")
@@ -161,8 +164,8 @@ def plot_confusion(result: ShapeBiasResult, *, ax: Axes | None = None) -> Axes:
 def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes | None = None) -> Axes:
     """Error consistency of each network with every person (`consistency_table`), beside people with each other.
 
-    Points are people, with 95 % intervals over images; the bar is their mean. The band spans the mean consistency of one
-    person with the others, the dashed line is the mean over all pairs of people.
+    Points are people, with 95 % intervals over images; the bar is their mean. The band spans the mean consistency of
+    one person with the others, the dashed line is the mean over all pairs of people.
     """
     ax = axes_or_new(ax)
     low, high = reference.kappa_leave_one_out
@@ -192,3 +195,7 @@ def _look(index: int, is_human: bool) -> tuple[str, str]:
     if is_human:
         return HUMAN_COLOR, _HUMAN_MARKER
     return OKABE_ITO[index % len(OKABE_ITO)], MARKERS[1:][index % (len(MARKERS) - 1)]
+
+
+def _complement(share: Any) -> Any:
+    return 1 - share

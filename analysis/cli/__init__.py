@@ -11,11 +11,11 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 import replknet
-from analysis.cli.bench import bench
+from analysis.cli.bench_commands import bench
 from analysis.cli.console import print_table
-from analysis.cli.data import data
-from analysis.cli.erf import erf
-from analysis.cli.shape_bias import shape_bias
+from analysis.cli.data_commands import data
+from analysis.cli.erf_command import erf
+from analysis.cli.shape_bias_command import shape_bias
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(erf)

@@ -146,7 +146,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path, capsys: Any, monkeypatch
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "effective_receptive_field", interrupt)
+    monkeypatch.setattr("analysis.cli.erf_command.effective_receptive_field", interrupt)
     with pytest.raises(SystemExit) as ended:
         cli.main(["erf", MODEL, "--size", "24", "--num-images", "1", "--out", str(tmp_path / "out")])
     assert ended.value.code == 130

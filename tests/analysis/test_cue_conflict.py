@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -184,7 +185,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         evaluate_shape_bias(Brightness(), stimuli, mapping=LabelMapping.from_dict({0: "cat"}))
     for changes in ({"batch_size": 0}, {"input_size": -1}, {"std": (1.0, 0.0, 1.0)}):
         with pytest.raises(ValueError, match=next(iter(changes))):
-            evaluate_shape_bias(Brightness(), stimuli, mapping=MAPPING, **changes)  # type: ignore[arg-type]
+            evaluate_shape_bias(Brightness(), stimuli, mapping=MAPPING, **changes)
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +303,7 @@ def test_a_real_classifier_decides_as_recorded(shared: Path) -> None:
     stimuli = load_stimuli(shared / "data" / "cue-conflict")
     assert (len(stimuli), stimuli.skipped, stimuli.notes) == (1280, (), ())
     chosen = range(0, 1280, 8)
-    parallel = {
+    parallel: dict[str, Any] = {
         item.name: tuple(getattr(stimuli, item.name)[i] for i in chosen)
         for item in fields(stimuli)
         if item.name not in ("source", "skipped", "notes")

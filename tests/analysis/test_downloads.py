@@ -64,7 +64,7 @@ def serving(files: dict[str, bytes]) -> Iterator[Server]:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """A manifest of six small files in place of the published one."""
-    files = {f"cat/cat{i}-dog{i}.png": bytes([i]) * (1000 + i) for i in range(6)}
+    files = {f"cat/cat{i}-dog{i}.png": bytes(range(i, 200)) * 9 for i in range(6)}
     manifest = {
         Path(path).name: (str(Path(path).parent), hashlib.sha256(content).hexdigest())
         for path, content in files.items()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,7 +114,8 @@ def shape_bias(
     notes = [note for item in loaded for note in item.notes]
     if chosen is not None:
         notes += chosen.notes
-    notes += [f"skipped {name}: {reason}" for name, reason in results[0].skipped]
+    skipped = dict.fromkeys(entry for result in results for entry in result.skipped)
+    notes += [f"skipped {name}: {reason}" for name, reason in skipped]
     _report(results, people, notes, out, cluster)
 
 
@@ -205,8 +206,8 @@ def _write_tables(
     write_json(out / "summary.json", summary)
 
 
-def _labelled(results: Sequence[ShapeBiasResult], view: Any) -> pd.DataFrame:
-    tables = []
+def _labelled(results: Sequence[ShapeBiasResult], view: Callable[[ShapeBiasResult], pd.DataFrame]) -> pd.DataFrame:
+    tables: list[pd.DataFrame] = []
     for result in results:
         table = view(result)
         table.insert(0, "observer", result.observer)
@@ -268,7 +269,10 @@ def _report(
         )
     print_table(table)
     console = Console(stderr=True)
-    print_line = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+
+    def print_line(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     print_line(
         f"Shape bias {options.estimator}, congruent images {options.congruent}d, bootstrap over {cluster} clusters; "
         "coverage: images answered with shape or texture; congruent, all: answered with the shape."
