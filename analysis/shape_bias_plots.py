@@ -65,7 +65,7 @@ def plot_shape_bias(
         ax.axhline(row, color="0.9", lw=0.4, zorder=-1)
         if has_glyph(category):
             add_glyph(ax, category, row, size=12)
-    ax.tick_params(axis="y", length=0, pad=17 if any(map(has_glyph, categories)) else 3)
+    ax.tick_params(axis="y", length=0, pad=21 if any(map(has_glyph, categories)) else 3)
     top = ax.secondary_xaxis("top", functions=(_complement, _complement))
     top.set_xlabel("fraction of shape decisions")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.11), frameon=False, ncols=2)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -73,14 +74,19 @@ def cluster_weights(
     References:
         Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1, arXiv:0712.1111.
     """
-    generator = np.random.default_rng(seed)
+    counts = [_draws(int(numbers.max()) + 1, num_resamples, seed, way) for way, numbers in enumerate(clusters)]
     for first in range(0, num_resamples, chunk):
-        draws = min(chunk, num_resamples - first)
-        weights = np.ones((draws, len(clusters[0])))
-        for numbers in clusters:
-            size = int(numbers.max()) + 1
-            weights *= generator.multinomial(size, np.full(size, 1 / size), size=draws)[:, numbers]
-        yield weights
+        weights = np.ones(1)
+        for numbers, drawn in zip(clusters, counts, strict=True):
+            weights = weights * drawn[first : first + chunk].take(numbers, axis=1)
+        yield weights.astype(np.float64, copy=False)
+
+
+@lru_cache(maxsize=4)  # many observers see the same images
+def _draws(size: int, num_resamples: int, seed: int, way: int) -> NDArray[np.float32]:
+    """How often each of `size` clusters is drawn, shape (num_resamples, size)."""
+    generator = np.random.default_rng((seed, way))
+    return generator.multinomial(size, np.full(size, 1 / size), size=num_resamples).astype(np.float32)
 
 
 def percentile_interval(draws: NDArray[np.float64], confidence: float) -> tuple[float, float]:

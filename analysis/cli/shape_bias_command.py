@@ -22,6 +22,7 @@ from analysis.shape_bias import (
     CLUSTERS,
     ESTIMATORS,
     LOW_CONGRUENT_ACCURACY,
+    HumanReference,
     ShapeBiasOptions,
     ShapeBiasResult,
     compare_shape_bias,
@@ -109,14 +110,18 @@ def shape_bias(
             if chosen is not None:
                 results.append(_evaluate(item, chosen, key, mapping, options, changes, batch_size, out))
         results += recorded
-        _write_tables(results, people, out, cluster)
-        _write_figures(results, people, out, cluster)
+        summaries = [result.summary(cluster) for result in (*results, *people)]  # type: ignore[arg-type]
+        consistency = consistency_table([*results, *people], people)
+        reference = human_reference(people) if len(people) > 1 else None
+        _write_tables(results, people, summaries, consistency, reference, out)
+        _write_figures(results, people, consistency, reference, out, cluster)
     notes = [note for item in loaded for note in item.notes]
     if chosen is not None:
         notes += chosen.notes
     skipped = dict.fromkeys(entry for result in results for entry in result.skipped)
     notes += [f"skipped {name}: {reason}" for name, reason in skipped]
-    _report(results, people, notes, out, cluster)
+    _report(results, summaries, consistency, reference, notes)
+    typer.echo(f"results, tables and figures: {out}")
 
 
 def _fingerprint(item: LoadedModel, chosen: StimulusSet | None, changes: dict[str, Any]) -> str:
@@ -177,11 +182,16 @@ def _evaluate(
 
 
 def _write_tables(
-    results: Sequence[ShapeBiasResult], people: Sequence[ShapeBiasResult], out: Path, cluster: Any
+    results: Sequence[ShapeBiasResult],
+    people: Sequence[ShapeBiasResult],
+    summaries: Sequence[dict[str, Any]],
+    consistency: pd.DataFrame,
+    reference: HumanReference | None,
+    out: Path,
 ) -> None:
     everyone = [*results, *people]
     tables = {
-        "shape_bias": pd.DataFrame([result.summary(cluster) for result in everyone]),
+        "shape_bias": pd.DataFrame(summaries),
         "decisions": pd.concat([result.decisions() for result in everyone]),
         "by_shape": _labelled(everyone, lambda result: result.by_category("shape")),
         "by_texture": _labelled(everyone, lambda result: result.by_category("texture")),
@@ -191,18 +201,18 @@ def _write_tables(
     if any(result.num_images for result in results):
         pairs = [(a, b) for index, a in enumerate(results) for b in results[index + 1 :]]
         if pairs:
-            rows = [dataclasses.asdict(compare_shape_bias(a, b, cluster=cluster)) for a, b in pairs]
+            rows = [dataclasses.asdict(compare_shape_bias(a, b, cluster=summaries[0]["cluster"])) for a, b in pairs]
             tables["comparisons"] = pd.DataFrame(rows)
-    if people:
-        tables["consistency"] = consistency_table([*results, *people], people)
+    if len(consistency):
+        tables["consistency"] = consistency
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
     (out / _RAW).mkdir(exist_ok=True)
     for result in results:
         write_responses(result, out / _RAW / f"cue-conflict_{_file_name(result.observer)}_session_1.csv")
-    summary: dict[str, Any] = {"observers": [result.summary(cluster) for result in everyone]}
-    if len(people) > 1:
-        summary["humans"] = dataclasses.asdict(human_reference(people))
+    summary: dict[str, Any] = {"observers": summaries}
+    if reference is not None:
+        summary["humans"] = dataclasses.asdict(reference)
     write_json(out / "summary.json", summary)
 
 
@@ -216,7 +226,12 @@ def _labelled(results: Sequence[ShapeBiasResult], view: Callable[[ShapeBiasResul
 
 
 def _write_figures(
-    results: Sequence[ShapeBiasResult], people: Sequence[ShapeBiasResult], out: Path, cluster: Any
+    results: Sequence[ShapeBiasResult],
+    people: Sequence[ShapeBiasResult],
+    consistency: pd.DataFrame,
+    reference: HumanReference | None,
+    out: Path,
+    cluster: Any,
 ) -> None:
     from matplotlib.figure import Figure
 
@@ -239,10 +254,10 @@ def _write_figures(
             if result.num_images:
                 made[f"pairs{suffix}"] = figures.plot_pair_map(result, ax=panel(5.2, 4.6)).figure
             made[f"confusion{suffix}"] = figures.plot_confusion(result, ax=panel(5.2, 4.6)).figure
-        if len(people) > 1:
-            table = consistency_table(results, people)
+        if reference is not None:
+            own = consistency[consistency["first"].isin([result.observer for result in results])]
             ax = panel(4.0, 1.3 + 0.5 * len(results))
-            made["consistency"] = figures.plot_consistency(table, human_reference(people), ax=ax).figure
+            made["consistency"] = figures.plot_consistency(own, reference, ax=ax).figure
         for name, figure in made.items():
             for suffix in ("png", "pdf"):
                 figure.savefig(out / f"{name}.{suffix}")
@@ -250,19 +265,18 @@ def _write_figures(
 
 def _report(
     results: Sequence[ShapeBiasResult],
-    people: Sequence[ShapeBiasResult],
+    summaries: Sequence[dict[str, Any]],
+    consistency: pd.DataFrame,
+    reference: HumanReference | None,
     notes: Sequence[str],
-    out: Path,
-    cluster: Any,
 ) -> None:
-    options = results[0].options
+    options, cluster = results[0].options, summaries[0]["cluster"]
     table = Table(
         "observer", "shape bias [95 % interval]", "shape", "texture", "neither", "coverage", "congruent", "all"
     )
-    for result in (*results, *people):
-        row = result.summary(cluster)
+    for row in summaries:
         table.add_row(
-            result.observer,
+            row["observer"],
             f"{row['shape_bias']:.4f} [{row['low']:.3f}, {row['high']:.3f}]",
             *(str(row[name]) for name in ("num_shape", "num_texture", "num_neither")),
             *(f"{100 * row[name]:.1f} %" for name in ("coverage", "congruent_accuracy", "accuracy")),
@@ -277,16 +291,15 @@ def _report(
         f"Shape bias {options.estimator}, congruent images {options.congruent}d, bootstrap over {cluster} clusters; "
         "coverage: images answered with shape or texture; congruent, all: answered with the shape."
     )
-    if len(people) > 1:
-        reference = human_reference(people)
+    if reference is not None:
         print_line(
             f"People: {reference.num_shape} / {reference.num_texture} = {reference.shape_bias:.4f} pooled, "
             f"{reference.shape_bias_range[0]:.4f} to {reference.shape_bias_range[1]:.4f} one by one; error consistency "
             f"with each other {reference.kappa:.4f} (noise ceiling)."
         )
-        means = consistency_table(results, people).groupby("first", sort=False)["kappa"].mean()
-        for observer, kappa in means.items():
-            print_line(f"{observer}: mean error consistency with people {kappa:.4f}")
+        means = consistency.groupby("first")["kappa"].mean()
+        for result in results:
+            print_line(f"{result.observer}: mean error consistency with people {means[result.observer]:.4f}")
     for note in notes:
         print_line(f"note: {note}")
     for result in results:
@@ -297,4 +310,3 @@ def _report(
             )
         if not result.num_images:
             print_line(f"note: no image of {result.observer} has a conflict of shape and texture: no shape bias")
-    typer.echo(f"results, tables and figures: {out}")
