@@ -193,7 +193,8 @@ def evaluate_shape_bias(
         stimuli: Of one size after preprocessing.
         mapping: From classes to categories; by default ImageNet's 1000 classes and the 16 categories.
         options: How logits become decisions and decisions a ratio; can be changed later (`with_options`).
-        mean: Per channel, subtracted from values in [0, 1]; by default the model's own, else ImageNet's.
+        mean: Per channel, subtracted from values in [0, 1]; by default the model's own (a `LoadedModel`'s, or the
+            `pretrained_cfg` of a timm model), else ImageNet's.
         std: Per channel, divided by.
         input_size: Side to which images of another size are resized, bicubically and without a crop; by default the
             model's own, else none: published stimuli go into a 224 px network as they are.
@@ -283,10 +284,15 @@ def preprocessing_of(
     Raises:
         ValueError: If a value is out of range.
     """
-    own = model if isinstance(model, LoadedModel) else None
-    chosen_mean = tuple(mean or (own.mean if own else IMAGENET_MEAN))
-    chosen_std = tuple(std or (own.std if own else IMAGENET_STD))
-    size = input_size or (own.input_size if own else None)
+    own: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "input_size": None}
+    config = getattr(model, "pretrained_cfg", None)
+    if isinstance(model, LoadedModel):
+        own = {key: getattr(model, key) for key in own}
+    elif isinstance(config, dict):  # a timm model
+        own |= {key: config[key] for key in ("mean", "std") if key in config}
+        own["input_size"] = config["input_size"][-1] if "input_size" in config else None
+    chosen_mean, chosen_std = tuple(mean or own["mean"]), tuple(std or own["std"])
+    size = input_size if input_size is not None else own["input_size"]
     if len(chosen_mean) != 3 or len(chosen_std) != 3 or min(chosen_std) <= 0:
         raise ValueError(f"mean={chosen_mean}, std={chosen_std}: expected three numbers each, std positive")
     if size is not None and size < 1:

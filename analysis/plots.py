@@ -131,21 +131,19 @@ def _label(result: ErfResult) -> str:
 def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Median times of every contender (`analysis.benchmark.compare`) against its own case, on logarithmic axes.
 
-    The horizontal axis is the kernel size where it varies in the table, with one line per map size and contender;
-    otherwise the number of the case.
+    The horizontal axis is the kernel size where it varies in the table, with one line per contender and, dashed
+    differently, per map size; otherwise the case.
     """
     ax = axes_or_new(ax)
     timed = table.dropna(subset=["median_ms"])
-    lines = ["contender"]
-    by_kernel = "kernel" in timed and len(set(timed["kernel"])) > 6
-    if by_kernel:
-        lines += [label for label in ("size", "images", "channels", "direction") if len(set(timed[label])) > 1]
     labels = list(table.columns[: list(table.columns).index("contender")])
-    case = timed.groupby(labels, sort=False).ngroup() + 1
+    by_kernel = "kernel" in timed and len(set(timed["kernel"])) > 6
+    others = [label for label in labels if label != "kernel" and len(set(timed[label])) > 1] if by_kernel else []
     contenders = list(dict.fromkeys(timed["contender"]))
-    for key, rows in timed.assign(case=case).groupby(lines, sort=False):
-        number = contenders.index(key[0])
-        others = ", ".join(f"{label} {value}" for label, value in zip(lines[1:], key[1:], strict=True))
+    groups = list(timed[others].drop_duplicates().itertuples(index=False, name=None)) if others else [()]
+    timed = timed.assign(case=timed.groupby(labels, sort=False).ngroup() + 1)
+    for key, rows in timed.groupby(["contender", *others], sort=False):
+        number, group = contenders.index(key[0]), groups.index(tuple(key[1:]))
         ax.plot(
             rows["kernel"] if by_kernel else rows["case"],
             rows["median_ms"],
@@ -153,22 +151,29 @@ def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             marker=MARKERS[number % len(MARKERS)],
             markersize=3,
             linewidth=1 if by_kernel else 0,
-            label=key[0] if rows.index[0] == timed.index[timed["contender"] == key[0]][0] else None,
+            linestyle=_DASHES[group % len(_DASHES)],
+            label=key[0] if group == 0 else None,
         )
-        if by_kernel and others:
-            ax.annotate(others, (rows["kernel"].iloc[-1], rows["median_ms"].iloc[-1]), fontsize=4, alpha=0.7)
+    for index, group in enumerate(groups if others else []):
+        text = ", ".join(f"{label} {value}" for label, value in zip(others, group, strict=True))
+        ax.plot([], [], color="0.3", linewidth=1, linestyle=_DASHES[index % len(_DASHES)], label=text)
     ax.set_yscale("log")
     ax.set_ylabel("time (ms)")
     if by_kernel:
         ax.set_xscale("log")
         kernels = sorted(timed["kernel"].unique())
-        ax.set_xticks(kernels, [str(kernel) for kernel in kernels])
+        shown = [kernels[0]]
+        for kernel in kernels[1:]:
+            if kernel >= 1.18 * shown[-1]:
+                shown.append(kernel)
+        ax.set_xticks(shown, [str(kernel) for kernel in shown])
         ax.minorticks_off()
         ax.set_xlabel("kernel size (pixels)")
     else:
         cases = timed.drop_duplicates(labels)
-        names = [" ".join(str(row[label]) for label in labels) for _, row in cases.iterrows()]
+        varying = [label for label in labels if len(set(timed[label])) > 1] or labels
+        names = [" ".join(str(row[label]) for label in varying) for _, row in cases.iterrows()]
         ax.set_xticks(range(1, len(names) + 1), names, rotation=30, ha="right")
-        ax.set_xlabel(", ".join(labels))
-    ax.legend(frameon=False)
+        ax.set_xlabel(", ".join(varying))
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return ax

@@ -103,7 +103,7 @@ def _bench(
     table.to_csv(out / f"{name}.csv", index=False)
     (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     with plots.paper_style():
-        figure = Figure(figsize=(3.4, 3.0), layout="constrained")
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
         plots.plot_benchmark(table, ax=figure.add_subplot())
         for suffix in ("png", "pdf"):
             figure.savefig(out / f"{name}.{suffix}")

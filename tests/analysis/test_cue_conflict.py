@@ -19,7 +19,7 @@ from analysis import (
     read_responses,
     write_responses,
 )
-from analysis.cue_conflict import parse_stimulus, published_stimuli
+from analysis.cue_conflict import parse_stimulus, preprocessing_of, published_stimuli
 from tests.analysis.observers import observer, write_stimuli
 
 NAMES = ("cat1-dog1", "cat2-dog1", "dog1-cat1", "dog2-cat3", "cat3-cat3")
@@ -121,6 +121,15 @@ def test_logits_are_those_of_the_unresized_normalised_images(tmp_path: Path, bat
         "resize": "bicubic, no crop",
     }
     assert model.training and result.observer == "bright"
+
+
+def test_a_timm_model_brings_its_own_preprocessing() -> None:
+    model = Brightness()
+    model.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5), "input_size": (3, 32, 32)}  # type: ignore[assignment]
+    found = preprocessing_of(model)
+    assert (found["mean"], found["std"], found["input_size"]) == ([0.1, 0.2, 0.3], [0.5, 0.5, 0.5], 32)
+    assert preprocessing_of(model, input_size=224)["input_size"] == 224
+    assert preprocessing_of(Brightness())["mean"] == [0.485, 0.456, 0.406]
 
 
 def test_images_of_another_size_are_resized(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 import copy
 import pickle
+from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,6 +36,20 @@ def test_inference_equals_float64(model: RepLKNet, images: Tensor) -> None:
         for memory_format in (torch.contiguous_format, torch.channels_last):
             found = model(images.contiguous(memory_format=memory_format))
             torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter's own
+def test_onnx_export_has_plain_convolutions_only(model: RepLKNet, images: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(model, (images,), path, dynamo=True, verbose=False)
+    nodes = onnx.load(path).graph.node
+    assert {node.domain for node in nodes} == {""}
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    assert sum(node.op_type == "Conv" for node in nodes) == convolutions
+    assert not {"DFT", "Pad", "If", "Loop"} & {node.op_type for node in nodes}
+    with torch.no_grad():
+        (found,) = ReferenceEvaluator(path).run(None, {onnx.load(path).graph.input[0].name: images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), model(images), rtol=1e-4, atol=1e-4)
 
 
 def test_packed_weights_follow_the_parameters(images: Tensor) -> None:
