@@ -67,6 +67,8 @@ def download_cue_conflict(
     done = len(registry) - len(wanted)
     if progress is not None:
         progress(done, len(registry))
+    for folder in {Path(path).parent for path in wanted}:
+        (root / folder).mkdir(parents=True, exist_ok=True)  # pooch's threads would race for it
     pooch.get_logger().setLevel(logging.ERROR)  # it would print a line for every file
     source = pooch.create(root, base_url=url.rstrip("/") + "/", registry=registry, retry_if_failed=_TRIES - 1)
     with ThreadPoolExecutor(_CONNECTIONS) as pool:

@@ -140,7 +140,7 @@ def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     by_kernel = "kernel" in timed and len(set(timed["kernel"])) > 6
     others = [label for label in labels if label != "kernel" and len(set(timed[label])) > 1] if by_kernel else []
     contenders = list(dict.fromkeys(timed["contender"]))
-    groups = list(timed[others].drop_duplicates().itertuples(index=False, name=None)) if others else [()]
+    groups: list[Any] = list(timed[others].drop_duplicates().itertuples(index=False, name=None)) if others else [()]
     timed = timed.assign(case=timed.groupby(labels, sort=False).ngroup() + 1)
     for key, rows in timed.groupby(["contender", *others], sort=False):
         number, group = contenders.index(key[0]), groups.index(tuple(key[1:]))
@@ -154,8 +154,8 @@ def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             linestyle=_DASHES[group % len(_DASHES)],
             label=key[0] if group == 0 else None,
         )
-    for index, group in enumerate(groups if others else []):
-        text = ", ".join(f"{label} {value}" for label, value in zip(others, group, strict=True))
+    for index, values in enumerate(groups if others else []):
+        text = ", ".join(f"{label} {value}" for label, value in zip(others, values, strict=True))
         ax.plot([], [], color="0.3", linewidth=1, linestyle=_DASHES[index % len(_DASHES)], label=text)
     ax.set_yscale("log")
     ax.set_ylabel("time (ms)")

@@ -40,7 +40,7 @@ def is_plain_inference(layer: nn.Conv2d, x: Tensor) -> bool:
         and x.dtype == layer.weight.dtype == torch.float32
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and not torch.is_inference(layer.weight)
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]

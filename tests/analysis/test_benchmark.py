@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -81,5 +82,8 @@ def test_plot_by_kernel_has_a_line_per_contender_and_size() -> None:
         for name in ("a", "b")
     ]
     ax = plots.plot_benchmark(pd.DataFrame(rows).assign(images=1, channels=2, direction="forward"))
-    assert len(ax.lines) == 4
+    drawn = [line for line in ax.lines if len(np.asarray(line.get_xdata()))]
+    assert len(drawn) == 4
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 4
+    assert ax.get_legend_handles_labels()[1] == ["a", "b", "size 16", "size 32"]
     assert ax.get_xscale() == ax.get_yscale() == "log"

@@ -49,7 +49,10 @@ def serving(files: dict[str, bytes]) -> Iterator[Server]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Patient(ThreadingHTTPServer):
+        request_queue_size = 64  # eight connections at once and a busy machine
+
+    http = Patient(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{http.server_address[1]}/stimuli"
     thread = threading.Thread(target=http.serve_forever)
     thread.start()

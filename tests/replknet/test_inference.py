@@ -48,7 +48,7 @@ def test_onnx_export_has_plain_convolutions_only(model: RepLKNet, images: Tensor
     assert sum(node.op_type == "Conv" for node in nodes) == convolutions
     assert not {"DFT", "Pad", "If", "Loop"} & {node.op_type for node in nodes}
     with torch.no_grad():
-        (found,) = ReferenceEvaluator(path).run(None, {onnx.load(path).graph.input[0].name: images.numpy()})
+        (found,) = ReferenceEvaluator(str(path)).run(None, {onnx.load(path).graph.input[0].name: images.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), model(images), rtol=1e-4, atol=1e-4)
 
 
