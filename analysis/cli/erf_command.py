@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import replknet
+from analysis.allocator import keep_freed_memory
 from analysis.cli.console import (
     claim,
     clear_errors_for_files,
@@ -75,6 +76,7 @@ def erf(
         "std": stds,
     }
     _check_layers(loaded, wanted, pixels)
+    keep_freed_memory()
     with clear_errors_for_files():
         claim(out, settings, overwrite, _is_output)
         results = _measure_all(loaded, wanted, chosen, protocol, out, means, stds)

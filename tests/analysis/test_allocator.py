@@ -1,0 +1,31 @@
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, torch
+from analysis.allocator import keep_freed_memory
+kept = {keep} and keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(40 * 2**20, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(kept, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_freed_memory_is_used_again() -> None:
+    """A block of 40 MiB has 10240 pages of 4 KiB; a second one of the same size needs no new ones."""
+
+    def run(keep: bool) -> tuple[str, int]:
+        command = [sys.executable, "-c", PROGRAM.format(keep=keep)]
+        words = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        return words[0], int(words[1])
+
+    kept, faults = run(True)
+    if kept == "False":
+        pytest.skip("the C library is not glibc")
+    assert faults < 1000 < run(False)[1]
