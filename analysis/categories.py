@@ -103,21 +103,27 @@ class LabelMapping:
         """From a file with the columns `class_index` and `category`.
 
         Raises:
+            FileNotFoundError: If there is no such file.
             ValueError: If a column is missing, a line is short, or an index is not a number or given twice.
         """
+        try:
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"labels={str(path)!r}: no such file") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"labels={str(path)!r}: not UTF-8 text ({error.reason})") from error
+        rows = csv.DictReader(lines)
+        if not {"class_index", "category"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"labels={str(path)!r}: expected the columns class_index and category")
         categories: dict[int, str] = {}
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if not {"class_index", "category"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"labels={str(path)!r}: expected the columns class_index and category")
-            for row in rows:
-                text, category = row["class_index"], row["category"]
-                where = f"labels={str(path)!r}, line {rows.line_num}"
-                if not text or not text.strip().isdecimal() or not category or not category.strip():
-                    raise ValueError(f"{where}: expected a class index and a category, not {text!r} and {category!r}")
-                if int(text) in categories:
-                    raise ValueError(f"{where}: class index {text} was given before")
-                categories[int(text)] = category.strip()
+        for row in rows:
+            text, category = row["class_index"], row["category"]
+            where = f"labels={str(path)!r}, line {rows.line_num}"
+            if not text or not text.strip().isdecimal() or not category or not category.strip():
+                raise ValueError(f"{where}: expected a class index and a category, not {text!r} and {category!r}")
+            if int(text) in categories:
+                raise ValueError(f"{where}: class index {text} was given before")
+            categories[int(text)] = category.strip()
         return cls.from_dict(categories, num_classes)
 
     @cached_property

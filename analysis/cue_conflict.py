@@ -6,7 +6,8 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -21,8 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from analysis.categories import IMAGENET, LabelMapping
-from analysis.erf import hash_weights
 from analysis.features import evaluation_mode
+from analysis.identity import hash_code, hash_weights
 from analysis.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD, ImageError, read_rgb
 from analysis.models import LoadedModel
 from analysis.shape_bias import ShapeBiasOptions, ShapeBiasResult, check_categories
@@ -138,7 +139,7 @@ def parse_stimulus(name: str) -> tuple[str, str, str, str]:
         StimulusError: If the name has another form.
     """
     match = _NAME.fullmatch(Path(name).stem)
-    if match is None:
+    if match is None or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
         raise StimulusError(f"stimulus {name!r}: expected a name such as cat7-elephant1.png")
     shape, i, texture, j = match["shape"], match["i"], match["texture"] or "", match["j"] or ""
     return shape, shape + i, texture, texture + j
@@ -152,15 +153,21 @@ def published_stimuli() -> Mapping[str, tuple[str, str]]:
     return {Path(path).name: (str(Path(path).parent), digest) for digest, path in pairs}
 
 
+def missing_stimuli(names: Collection[str]) -> str:
+    """What to tell about those of the published stimuli that are not among `names`; empty for another set or none."""
+    published = published_stimuli()
+    missing = sorted(set(published) - set(names))
+    if not missing or not set(names) <= set(published):
+        return ""
+    return f"{len(missing)} of the {len(published)} published stimuli are missing: {_some(missing)}"
+
+
 def _compare_with_published(digests: Mapping[str, str]) -> tuple[str, ...]:
     published = published_stimuli()
     known = set(digests) & set(published)
     if len(known) < len(digests):
         return ()
-    notes = []
-    missing = sorted(set(published) - known)
-    if missing:
-        notes.append(f"{len(missing)} of the {len(published)} published stimuli are missing: {_some(missing)}")
+    notes = [note for note in [missing_stimuli(digests)] if note]
     changed = sorted(name for name in known if digests[name] != published[name][1])
     if changed:
         notes.append(f"{len(changed)} stimuli differ from the published files: {_some(changed)}")
@@ -220,7 +227,7 @@ def evaluate_shape_bias(
     module = model.module if isinstance(model, LoadedModel) else model
     preprocessing = preprocessing_of(model, mean=mean, std=std, input_size=input_size)
     weights_hash = hash_weights(module)
-    fingerprint = fingerprint_of(weights_hash, preprocessing, stimuli)
+    fingerprint = fingerprint_of(module, preprocessing, stimuli)
     state = _State.resume(partial, fingerprint) if partial is not None else _State(fingerprint)
     reference = next(iter(module.parameters()), torch.zeros(()))
     stored = time.monotonic()
@@ -300,9 +307,9 @@ def preprocessing_of(
     return {"mean": list(chosen_mean), "std": list(chosen_std), "input_size": size, "resize": "bicubic, no crop"}
 
 
-def fingerprint_of(weights_hash: str, preprocessing: Mapping[str, Any], stimuli: StimulusSet) -> str:
-    """SHA-256 of everything the logits depend on: weights, preprocessing and stimuli."""
-    settings = [weights_hash, dict(preprocessing), stimuli.names, stimuli.hashes]
+def fingerprint_of(module: nn.Module, preprocessing: Mapping[str, Any], stimuli: StimulusSet) -> str:
+    """SHA-256 of everything the logits depend on: weights, code, preprocessing and stimuli."""
+    settings = [hash_weights(module), hash_code(module), dict(preprocessing), stimuli.names, stimuli.hashes]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -326,15 +333,48 @@ def _run(
         return found
     if len({image.shape for image in images.values()}) > 1:
         raise ValueError("stimuli: they have different sizes; pass input_size")
-    batch = torch.stack(list(images.values())).to(reference.device, reference.dtype)
-    logits = module(batch)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model: its output ({what}) is no batch of logits; expected ({len(images)}, classes)")
-    mapping.check_outputs(logits.shape[1])
+    logits = _logits(module, torch.stack(list(images.values())), reference, mapping)
     for index, row in zip(images, logits.float().cpu().numpy(), strict=True):
         found[index] = row if np.isfinite(row).all() else "the logits are not finite"
     return found
+
+
+def _logits(module: nn.Module, batch: Tensor, reference: Tensor, mapping: LabelMapping) -> Tensor:
+    logits = module(batch.to(reference.device, reference.dtype))
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model: its output ({what}) is no batch of logits; expected ({len(batch)}, classes)")
+    mapping.check_outputs(logits.shape[1])
+    return logits
+
+
+def check_model(
+    model: nn.Module | LoadedModel, stimuli: StimulusSet, mapping: LabelMapping, preprocessing: Mapping[str, Any]
+) -> None:
+    """Refuse a model that cannot answer these stimuli, by a black image of their size.
+
+    Raises:
+        ValueError: If the number of outputs does not fit the mapping, a stimulus belongs to no category, or the model
+            fails.
+    """
+    check_categories(stimuli.names, stimuli.shapes, stimuli.textures, mapping.categories)
+    module = model.module if isinstance(model, LoadedModel) else model
+    for index in range(len(stimuli)):
+        try:
+            image = _prepare(np.zeros_like(stimuli.pixels(index)), preprocessing)
+        except ImageError:
+            continue
+        reference = next(iter(module.parameters()), torch.zeros(()))
+        with evaluation_mode(module), torch.no_grad():
+            try:
+                _logits(module, image[None], reference, mapping)
+            except ValueError:
+                raise
+            except Exception as error:  # a user's own code
+                raise ValueError(
+                    f"model: failed on an image of shape {tuple(image.shape)} with {type(error).__name__}: {error}"
+                ) from error
+        return
 
 
 def _prepare(pixels: NDArray[np.uint8], preprocessing: Mapping[str, Any]) -> Tensor:
@@ -367,7 +407,7 @@ class _State:
                     state.done, state.used = header["done"], header["used"]
                     state.skipped = [(name, reason) for name, reason in header["skipped"]]
                     state.logits = [file["logits"]] if state.used else []
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return cls(fingerprint)
         return state
 

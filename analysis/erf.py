@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
@@ -17,6 +18,7 @@ from scipy import optimize
 from torch import Tensor, nn
 
 from analysis.features import LAST, as_nchw, evaluation_mode, feature_map, infer_layout
+from analysis.identity import hash_code, hash_weights
 from analysis.images import ImageError, ImageSet
 from analysis.receptive_field import centred_unit, theoretical_receptive_field, unit_centers
 from analysis.results import ResultError, load_result, save_result
@@ -402,7 +404,7 @@ def effective_receptive_field(
     field = theoretical_receptive_field(model, size, layer=layer, in_channels=in_channels)
     position, center = _place_unit(options, field, size)
     weights_hash = hash_weights(model)
-    fingerprint = _fingerprint(weights_hash, layer, asdict(options), source, size)
+    fingerprint = _fingerprint(weights_hash + hash_code(model), layer, asdict(options), source, size)
     state = _State.resume(partial, fingerprint) if partial is not None else _State(fingerprint)
     reference = next(iter(model.parameters()), torch.zeros(()))
     for index in range(state.done, len(images)):
@@ -455,16 +457,6 @@ def effective_receptive_field(
     if partial is not None:
         Path(partial).unlink(missing_ok=True)
     return result
-
-
-def hash_weights(model: nn.Module) -> str:
-    """SHA-256, in hexadecimal, of every parameter and buffer with its name, dtype and shape."""
-    digest = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _input_gradient(
@@ -556,9 +548,9 @@ def _as_image_set(images: Tensor | Sequence[Tensor]) -> ImageSet:
 
 
 def _fingerprint(
-    weights: str, layer: str | None, options: dict[str, Any], images: ImageSet, size: tuple[int, int]
+    network: str, layer: str | None, options: dict[str, Any], images: ImageSet, size: tuple[int, int]
 ) -> str:
-    settings = [weights, layer, options, images.hashes, images.mean, images.std, size]
+    settings = [network, layer, options, images.hashes, images.mean, images.std, size]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
@@ -591,7 +583,7 @@ class _State:
                 state.skipped = [(name, reason) for name, reason in header["skipped"]]
                 state.total = file["total"]
                 state.rings, state.moments = list(file["rings"]), list(file["moments"])
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return cls(fingerprint)
         return state
 

@@ -86,7 +86,7 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] = CAT
     )
 
 
-def read_observers(directory: str | PathLike[str]) -> list[ShapeBiasResult]:
+def read_observers(directory: str | PathLike[str], *, categories: Sequence[str] = CATEGORIES) -> list[ShapeBiasResult]:
     """One result for each CSV file of a folder, in the order of their names.
 
     Raises:
@@ -96,7 +96,7 @@ def read_observers(directory: str | PathLike[str]) -> list[ShapeBiasResult]:
     root = Path(directory)
     if not root.is_dir():
         raise FileNotFoundError(f"humans={str(root)!r}: no such folder")
-    observers = [read_responses(path) for path in sorted(root.glob("*.csv"))]
+    observers = [read_responses(path, categories=categories) for path in sorted(root.glob("*.csv"))]
     if not observers:
         raise ValueError(f"humans={str(root)!r}: holds no CSV file")
     names = [observer.observer for observer in observers]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -68,7 +69,7 @@ def load_result(directory: str | PathLike[str], kind: str) -> tuple[dict[str, An
         fields = json.loads((directory / "result.json").read_text())
         with np.load(directory / "arrays.npz", allow_pickle=False) as file:
             arrays = dict(file)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ResultError(f"directory={str(directory)!r}: unreadable result ({error})") from error
     found = (fields.pop("kind", None), fields.pop("schema_version", None))
     if found != (kind, SCHEMA_VERSION):

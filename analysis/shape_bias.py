@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.categories import NO_RESPONSE, Aggregation, LabelMapping, Tie
+from analysis.categories import AGGREGATIONS, NO_RESPONSE, TIES, Aggregation, LabelMapping, Tie
 from analysis.results import ResultError, load_result, save_result
 from analysis.statistics import bootstrap_p_value, cluster_weights, percentile_interval
 
@@ -46,13 +46,17 @@ class ShapeBiasOptions:
     congruent: Congruent = "exclude"
 
     def __post_init__(self) -> None:
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator={self.estimator!r}: expected one of {', '.join(ESTIMATORS)}")
-        if self.congruent not in ("exclude", "include"):
-            raise ValueError(f"congruent={self.congruent!r}: expected exclude or include")
+        for name, allowed in (
+            ("aggregation", AGGREGATIONS),
+            ("tie", TIES),
+            ("estimator", ESTIMATORS),
+            ("congruent", ("exclude", "include")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ShapeBiasResult:
     """The responses of one observer, a network or a person, to stimuli with a shape and a texture.
 
@@ -94,6 +98,10 @@ class ShapeBiasResult:
             if len(self.logits) != len(self.stimuli):
                 raise ResultError(f"logits of shape {self.logits.shape} for {len(self.stimuli)} stimuli")
             self.logits.flags.writeable = False
+
+    def __repr__(self) -> str:
+        counts = f"S {self.num_shape}, T {self.num_texture}, neither {self.num_neither}"
+        return f"ShapeBiasResult({self.observer!r}, shape bias {self.shape_bias:.4f}: {counts}; {self.options})"
 
     # What was decided -------------------------------------------------------------------------------------------
 
@@ -213,7 +221,7 @@ class ShapeBiasResult:
         )
 
     def by_category(self, by: Literal["shape", "texture"] = "shape") -> pd.DataFrame:
-        """One row per shape (or texture) category: counts, shape bias and coverage, without its congruent images."""
+        """One row per shape (or texture) category: counts, shape bias and coverage of the images that count."""
         if by not in ("shape", "texture"):
             raise ValueError(f"by={by!r}: expected 'shape' or 'texture'")
         return self._counts([by])
@@ -288,7 +296,7 @@ class ShapeBiasResult:
             seed: Of the draws.
 
         Returns:
-            Both ends, NaN where the ratio is undefined.
+            Both ends, NaN where the ratio is undefined or there is only one cluster.
 
         Raises:
             ValueError: If the cluster is unknown or `confidence` is out of range.
@@ -332,6 +340,8 @@ class ShapeBiasResult:
         if not self.stimuli:
             return np.full(1, np.nan)
         numbers = [np.unique(names, return_inverse=True)[1] for names in exemplars[cluster]]
+        if min(int(number.max()) for number in numbers) < 1:
+            return np.full(1, np.nan)  # a single cluster says nothing about how clusters differ
         return np.concatenate([statistic(weights) for weights in cluster_weights(numbers, num_resamples, seed)])
 
     def _restricted(self, keep: Sequence[str]) -> "ShapeBiasResult":

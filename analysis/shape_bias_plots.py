@@ -9,7 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
+from analysis.categories import NO_RESPONSE
 from analysis.glyphs import add_glyph, has_glyph
 from analysis.plots import MARKERS, OKABE_ITO, axes_or_new
 from analysis.shape_bias import Cluster, HumanReference, ShapeBiasResult, pooled_by_category
@@ -68,7 +70,7 @@ def plot_shape_bias(
     ax.tick_params(axis="y", length=0, pad=21 if any(map(has_glyph, categories)) else 3)
     top = ax.secondary_xaxis("top", functions=(_complement, _complement))
     top.set_xlabel("fraction of shape decisions")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.11), frameon=False, ncols=2)
+    _legend_below(ax, ax.get_legend_handles_labels()[0])
     return ax
 
 
@@ -145,6 +147,8 @@ def plot_confusion(result: ShapeBiasResult, *, ax: Axes | None = None) -> Axes:
     """Responses (columns) to each shape category (rows) in percent of its images, all images."""
     ax = axes_or_new(ax)
     table = result.confusion()
+    if not table[NO_RESPONSE].any():  # networks always answer
+        table = table.drop(columns=NO_RESPONSE)
     percent = 100 * table.to_numpy(dtype=float) / np.maximum(table.sum(axis=1).to_numpy(), 1)[:, None]
     image = ax.imshow(percent, vmin=0, vmax=100, cmap="cividis")
     for (y, x), value in np.ndenumerate(percent):
@@ -187,7 +191,7 @@ def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes
         Line2D([], [], color=HUMAN_COLOR, linestyle="dashed", label="people with each other"),
         Line2D([], [], color="black", lw=1.5, label="mean"),
     ]
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, frameon=False)
+    _legend_below(ax, handles)
     return ax
 
 
@@ -195,6 +199,19 @@ def _look(index: int, is_human: bool) -> tuple[str, str]:
     if is_human:
         return HUMAN_COLOR, _HUMAN_MARKER
     return OKABE_ITO[index % len(OKABE_ITO)], MARKERS[1:][index % (len(MARKERS) - 1)]
+
+
+def _legend_below(ax: Axes, handles: Sequence[Any]) -> None:
+    """Under the horizontal axis and its label, however high the axes are."""
+    down = ScaledTranslation(0, -34 / 72, ax.figure.dpi_scale_trans)
+    ax.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.4, 0.0),
+        bbox_transform=ax.transAxes + down,
+        ncols=2,
+        frameon=False,
+    )
 
 
 def _complement(share: Any) -> Any:

@@ -1,8 +1,9 @@
 """What the commands share: reading options, claiming the output folder, progress and tables."""
 
 import json
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.table import Table
 
 import replknet
 from analysis.models import LoadedModel, load_model, untrained_copy
+from analysis.results import write_json
 
 RUN_FILE = "run.json"
 
@@ -56,8 +58,37 @@ def load_models(
     return loaded
 
 
-def claim(out: Path, settings: dict[str, Any], overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
-    """Make OUT ours: new, or of the same run; another run's files, those that `is_ours`, go only when asked."""
+def folder_name(label: str) -> str:
+    """A label as the name of a file or folder.
+
+    Raises:
+        ValueError: If nothing is left of it.
+    """
+    name = re.sub(r"[^\w.-]+", "-", label).strip("-.")
+    if not name:
+        raise ValueError(f"model: the name {label!r} holds no letter or digit")
+    return name
+
+
+def claim(
+    out: Path,
+    command: str,
+    settings: dict[str, Any],
+    outputs: Collection[str],
+    overwrite: bool,
+    keep: Collection[str] = (),
+) -> None:
+    """Make OUT the folder of this run: a new one, or one of the same command.
+
+    The names of the files and folders that a run may write are recorded in it. With `overwrite`, those of another run
+    of the same command are removed, but for those to `keep`; nothing else ever is.
+
+    Raises:
+        ValueError: If OUT holds something else, or another run and `overwrite` is false, or two outputs share a name.
+    """
+    twice = sorted({name for name in outputs if list(outputs).count(name) > 1})
+    if twice:
+        raise ValueError(f"model: two results would be called {twice[0]!r}; give the models different names")
     record = out / RUN_FILE
     normal = json.loads(json.dumps(settings))
     if out.exists() and not out.is_dir():
@@ -66,24 +97,27 @@ def claim(out: Path, settings: dict[str, Any], overwrite: bool, is_ours: Callabl
         try:
             known = json.loads(record.read_text())
         except ValueError:
-            known = {}
-        if known == normal:
+            known = None
+        if not isinstance(known, dict) or known.get("command") != command:
+            raise ValueError(f"--out={str(out)!r}: holds results of something else; choose another folder")
+        former = known.get("settings", {})
+        if former == normal:
             return
-        differing = [key for key, value in normal.items() if known.get(key) != value]
         if not overwrite:
+            differing = [key for key in {**former, **normal} if former.get(key) != normal.get(key)]
             raise ValueError(
                 f"--out={str(out)!r}: holds another run, which differs in {', '.join(differing)}; "
                 "choose another folder or pass --overwrite"
             )
-        for path in out.iterdir():
-            if path.is_dir() and is_ours(path):
+        for path in (out / name for name in known.get("outputs", []) if name not in keep):
+            if path.parent == out and path.is_dir():
                 shutil.rmtree(path)
-            elif is_ours(path):
-                path.unlink()
+            elif path.parent == out:
+                path.unlink(missing_ok=True)
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"--out={str(out)!r}: holds files of something else; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(normal, indent=2) + "\n")
+    write_json(record, {"command": command, "settings": normal, "outputs": sorted({*outputs, *keep})})
 
 
 @contextmanager
@@ -106,7 +140,11 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        try:
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        except Exception:
+            bar.remove_task(task)  # the error is the only line
+            raise
 
 
 def print_table(table: Table) -> None:

@@ -1,7 +1,6 @@
 """`replknet erf`."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,13 +15,15 @@ from analysis.allocator import keep_freed_memory
 from analysis.cli.console import (
     claim,
     clear_errors_for_files,
+    folder_name,
     load_models,
     parse_numbers,
     parse_size,
     print_table,
     progress_bar,
 )
-from analysis.erf import PROTOCOLS, THRESHOLDS, ErfResult, effective_receptive_field, hash_weights
+from analysis.erf import PROTOCOLS, THRESHOLDS, ErfResult, effective_receptive_field
+from analysis.identity import hash_code, hash_weights
 from analysis.images import ImageSet, load_images
 from analysis.models import LoadedModel
 from analysis.receptive_field import theoretical_receptive_field
@@ -67,7 +68,7 @@ def erf(
     notes = [note for item in loaded for note in item.notes]
     notes += [f"skipped {name}: {reason}" for name, reason in chosen.skipped]
     settings = {
-        "models": [[item.name, hash_weights(item.module)] for item in loaded],
+        "models": [[item.name, hash_weights(item.module), hash_code(item.module)] for item in loaded],
         "layers": wanted,
         "protocol": protocol,
         "size": pixels,
@@ -76,9 +77,12 @@ def erf(
         "std": stds,
     }
     _check_layers(loaded, wanted, pixels)
+    folders = [folder_name(_label(item, layer)) for item in loaded for layer in wanted]
+    outputs = ["erf.csv", *folders, *(f"{folder}.partial.npz" for folder in folders)]
+    outputs += [f"{figure}.{suffix}" for figure in _FIGURES for suffix in ("png", "pdf")]
     keep_freed_memory()
     with clear_errors_for_files():
-        claim(out, settings, overwrite, _is_output)
+        claim(out, "erf", settings, outputs, overwrite)
         results = _measure_all(loaded, wanted, chosen, protocol, out, means, stds)
         _write_outputs(results, out)
     _report(results, notes, out)
@@ -96,10 +100,8 @@ def _check_layers(loaded: Sequence[LoadedModel], layers: Sequence[str | None], s
                 ) from error
 
 
-def _is_output(path: Path) -> bool:
-    if path.is_dir():
-        return (path / "result.json").is_file()
-    return path.name == "erf.csv" or path.stem in _FIGURES or path.name.endswith(".partial.npz")
+def _label(item: LoadedModel, layer: str | None) -> str:
+    return item.name if layer is None else f"{item.name}, {layer}"
 
 
 def _measure_all(
@@ -118,8 +120,8 @@ def _measure_all(
             module = item.module
             if layer is None and isinstance(module, replknet.RepLKNet):
                 module = replknet.reparameterize(module)  # the same map in less time; inner layers keep their names
-            label = item.name if layer is None else f"{item.name}, {layer}"
-            target = out / re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-")
+            label = _label(item, layer)
+            target = out / folder_name(label)
             if (target / "result.json").is_file():
                 results.append(ErfResult.load(target))
                 continue

@@ -1,8 +1,8 @@
 """`replknet shape-bias`."""
 
 import dataclasses
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +12,24 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.categories import AGGREGATIONS, IMAGENET, TIES, LabelMapping
-from analysis.cli.console import claim, clear_errors_for_files, load_models, parse_numbers, print_table, progress_bar
-from analysis.cue_conflict import StimulusSet, evaluate_shape_bias, fingerprint_of, load_stimuli, preprocessing_of
-from analysis.erf import hash_weights
+from analysis.cli.console import (
+    claim,
+    clear_errors_for_files,
+    folder_name,
+    load_models,
+    parse_numbers,
+    print_table,
+    progress_bar,
+)
+from analysis.cue_conflict import (
+    StimulusSet,
+    check_model,
+    evaluate_shape_bias,
+    fingerprint_of,
+    load_stimuli,
+    missing_stimuli,
+    preprocessing_of,
+)
 from analysis.models import LoadedModel
 from analysis.responses import read_observers, read_responses, write_responses
 from analysis.results import ResultError, write_json
@@ -32,7 +47,8 @@ from analysis.shape_bias import (
 
 _RAW = "raw-responses"
 _TABLES = ("shape_bias", "decisions", "by_shape", "by_texture", "pairs", "confusion", "comparisons", "consistency")
-_FIGURES = ("shape_bias", "categories", "pairs", "confusion", "consistency")
+_FIGURES = ("shape_bias", "categories", "consistency")
+_PER_OBSERVER = ("pairs", "confusion")
 
 
 def shape_bias(
@@ -75,17 +91,26 @@ def shape_bias(
         ("--aggregation", aggregation, AGGREGATIONS),
         ("--tie", tie, TIES),
         ("--cluster", cluster, CLUSTERS),
+        ("--estimator", estimator, ESTIMATORS),
+        ("--congruent", congruent, ("exclude", "include")),
     ):
         if value not in allowed:
             raise ValueError(f"{name}={value}: expected one of {', '.join(allowed)}")
-    options = ShapeBiasOptions(aggregation=aggregation, tie=tie, estimator=estimator, congruent=congruent)  # type: ignore[arg-type]
+    chosen_options: dict[str, Any] = {
+        "aggregation": aggregation,
+        "tie": tie,
+        "estimator": estimator,
+        "congruent": congruent,
+    }
+    options = ShapeBiasOptions(**chosen_options)
     mapping = IMAGENET if labels is None else LabelMapping.from_csv(labels)
     specs = [spec for spec in model if not spec.endswith(".csv")]
     if specs and stimuli is None:
         raise ValueError(f"--stimuli: {specs[0]} needs a folder of stimuli")
     recorded = [read_responses(spec, categories=mapping.categories) for spec in model if spec.endswith(".csv")]
     recorded = [result.with_options(**dataclasses.asdict(options)) for result in recorded]
-    people = [] if humans is None else read_observers(humans)
+    people = [] if humans is None else read_observers(humans, categories=mapping.categories)
+    people = [human.with_options(**dataclasses.asdict(options)) for human in people]
     chosen = None if stimuli is None or not specs else load_stimuli(stimuli)
     loaded = (
         load_models(specs, checkpoint, kernel_sizes, small_kernel, pretrained, seed, untrained=False) if specs else []
@@ -93,8 +118,18 @@ def shape_bias(
     names = [item.name for item in loaded] + [result.observer for result in recorded]
     if len(set(names)) < len(names):
         raise ValueError(f"model: {', '.join(names)} are not all different")
-    changes = {"mean": parse_numbers("--mean", mean), "std": parse_numbers("--std", std), "input_size": size}
-    keys = [_fingerprint(item, chosen, changes) for item in loaded]
+    changes: dict[str, Any] = {
+        "mean": parse_numbers("--mean", mean),
+        "std": parse_numbers("--std", std),
+        "input_size": size,
+    }
+    _check_common(chosen, [*recorded, *people])
+    folders = [folder_name(item.name) for item in loaded]
+    keys = [
+        _fingerprint(item, chosen, mapping, changes, out / folder)
+        for item, folder in zip(loaded, folders, strict=True)
+        if chosen is not None
+    ]
     settings = {
         "models": [[item.name, key] for item, key in zip(loaded, keys, strict=True)],
         "responses": [[result.observer, result.responses_hash()] for result in recorded],
@@ -104,11 +139,13 @@ def shape_bias(
         **dataclasses.asdict(options),
     }
     with clear_errors_for_files():
-        claim(out, settings, overwrite, lambda path: _is_outdated(path, keys))
+        keep = [f for f, key in zip(folders, keys, strict=True) if _still_valid(out / f, key)]
+        keep += [f"{folder}.partial.npz" for folder in folders]
+        claim(out, "shape-bias", settings, _outputs(names, folders), overwrite, keep)
         results = []
         for item, key in zip(loaded, keys, strict=True):
             if chosen is not None:
-                results.append(_evaluate(item, chosen, key, mapping, options, changes, batch_size, out))
+                results.append(_evaluate(item, chosen, key, mapping, options, changes, batch_size, out, overwrite))
         results += recorded
         summaries = [result.summary(cluster) for result in (*results, *people)]  # type: ignore[arg-type]
         consistency = consistency_table([*results, *people], people)
@@ -118,34 +155,53 @@ def shape_bias(
     notes = [note for item in loaded for note in item.notes]
     if chosen is not None:
         notes += chosen.notes
+    for result in (*recorded, *people):
+        missing = missing_stimuli(result.stimuli)
+        notes += [f"{result.observer}: {missing}"] if missing else []
     skipped = dict.fromkeys(entry for result in results for entry in result.skipped)
     notes += [f"skipped {name}: {reason}" for name, reason in skipped]
     _report(results, summaries, consistency, reference, notes)
     typer.echo(f"results, tables and figures: {out}")
 
 
-def _fingerprint(item: LoadedModel, chosen: StimulusSet | None, changes: dict[str, Any]) -> str:
-    if chosen is None:
-        return ""
-    return fingerprint_of(hash_weights(item.module), preprocessing_of(item, **changes), chosen)
+def _outputs(names: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """Everything a run with these observers and these networks may write in OUT."""
+    found = ["summary.json", _RAW, *(f"{table}.csv" for table in _TABLES), *folders]
+    found += [f"{folder}.partial.npz" for folder in folders]
+    suffixes = [""] if len(names) == 1 else [f"_{folder_name(name)}" for name in names]
+    figures = [f"{kind}{suffix}" for kind in _PER_OBSERVER for suffix in suffixes] + list(_FIGURES)
+    return found + [f"{figure}.{kind}" for figure in figures for kind in ("png", "pdf")]
 
 
-def _is_outdated(path: Path, keys: Sequence[str]) -> bool:
-    """Whether an output of this command belongs to a run other than those with these fingerprints."""
-    if path.is_dir():
-        if path.name == _RAW:
-            return True
-        try:
-            return (path / "result.json").is_file() and ShapeBiasResult.load(path).fingerprint not in keys
-        except ResultError:
-            return True
-    return path.name == "summary.json" or (
-        path.suffix in (".csv", ".png", ".pdf") and any(path.stem.startswith(name) for name in (*_TABLES, *_FIGURES))
-    )
+def _fingerprint(
+    item: LoadedModel, chosen: StimulusSet, mapping: LabelMapping, changes: dict[str, Any], target: Path
+) -> str:
+    """The fingerprint of a model that can answer, or has answered already."""
+    preprocessing = preprocessing_of(item, **changes)
+    key = fingerprint_of(item.module, preprocessing, chosen)
+    if not _still_valid(target, key):
+        check_model(item, chosen, mapping, preprocessing)
+    return key
 
 
-def _file_name(observer: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", observer).strip("-")
+def _still_valid(target: Path, key: str) -> bool:
+    """Whether the logits that this network would give again are saved."""
+    try:
+        return ShapeBiasResult.load(target).fingerprint == key
+    except (OSError, ResultError):
+        return False
+
+
+def _check_common(chosen: StimulusSet | None, others: Sequence[ShapeBiasResult]) -> None:
+    """Refuse observers that have not seen the same images before anything runs."""
+    seen = [set(result.stimuli) for result in others]
+    names = [result.observer for result in others]
+    if chosen is not None:
+        seen.insert(0, set(chosen.names))
+        names.insert(0, "--stimuli")
+    for name, own in zip(names[1:], seen[1:], strict=True):
+        if not own & seen[0]:
+            raise ValueError(f"{names[0]} and {name} have no image in common")
 
 
 def _evaluate(
@@ -157,16 +213,22 @@ def _evaluate(
     changes: dict[str, Any],
     batch_size: int,
     out: Path,
+    overwrite: bool,
 ) -> ShapeBiasResult:
-    target = out / _file_name(item.name)
+    target = out / folder_name(item.name)
     if (target / "result.json").is_file():
-        known = ShapeBiasResult.load(target)
-        if known.fingerprint == key:
+        try:
+            known = ShapeBiasResult.load(target)
+        except ResultError as error:
+            if not overwrite:
+                raise ResultError(f"{error}; --overwrite makes it anew") from error
+            known = None
+        if known is not None and known.fingerprint == key:
             renewed = known.with_mapping(mapping).with_options(**dataclasses.asdict(options))
             if (renewed.options, renewed.mapping) != (known.options, known.mapping):
                 renewed.save(target, overwrite=True)
             return renewed
-    with progress_bar(item.name) as progress:
+    with progress_bar(item.name) as progress, _clear_errors_of(item.name):
         result = evaluate_shape_bias(
             item,
             chosen,
@@ -179,6 +241,16 @@ def _evaluate(
         )
     result.save(target, overwrite=True)
     return result
+
+
+@contextmanager
+def _clear_errors_of(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # a user's own code
+        raise ValueError(f"model: {name} failed with {type(error).__name__}: {error}") from error
 
 
 def _write_tables(
@@ -209,7 +281,7 @@ def _write_tables(
         table.to_csv(out / f"{name}.csv", index=False)
     (out / _RAW).mkdir(exist_ok=True)
     for result in results:
-        write_responses(result, out / _RAW / f"cue-conflict_{_file_name(result.observer)}_session_1.csv")
+        write_responses(result, out / _RAW / f"cue-conflict_{folder_name(result.observer)}_session_1.csv")
     summary: dict[str, Any] = {"observers": summaries}
     if reference is not None:
         summary["humans"] = dataclasses.asdict(reference)
@@ -250,10 +322,12 @@ def _write_figures(
                 results, humans=people, ax=panel(4.0, 0.7 + 0.4 * rows)
             ).figure
         for result in results:
-            suffix = "" if len(results) == 1 else f"_{_file_name(result.observer)}"
+            suffix = "" if len(results) == 1 else f"_{folder_name(result.observer)}"
             if result.num_images:
                 made[f"pairs{suffix}"] = figures.plot_pair_map(result, ax=panel(5.2, 4.6)).figure
-            made[f"confusion{suffix}"] = figures.plot_confusion(result, ax=panel(5.2, 4.6)).figure
+            made[f"confusion{suffix}"] = figures.plot_confusion(
+                result, ax=panel(5.2, 1.9 + 0.17 * len(set(result.shapes)))
+            ).figure
         if reference is not None:
             own = consistency[consistency["first"].isin([result.observer for result in results])]
             ax = panel(4.0, 1.3 + 0.5 * len(results))

@@ -37,7 +37,7 @@ def crossed(num_shapes: int, num_textures: int) -> list[tuple[str, str]]:
 def write_stimuli(folder: Path, names: Sequence[str], size: int = 16) -> Path:
     """Noise images in sub-folders by shape, as the published ones are."""
     for name in names:
-        target = folder / parse_stimulus(name)[0]
+        target = folder / parse_stimulus(f"{name}.png")[0]
         target.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 255, (size, size, 3), np.uint8)
         Image.fromarray(pixels).save(target / f"{name}.png")

@@ -19,7 +19,7 @@ from analysis import (
     read_responses,
     write_responses,
 )
-from analysis.cue_conflict import parse_stimulus, preprocessing_of, published_stimuli
+from analysis.cue_conflict import fingerprint_of, parse_stimulus, preprocessing_of, published_stimuli
 from tests.analysis.observers import observer, write_stimuli
 
 NAMES = ("cat1-dog1", "cat2-dog1", "dog1-cat1", "dog2-cat3", "cat3-cat3")
@@ -42,7 +42,14 @@ class Brightness(nn.Module):
 def test_stimulus_names() -> None:
     assert parse_stimulus("cat7-elephant1.png") == ("cat", "cat7", "elephant", "elephant1")
     assert parse_stimulus("boat10.png") == ("boat", "boat10", "", "")
-    for wrong in ("cat-elephant1.png", "cat7elephant1.png", "7-1.png", "cat7-elephant1-dog2.png"):
+    for wrong in (
+        "cat7-elephant1",
+        "cat7-elephant1.pn",
+        "cat-elephant1.png",
+        "cat7elephant1.png",
+        "7-1.png",
+        "cat7-elephant1-dog2.png",
+    ):
         with pytest.raises(StimulusError, match="cat7-elephant1"):
             parse_stimulus(wrong)
 
@@ -247,6 +254,29 @@ def test_a_partial_run_of_other_weights_is_not_used(tmp_path: Path, monkeypatch:
         assert len(other.seen) == 5, change
 
 
+def test_the_fingerprint_covers_code_weights_and_preprocessing(tmp_path: Path) -> None:
+    stimuli = load_stimuli(write_stimuli(tmp_path, NAMES))
+
+    class Brightness(nn.Module):  # of the same name and weights as the other
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return -self.gain * x.mean((2, 3))
+
+    def fingerprint(model: nn.Module, **changes: Any) -> str:
+        return fingerprint_of(model, preprocessing_of(model, **changes), stimuli)
+
+    original = globals()["Brightness"]
+    heavier = original()
+    nn.init.constant_(heavier.gain, 2.0)
+    prints = [fingerprint(original()), fingerprint(Brightness()), fingerprint(heavier)]
+    prints += [fingerprint(original(), mean=(0.1, 0.1, 0.1)), fingerprint(original(), input_size=8)]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(original()) == prints[0]
+
+
 def test_edges_have_an_accuracy(tmp_path: Path) -> None:
     stimuli = load_stimuli(write_stimuli(tmp_path, ["cat1", "cat2", "dog1"]))
     result = evaluate_shape_bias(Brightness(), stimuli, mapping=MAPPING)
@@ -290,6 +320,7 @@ def test_faulty_response_files(tmp_path: Path) -> None:
         (header + row + row, r"line 3: cat1-dog1.png was shown before"),
         (header + row + row.replace("a,1", "b,1").replace("cat1-", "cat2-"), "found a, b"),
         (header, "found none"),
+        (header + row.removesuffix("g\n"), "line 2: stimulus 'cat1-dog1.pn'.*is the file cut off?"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message) as raised:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import analysis
 from analysis import ErfResult, LayerError, ResultError, effective_receptive_field
-from analysis.erf import hash_weights
+from analysis.identity import hash_weights
 from tests.conftest import Reference
 
 

@@ -67,7 +67,7 @@ def test_estimators_and_congruent_images_by_hand() -> None:
     included = SEVEN.with_options(congruent="include")
     assert (included.num_images, included.num_shape, included.num_texture) == (7, 3, 2)
     assert included.shape_bias == pytest.approx(3 / 5)
-    for wrong in ({"estimator": "mode"}, {"congruent": "half"}):
+    for wrong in ({"estimator": "mode"}, {"congruent": "half"}, {"aggregation": "x"}, {"tie": "bogus"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             SEVEN.with_options(**wrong)
     with pytest.raises(ValueError, match="colour='red': no such option"):
@@ -123,6 +123,13 @@ def test_intervals_against_the_normal_approximation() -> None:
     assert (high - low) / 2 == pytest.approx(z * np.sqrt(share * (1 - share) / 1000), rel=0.08)
     narrow = by_shape.confidence_interval("shape", confidence=0.5)
     assert np.ptp(narrow) / 2 == pytest.approx(half_width * 0.674490 / z, rel=0.1)
+
+
+def test_one_cluster_gives_no_interval() -> None:
+    result = observer([(f"cat{i}-dog1", "cat" if i % 2 else "dog") for i in range(8)])
+    assert np.isnan(result.confidence_interval("texture")).all()
+    assert np.isnan(result.confidence_interval("two-way")).all()
+    assert not np.isnan(result.confidence_interval("shape")).any()
 
 
 def test_intervals_are_reproducible_and_checked() -> None:

@@ -129,7 +129,7 @@ def test_a_second_call_answers_from_saved_logits(stimuli: Path, tmp_path: Path, 
     # Other stimuli are another run.
     shutil.rmtree(stimuli / "oven")
     run(*arguments, "--overwrite")
-    assert Thousand.calls == calls + 12
+    assert Thousand.calls == calls + 13  # and the black image that asks whether the model fits
     assert len(ShapeBiasResult.load(out / "thousand").stimuli) == 12
 
 
@@ -164,9 +164,9 @@ def _responses_cut(tmp_path: Path, humans: Path) -> None:
         (("--aggregation", "median"), None, "--aggregation=median: expected one of mean-probability"),
         (("--cluster", "dog"), None, "--cluster=dog"),
         (("--tie", "dog"), None, "--tie=dog"),
-        (("--estimator", "dog"), None, "estimator='dog'"),
-        (("--congruent", "dog"), None, "congruent='dog'"),
-        (("--labels", "none.csv"), None, "none.csv"),
+        (("--estimator", "dog"), None, "--estimator=dog"),
+        (("--congruent", "dog"), None, "--congruent=dog"),
+        (("--labels", "none.csv"), None, "labels='none.csv': no such file"),
         (("--size", "0"), None, "--size"),
         ((), _responses_cut, "is the file cut off?"),
     ],
@@ -192,11 +192,133 @@ def test_faults_are_one_line(
 def test_models_that_cannot_run_lose_nothing(stimuli: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     wrong = "tests.analysis.test_shape_bias_cli:ten_classes"
-    run("shape-bias", MODEL, wrong, "--stimuli", stimuli, "--out", out, code=2)
-    assert "10 outputs" in capsys.readouterr().err.strip().splitlines()[-1]
+    run("shape-bias", MODEL, "--stimuli", stimuli, "--out", out)
+    capsys.readouterr()
+    run("shape-bias", MODEL, wrong, "--stimuli", stimuli, "--out", out, "--overwrite", code=2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "10 outputs" in lines[0]
     assert len(ShapeBiasResult.load(out / "thousand").stimuli) == 18
     run("shape-bias", MODEL, "--out", tmp_path / "other", code=2)
     assert "--stimuli" in capsys.readouterr().err
+
+
+class Stubborn(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("out of cheese")
+
+
+def stubborn() -> nn.Module:
+    return Stubborn()
+
+
+def named(name: str) -> LoadedModel:
+    return LoadedModel(name=name, module=Thousand(), input_size=16)
+
+
+def slash() -> LoadedModel:
+    return named("a/b")
+
+
+def dash() -> LoadedModel:
+    return named("a-b")
+
+
+def dots() -> LoadedModel:
+    return named("..")
+
+
+def french() -> LoadedModel:
+    return named("modèle à moi")
+
+
+def raw() -> LoadedModel:
+    return named("raw-responses")
+
+
+def test_names_of_models_never_lead_out_of_their_folder(stimuli: Path, tmp_path: Path, capsys: Capture) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("years of work")
+    here = "tests.analysis.test_shape_bias_cli"
+    for models, message in (
+        ((f"{here}:slash", f"{here}:dash"), "two results would be called"),
+        ((f"{here}:raw",), "two results would be called 'raw-responses'"),
+        ((f"{here}:dots",), "holds no letter or digit"),
+    ):
+        run("shape-bias", *models, "--stimuli", stimuli, "--out", tmp_path / "par" / "out", code=2)
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "par").exists()
+    run("shape-bias", MODEL, f"{here}:french", "--stimuli", stimuli, "--out", tmp_path / "out")
+    for folder in ("thousand", "modèle-à-moi"):
+        assert len(ShapeBiasResult.load(tmp_path / "out" / folder).stimuli) == 18
+    assert precious.read_text() == "years of work"
+
+
+def test_overwrite_removes_only_what_the_command_wrote(stimuli: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    run("shape-bias", MODEL, "--stimuli", stimuli, "--out", out)
+    (out / "pairs_my_notes.csv").write_text("mine")
+    (out / "figures").mkdir()
+    (out / "figures" / "result.json").write_text("mine")
+    run("shape-bias", MODEL, "--stimuli", stimuli, "--out", out, "--tie", "none", "--overwrite")
+    assert (out / "pairs_my_notes.csv").read_text() == (out / "figures" / "result.json").read_text() == "mine"
+    capsys.readouterr()
+    run(
+        "erf",
+        "tests.analysis.test_cli:small_network",
+        "--size",
+        "24",
+        "--num-images",
+        "1",
+        "--out",
+        out,
+        "--overwrite",
+        code=2,
+    )
+    assert "holds results of something else" in capsys.readouterr().err
+    assert (out / "thousand" / "result.json").is_file()
+
+
+def test_people_follow_the_options(stimuli: Path, humans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--estimator", "category-mean", "--congruent", "include")
+    run("shape-bias", MODEL, "--stimuli", stimuli, "--humans", humans, "--out", out, *options)
+    table = pd.read_csv(out / "shape_bias.csv")
+    assert set(table["num_images"]) == {18}
+    assert set(table["estimator"]) == {"category-mean"}
+
+
+def test_damaged_files_are_one_line_or_made_anew(stimuli: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    arguments = ("shape-bias", MODEL, "--stimuli", stimuli, "--out", out)
+    run(*arguments)
+    (out / "thousand" / "arrays.npz").write_bytes(b"PK damaged")
+    capsys.readouterr()
+    run(*arguments, code=2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "unreadable result" in lines[0] and "--overwrite" in lines[0]
+    (out / "thousand.partial.npz").write_bytes(b"PK damaged")
+    run(*arguments, "--overwrite")
+    assert len(ShapeBiasResult.load(out / "thousand").stimuli) == 18
+    (out / "run.json").write_text("[]")
+    run(*arguments, code=2)
+    assert "holds results of something else" in capsys.readouterr().err
+
+
+def test_a_model_that_fails_leaves_no_trace(stimuli: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    run("shape-bias", "tests.analysis.test_shape_bias_cli:stubborn", "--stimuli", stimuli, "--out", out, code=2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "RuntimeError: out of cheese" in lines[0]
+    assert not out.exists()
+
+
+def test_other_images_than_the_people_are_refused_first(
+    stimuli: Path, tmp_path: Path, humans: Path, capsys: Capture
+) -> None:
+    write_responses(observer([("boat1-car1", "boat")], name="somebody"), humans / "9.csv")
+    run("shape-bias", MODEL, "--stimuli", stimuli, "--humans", humans, "--out", tmp_path / "out", code=2)
+    assert "--stimuli and somebody have no image in common" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_figures_hold_the_decisions() -> None:

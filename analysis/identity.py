@@ -1,0 +1,32 @@
+"""What a network is, for results that name it and for saved outputs that must not be taken for another's."""
+
+import hashlib
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256, in hexadecimal, of every parameter and buffer with its name, dtype and shape."""
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_code(model: nn.Module) -> str:
+    """SHA-256, in hexadecimal, of the printed architecture and of the source of every class in it, where it has one.
+
+    The same weights under another `forward` are another network.
+    """
+    digest = hashlib.sha256(repr(model).encode())
+    for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__):
+        digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
+        try:
+            digest.update(inspect.getsource(kind).encode())
+        except (OSError, TypeError):  # made at run time
+            continue
+    return digest.hexdigest()
