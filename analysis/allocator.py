@@ -1,4 +1,4 @@
-"""The C library's memory allocator, for processes that are our own: the commands and the benchmarks."""
+"""The C library's memory allocator, for processes that are our own."""
 
 import ctypes
 

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import replknet
-from analysis.allocator import keep_freed_memory
 from replknet.blocks import ReparamLargeKernelConv
 from replknet.depthwise import DepthwiseConv2d
 from replknet.pointwise import PointwiseConv2d
@@ -374,7 +373,6 @@ def _workers(names: set[str]) -> Iterator[dict[str, Connection]]:
 
 def _serve(connection: Connection) -> None:
     """Answer requests until the other side goes away."""
-    keep_freed_memory()
     calls: dict[int, tuple[Call, int, bool]] = {}
     while True:
         try:
