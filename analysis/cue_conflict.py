@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 import re
 import time
 import zipfile
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from analysis.categories import IMAGENET, LabelMapping
 from analysis.features import evaluation_mode
-from analysis.identity import hash_code, hash_weights
+from analysis.identity import describe_environment, hash_code, hash_weights
 from analysis.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD, ImageError, read_rgb
 from analysis.models import LoadedModel
 from analysis.shape_bias import ShapeBiasOptions, ShapeBiasResult, check_categories
@@ -266,13 +265,7 @@ def evaluate_shape_bias(
         preprocessing=preprocessing,
         weights_hash=weights_hash,
         fingerprint=fingerprint,
-        environment={
-            "device": str(reference.device),
-            "dtype": str(reference.dtype),
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-        },
+        environment=describe_environment(reference),
     )
     if partial is not None:
         Path(partial).unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,7 +17,7 @@ from scipy import optimize
 from torch import Tensor, nn
 
 from analysis.features import LAST, as_nchw, evaluation_mode, feature_map, infer_layout
-from analysis.identity import hash_code, hash_weights
+from analysis.identity import describe_environment, hash_code, hash_weights
 from analysis.images import ImageError, ImageSet
 from analysis.receptive_field import centred_unit, theoretical_receptive_field, unit_centers
 from analysis.results import ResultError, load_result, save_result
@@ -446,13 +445,7 @@ def effective_receptive_field(
         mean=source.mean,
         std=source.std,
         weights_hash=weights_hash,
-        environment={
-            "device": str(reference.device),
-            "dtype": str(reference.dtype),
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-        },
+        environment=describe_environment(reference),
     )
     if partial is not None:
         Path(partial).unlink(missing_ok=True)

@@ -2,7 +2,9 @@
 
 import hashlib
 import inspect
+import platform
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,3 +32,14 @@ def hash_code(model: nn.Module) -> str:
         except (OSError, TypeError):  # made at run time
             continue
     return digest.hexdigest()
+
+
+def describe_environment(reference: Tensor) -> dict[str, str]:
+    """Device and dtype of `reference`, and the versions of what computes."""
+    return {
+        "device": str(reference.device),
+        "dtype": str(reference.dtype),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
