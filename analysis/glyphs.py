@@ -20,12 +20,14 @@ def category_glyph(category: str, size: float = 14.0, color: str = "0.15") -> Dr
     return area
 
 
-def add_glyph(ax: Axes, category: str, y: float, *, size: float = 14.0, x: float = -0.03) -> None:
-    """Draw the picture left of the axes, at data height `y`."""
+def add_glyph(ax: Axes, category: str, y: float, *, size: float = 14.0, left: float = 4.0) -> None:
+    """Draw the picture `left` points left of the axes, at data height `y`."""
     box = AnnotationBbox(
         category_glyph(category, size),
-        (x, y),
+        (0.0, y),
+        xybox=(-left, 0.0),
         xycoords=("axes fraction", "data"),
+        boxcoords="offset points",
         box_alignment=(1.0, 0.5),
         frameon=False,
         pad=0,
