@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import re
 import time
-import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +23,7 @@ from analysis.features import evaluation_mode
 from analysis.identity import describe_environment, hash_code, hash_weights
 from analysis.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD, ImageError, read_rgb
 from analysis.models import LoadedModel
+from analysis.results import load_partial, store_partial
 from analysis.shape_bias import ShapeBiasOptions, ShapeBiasResult, check_categories
 
 MANIFEST = "cue_conflict.sha256"
@@ -393,15 +392,12 @@ class _State:
     def resume(cls, path: str | PathLike[str], fingerprint: str) -> "_State":
         """The state in a file; an empty one if there is none, or it belongs to another run."""
         state = cls(fingerprint)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(str(file["header"]))
-                if header["fingerprint"] == fingerprint:
-                    state.done, state.used = header["done"], header["used"]
-                    state.skipped = [(name, reason) for name, reason in header["skipped"]]
-                    state.logits = [file["logits"]] if state.used else []
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return cls(fingerprint)
+        known = load_partial(path, fingerprint)
+        if known is not None:
+            header, arrays = known
+            state.done, state.used = header["done"], header["used"]
+            state.skipped = [(name, reason) for name, reason in header["skipped"]]
+            state.logits = [arrays["logits"]] if state.used else []
         return state
 
     def add(self, found: Mapping[int, NDArray[np.float32] | str], stimuli: StimulusSet) -> None:
@@ -417,8 +413,4 @@ class _State:
     def store(self, path: Path) -> None:
         header = {name: getattr(self, name) for name in ("fingerprint", "done", "used", "skipped")}
         logits = np.concatenate(self.logits) if self.logits else np.zeros((0, 0), np.float32)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".new")
-        with temporary.open("wb") as file:
-            np.savez(file, header=json.dumps(header), logits=logits)
-        os.replace(temporary, path)  # noqa: PTH105
+        store_partial(path, header, {"logits": logits})

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
@@ -20,7 +18,7 @@ from analysis.features import LAST, as_nchw, evaluation_mode, feature_map, infer
 from analysis.identity import describe_environment, hash_code, hash_weights
 from analysis.images import ImageError, ImageSet
 from analysis.receptive_field import centred_unit, theoretical_receptive_field, unit_centers
-from analysis.results import ResultError, load_result, save_result
+from analysis.results import ResultError, load_partial, load_result, save_result, store_partial
 from analysis.statistics import bootstrap_interval
 
 Protocol = Literal["standard", "official"]
@@ -567,17 +565,13 @@ class _State:
     def resume(cls, path: str | PathLike[str], fingerprint: str) -> "_State":
         """The state in a file; an empty one if there is none, or it belongs to another measurement."""
         state = cls(fingerprint)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(str(file["header"]))
-                if header["fingerprint"] != fingerprint:
-                    return state
-                state.done, state.used = header["done"], header["used"]
-                state.skipped = [(name, reason) for name, reason in header["skipped"]]
-                state.total = file["total"]
-                state.rings, state.moments = list(file["rings"]), list(file["moments"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return cls(fingerprint)
+        known = load_partial(path, fingerprint)
+        if known is not None:
+            header, arrays = known
+            state.done, state.used = header["done"], header["used"]
+            state.skipped = [(name, reason) for name, reason in header["skipped"]]
+            state.total = arrays["total"]
+            state.rings, state.moments = list(arrays["rings"]), list(arrays["moments"])
         return state
 
     def add(self, values: FloatArray, center: tuple[float, float], index: int) -> None:
@@ -588,8 +582,4 @@ class _State:
 
     def store(self, path: Path) -> None:
         header = {name: getattr(self, name) for name in ("fingerprint", "done", "used", "skipped")}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".new")
-        with temporary.open("wb") as file:
-            np.savez(file, header=json.dumps(header), total=self.total, rings=self.rings, moments=self.moments)
-        os.replace(temporary, path)  # noqa: PTH105
+        store_partial(path, header, {"total": self.total, "rings": self.rings, "moments": self.moments})

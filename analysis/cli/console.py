@@ -109,7 +109,11 @@ def claim(
                 f"--out={str(out)!r}: holds another run, which differs in {', '.join(differing)}; "
                 "choose another folder or pass --overwrite"
             )
-        for path in (out / name for name in known.get("outputs", []) if name not in keep):
+        written = known.get("outputs", [])
+        foreign = [name for name in outputs if name not in written and (out / name).exists()]
+        if foreign:
+            raise ValueError(f"--out={str(out)!r}: {foreign[0]} is not of this command; choose another folder")
+        for path in (out / name for name in written if name not in keep):
             if path.parent == out and path.is_dir():
                 shutil.rmtree(path)
             elif path.parent == out:
@@ -117,7 +121,7 @@ def claim(
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"--out={str(out)!r}: holds files of something else; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(record, {"command": command, "settings": normal, "outputs": sorted({*outputs, *keep})})
+    write_json(record, {"command": command, "settings": normal, "outputs": sorted(outputs)})
 
 
 @contextmanager

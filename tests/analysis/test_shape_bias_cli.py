@@ -260,6 +260,12 @@ def test_overwrite_removes_only_what_the_command_wrote(stimuli: Path, tmp_path: 
     (out / "figures").mkdir()
     (out / "figures" / "result.json").write_text("mine")
     run("shape-bias", MODEL, "--stimuli", stimuli, "--out", out, "--tie", "none", "--overwrite")
+    (out / "modèle-à-moi").mkdir()
+    (out / "modèle-à-moi" / "notes.txt").write_text("mine")
+    french = "tests.analysis.test_shape_bias_cli:french"
+    run("shape-bias", MODEL, french, "--stimuli", stimuli, "--out", out, "--overwrite", code=2)
+    assert "modèle-à-moi is not of this command" in capsys.readouterr().err
+    assert (out / "modèle-à-moi" / "notes.txt").read_text() == "mine"
     assert (out / "pairs_my_notes.csv").read_text() == (out / "figures" / "result.json").read_text() == "mine"
     capsys.readouterr()
     run(
