@@ -179,7 +179,9 @@ def _fingerprint(
     """The fingerprint of a model that can answer, or has answered already."""
     preprocessing = preprocessing_of(item, **changes)
     key = fingerprint_of(item.module, preprocessing, chosen)
-    if not _still_valid(target, key):
+    if _still_valid(target, key):
+        ShapeBiasResult.load(target).with_mapping(mapping)
+    else:
         check_model(item, chosen, mapping, preprocessing)
     return key
 

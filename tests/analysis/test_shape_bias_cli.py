@@ -143,6 +143,19 @@ def test_custom_labels(stimuli: Path, tmp_path: Path) -> None:
     assert set(result.responses) <= {"cat", "dog", "oven"}
 
 
+def test_labels_that_do_not_fit_saved_logits_touch_nothing(stimuli: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    arguments = ("shape-bias", MODEL, "--stimuli", stimuli, "--out", out)
+    run(*arguments)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    labels = tmp_path / "labels.csv"
+    labels.write_text("class_index,category\n0,cat\n1,dog\n2000,oven\n")
+    capsys.readouterr()
+    run(*arguments, "--labels", labels, "--overwrite", code=2)
+    assert "1000 outputs" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_edges_give_an_accuracy_and_no_ratio(tmp_path: Path, capsys: Capture) -> None:
     folder = write_stimuli(tmp_path / "edges", ["cat1", "dog1", "oven2"])
     out = tmp_path / "out"
