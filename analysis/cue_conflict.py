@@ -49,8 +49,10 @@ class StimulusSet(Sequence[str]):
     shape_exemplars: tuple[str, ...]
     texture_exemplars: tuple[str, ...]
     hashes: tuple[str, ...]
-    """SHA-256 of each file, in hexadecimal."""
-    paths: tuple[Path, ...] = field(repr=False)
+    """SHA-256 of each file, or of the pixels where there is none, in hexadecimal."""
+    paths: tuple[Path, ...] = field(default=(), repr=False)
+    arrays: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False)
+    """Pixels of stimuli that are in memory, in place of `paths`."""
     skipped: tuple[tuple[str, str], ...] = ()
     """Files of the tree that are no stimulus, with the reason."""
     notes: tuple[str, ...] = ()
@@ -68,7 +70,7 @@ class StimulusSet(Sequence[str]):
         Raises:
             ImageError: If the file is missing or corrupt.
         """
-        return np.asarray(read_rgb(self.paths[index]))
+        return self.arrays[index] if self.arrays else np.asarray(read_rgb(self.paths[index]))
 
 
 def load_stimuli(directory: str | PathLike[str]) -> StimulusSet:

@@ -2,18 +2,25 @@
 
 import copy
 import importlib
+import json
 import logging
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import replknet
 from analysis.images import IMAGENET_MEAN, IMAGENET_STD
 
+NETWORK_SUFFIX = ".safetensors"
+_METADATA = "replknet"
 _HALF = (0.5, 0.5, 0.5)
 
 
@@ -27,6 +34,7 @@ class LoadedModel:
         mean: Per channel, subtracted from images in [0, 1].
         std: Per channel, divided by.
         input_size: Side in pixels that the model was trained for; None if any.
+        classes: Names of its outputs, where they are known.
         notes: What was decided while loading, for the user to read.
     """
 
@@ -35,6 +43,7 @@ class LoadedModel:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     input_size: int | None = None
+    classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -50,12 +59,14 @@ def load_model(
     """A model by name.
 
     Args:
-        spec: "replknet_31b" or a sibling (random weights without a checkpoint), "timm:NAME", "torchvision:NAME", or
+        spec: "replknet_31b" or a sibling (random weights without a checkpoint, but for the nano networks), a file that
+            `save_network` wrote (each network of a study is one), "timm:NAME", "torchvision:NAME", or
             "package.module:callable", a function without arguments that returns a module or a `LoadedModel`.
         checkpoint: A weight file; RepLKNets only.
         kernel_sizes: Large kernel of each stage; RepLKNets only. A small kernel that does not fit is left out.
         small_kernel: Parallel kernel, 0 for none; RepLKNets only. By default the published one.
-        pretrained: Load the published weights of timm and torchvision models.
+        pretrained: Load the published weights of timm and torchvision models, and those of the nano networks that
+            come with the package.
         seed: Of random weights.
 
     Raises:
@@ -68,7 +79,9 @@ def load_model(
                 raise ValueError(f"{name}={value!r}: applies to {', '.join(replknet.PRESETS)} only, not to {spec!r}")
     torch.manual_seed(seed)
     if spec in replknet.PRESETS:
-        loaded = _load_replknet(spec, checkpoint, kernel_sizes, small_kernel)
+        loaded = _load_replknet(spec, checkpoint, kernel_sizes, small_kernel, pretrained)
+    elif spec.endswith(NETWORK_SUFFIX):
+        loaded = _load_network(Path(spec))
     elif spec.startswith("timm:"):
         loaded = _load_timm(spec.removeprefix("timm:"), pretrained)
     elif spec.startswith("torchvision:"):
@@ -77,16 +90,23 @@ def load_model(
         loaded = _load_callable(spec)
     else:
         raise ValueError(
-            f"model={spec!r}: expected {', '.join(replknet.PRESETS)}, timm:NAME, torchvision:NAME or "
-            "package.module:callable"
+            f"model={spec!r}: expected {', '.join(replknet.PRESETS)}, timm:NAME, torchvision:NAME, "
+            f"package.module:callable or a file of a study (*{NETWORK_SUFFIX})"
         )
     loaded.module.eval()
     return loaded
 
 
 def _load_replknet(
-    name: str, checkpoint: str | PathLike[str] | None, kernel_sizes: Sequence[int] | None, small_kernel: int | None
+    name: str,
+    checkpoint: str | PathLike[str] | None,
+    kernel_sizes: Sequence[int] | None,
+    small_kernel: int | None,
+    pretrained: bool,
 ) -> LoadedModel:
+    if pretrained and name in replknet.SHIPPED and checkpoint is None and kernel_sizes is None and small_kernel is None:
+        with replknet.shipped_weights(name) as file:
+            return replace(_load_network(file), name=name)
     overrides: dict[str, Any] = {}
     notes, label = [], name
     preset = replknet.PRESETS[name]
@@ -107,6 +127,55 @@ def _load_replknet(
         overrides["num_classes"] = state["head.weight"].shape[0] if "head.weight" in state else 0
     module = replknet.create_model(name, checkpoint=checkpoint, **overrides)
     return LoadedModel(name=label, module=module, mean=mean, std=std, notes=tuple(notes))
+
+
+def save_network(
+    path: str | PathLike[str],
+    module: replknet.RepLKNet,
+    *,
+    classes: Sequence[str],
+    input_size: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> None:
+    """Write weights, architecture and preprocessing to one safetensors file, whole or not at all.
+
+    Raises:
+        ValueError: If the network is re-parameterised: the file describes the training form.
+    """
+    if any("lkb_reparam" in key for key in module.state_dict()):
+        raise ValueError("module: expected a RepLKNet in its training form, before reparameterize")
+    content = {"config": asdict(module.config), "classes": list(classes), "input_size": input_size}
+    content |= {"mean": list(mean), "std": list(std)}
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    temporary = Path(f"{path}.new")
+    save_file(state, temporary, metadata={_METADATA: json.dumps(content)})
+    os.replace(temporary, path)  # noqa: PTH105
+
+
+def _load_network(path: Path) -> LoadedModel:
+    if not path.is_file():
+        raise FileNotFoundError(f"model={str(path)!r}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"model={str(path)!r}: not a safetensors file ({error})") from error
+    if _METADATA not in metadata:
+        raise ValueError(
+            f"model={str(path)!r}: does not name its architecture; name it and pass the file as the checkpoint"
+        )
+    content = json.loads(metadata[_METADATA])
+    module = replknet.RepLKNet(replknet.RepLKNetConfig(**content["config"]))
+    module.load_state_dict(replknet.load_state_dict(path))
+    return LoadedModel(
+        name=path.parent.name or path.stem,
+        module=module,
+        mean=tuple(content["mean"]),
+        std=tuple(content["std"]),
+        input_size=content["input_size"],
+        classes=tuple(content["classes"]),
+    )
 
 
 def _load_timm(name: str, pretrained: bool) -> LoadedModel:

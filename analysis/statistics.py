@@ -1,7 +1,8 @@
-"""Intervals by resampling."""
+"""Intervals by resampling, and tests over repeated trainings."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -115,3 +116,78 @@ def bootstrap_p_value(draws: NDArray[np.float64]) -> float:
         return float("nan")
     tail = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
     return float(min(1.0, 2 * (tail + 1) / (len(draws) + 1)))
+
+
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of independent repeats; NaN with fewer than two or where one is not finite."""
+    numbers = np.asarray(values, dtype=float)
+    if len(numbers) < 2 or not np.isfinite(numbers).all():
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + confidence) / 2, len(numbers) - 1) * stats.sem(numbers)
+    return float(numbers.mean() - half), float(numbers.mean() + half)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """Whether a quantity rises or falls over ordered conditions that every repeat went through."""
+
+    difference: float
+    """Mean over repeats of the last condition minus the first."""
+    low: float
+    high: float
+    """Student's 95 % interval of `difference`; NaN with a single repeat."""
+    p_value: float
+    """Two-sided; NaN where no test is possible."""
+    test: str
+    """"Page's L" over three or more conditions, "paired t" over two, "none" with a single repeat."""
+    rises: bool
+    """The side that the test favours."""
+    num_repeats: int
+
+    @property
+    def direction(self) -> int:
+        """1 for a rise, -1 for a fall, 0 where the test gives no evidence at the level of 5 %."""
+        return 0 if not self.p_value < 0.05 else 1 if self.rises else -1
+
+
+def trend(values: NDArray[np.float64]) -> Trend:
+    """Test for a monotone trend.
+
+    Args:
+        values: Shape (repeats, conditions), conditions in order. Repeats with a value that is not finite do not count.
+
+    Raises:
+        ValueError: If there are fewer than two conditions.
+
+    References:
+        Page 1963, "Ordered hypotheses for multiple treatments", JASA 58; `scipy.stats.page_trend_test`.
+    """
+    if values.ndim != 2 or values.shape[1] < 2:
+        raise ValueError(f"values of shape {values.shape}: expected (repeats, conditions) with two or more conditions")
+    complete = values[np.isfinite(values).all(1)]
+    nothing = float("nan")
+    if len(complete) == 0:
+        return Trend(
+            difference=nothing, low=nothing, high=nothing, p_value=nothing, test="none", rises=False, num_repeats=0
+        )
+    differences = complete[:, -1] - complete[:, 0]
+    low, high = mean_interval(differences.tolist())
+    p_value, test, rises = nothing, "none", bool(differences.mean() > 0)
+    if len(complete) > 1 and values.shape[1] > 2:
+        rising, falling = (
+            float(stats.page_trend_test(signed, method="exact").pvalue) for signed in (complete, -complete)
+        )
+        p_value, test = min(1.0, 2 * min(rising, falling)), "Page's L"
+        rises = rising < falling
+    elif len(complete) > 1:
+        test = "paired t"
+        p_value = 1.0 if not differences.any() else float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return Trend(
+        difference=float(differences.mean()),
+        low=low,
+        high=high,
+        p_value=p_value,
+        test=test,
+        rises=rises,
+        num_repeats=len(complete),
+    )

@@ -8,14 +8,21 @@ strength.
 Image `index` of a set depends on the set's options, its seed and its index alone.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from os import PathLike
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
+
+from analysis.categories import LabelMapping
+from analysis.cue_conflict import StimulusSet
 
 FloatArray = NDArray[np.float32]
 Kind = Literal["congruent", "conflict", "shape-only", "texture-only"]
@@ -399,3 +406,74 @@ class SyntheticImages(Sequence[tuple[NDArray[np.uint8], int]]):
         if balance is None:
             balance = float(np.random.default_rng((self.seed, index, 1)).uniform(-1, 1))
         return min(1.0, 1.0 - balance), min(1.0, 1.0 + balance)
+
+
+MAPPING = LabelMapping.from_dict(dict(enumerate(CLASSES)), len(CLASSES))
+"""From the outputs of a network that was trained on these images to their classes."""
+
+
+def stimulus_name(images: SyntheticImages, index: int) -> str:
+    """The name of an image as a stimulus, such as "star17-heart17.png"; without a texture "star17.png".
+
+    The number is that of the scene: no two images share a figure or a texture.
+
+    Raises:
+        ValueError: If the images have no shape.
+    """
+    if images.kind == "texture-only":
+        raise ValueError("kind='texture-only': a stimulus is named by its shape, and these have none")
+    shape, texture = images.cues(index)
+    first = f"{CLASSES[shape]}{index + 1}"
+    return f"{first}.png" if images.kind == "shape-only" else f"{first}-{CLASSES[texture]}{index + 1}.png"
+
+
+def stimulus_set(images: SyntheticImages) -> StimulusSet:
+    """The images in memory, as `evaluate_shape_bias` takes them (with `MAPPING`).
+
+    Raises:
+        ValueError: If the images have no shape.
+    """
+    order = sorted(range(len(images)), key=lambda index: stimulus_name(images, index))
+    arrays = tuple(images[index][0] for index in order)
+    cues = [images.cues(index) for index in order]
+    textured = images.kind != "shape-only"
+    return StimulusSet(
+        source=f"generated, {images.kind}, seed {images.seed}, balance {images.balance}",
+        names=tuple(stimulus_name(images, index) for index in order),
+        shapes=tuple(CLASSES[shape] for shape, _ in cues),
+        textures=tuple(CLASSES[texture] if textured else "" for _, texture in cues),
+        shape_exemplars=tuple(f"{CLASSES[cue[0]]}{i + 1}" for i, cue in zip(order, cues, strict=True)),
+        texture_exemplars=tuple(f"{CLASSES[cue[1]]}{i + 1}" * textured for i, cue in zip(order, cues, strict=True)),
+        hashes=tuple(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays),
+        arrays=arrays,
+    )
+
+
+def save_stimuli(
+    images: SyntheticImages,
+    directory: str | PathLike[str],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write the images as PNG files to `directory/<shape>/`, a tree that `load_stimuli` reads.
+
+    Files that are there already are left as they are, so that an interrupted call can be repeated.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        ValueError: If the images have no shape.
+    """
+    written = 0
+    for index in range(len(images)):
+        path = Path(directory) / CLASSES[images.cues(index)[0]] / stimulus_name(images, index)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".new")
+            Image.fromarray(images[index][0]).save(temporary, format="PNG")
+            temporary.replace(path)
+            written += 1
+        if progress is not None:
+            progress(index + 1, len(images))
+    return written

@@ -80,9 +80,9 @@ class Recipe:
         ValueError: If a value is out of range.
     """
 
-    steps: int = 500
+    steps: int = 450
     batch_size: int = 64
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     weight_decay: float = 0.05
     warmup: float = 0.1
     label_smoothing: float = 0.1

@@ -99,7 +99,13 @@ class RepLKBlock(nn.Module):
     """Residual block round a large depthwise convolution: BN, 1x1, depthwise, 1x1."""
 
     def __init__(
-        self, channels: int, dw_channels: int, kernel_size: int, small_kernel: int | None, drop_path: float
+        self,
+        channels: int,
+        dw_channels: int,
+        kernel_size: int,
+        small_kernel: int | None,
+        drop_path: float,
+        shortcut: bool = True,
     ) -> None:
         super().__init__()
         self.pw1 = ConvBN(channels, dw_channels, 1, activation=nn.ReLU())
@@ -108,10 +114,14 @@ class RepLKBlock(nn.Module):
         self.lk_nonlinear = nn.ReLU()
         self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
         self.drop_path = DropPath(drop_path)
+        self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.pw1(self.prelkb_bn(x))
         out = self.lk_nonlinear(self.large_kernel(out))
+        if not self.shortcut:
+            without: Tensor = self.pw2(out)
+            return without
         return add_residual(x, self.pw2, self.drop_path, out)
 
 

@@ -15,6 +15,8 @@ class RepLKNetConfig:
         kernel_sizes: Side of the large depthwise kernel of each stage, in pixels of that stage's map; odd.
         small_kernel: Side of the parallel depthwise kernel that is merged after training; odd, not larger than any
             of `kernel_sizes`. None leaves the branch out.
+        shortcut: Add the input of a RepLK block to its output, as published. False is for the ablation of that
+            (guideline 2 of the paper); such a block has no drop path.
         dw_ratio: Width of the large depthwise convolution relative to its stage.
         ffn_ratio: Hidden width of a ConvFFN relative to its stage.
         drop_path_rate: Probability of skipping the last residual branch; it grows linearly from 0 over the pairs.
@@ -35,6 +37,7 @@ class RepLKNetConfig:
     channels: tuple[int, ...]
     kernel_sizes: tuple[int, ...]
     small_kernel: int | None = 5
+    shortcut: bool = True
     dw_ratio: float = 1.0
     ffn_ratio: float = 4.0
     drop_path_rate: float = 0.0
@@ -72,6 +75,8 @@ class RepLKNetConfig:
                 raise ValueError(f"{name}={ratio!r}: expected a positive number")
             if int(min(self.channels) * ratio) < 1:
                 raise ValueError(f"{name}={ratio!r}: leaves no channel of a stage of width {min(self.channels)}")
+        if not isinstance(self.shortcut, bool):
+            raise ValueError(f"shortcut={self.shortcut!r}: expected True or False")
         if not isinstance(self.drop_path_rate, (int, float)) or not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate={self.drop_path_rate!r}: expected a number in [0, 1)")
         if not _is_int(self.in_channels) or self.in_channels < 1:
@@ -114,6 +119,12 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _nano(kernel_sizes: tuple[int, ...]) -> RepLKNetConfig:
+    return RepLKNetConfig(
+        layers=(1, 1, 2, 1), channels=(16, 32, 64, 128), kernel_sizes=kernel_sizes, small_kernel=3, num_classes=12
+    )
+
+
 PRESETS: Mapping[str, RepLKNetConfig] = MappingProxyType(
     {
         "replknet_31b": RepLKNetConfig(
@@ -129,6 +140,9 @@ PRESETS: Mapping[str, RepLKNetConfig] = MappingProxyType(
             small_kernel=None,
             dw_ratio=1.5,
         ),
+        "replknet_nano_k3": _nano((3, 3, 3, 3)),
+        "replknet_nano_k31": _nano((31, 15, 7, 3)),
     }
 )
-"""Published architectures by name (Ding et al. 2022, Table 5 and section 4.2)."""
+"""Architectures by name: the published ones (Ding et al. 2022, Table 5 and section 4.2), and two small networks for
+images of 64 pixels, whose trained weights come with the package."""

@@ -1,8 +1,11 @@
 """RepLKNet and the function that makes one by name."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from importlib import resources
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +35,7 @@ class Stage(nn.Module):
                     config.kernel_sizes[stage],
                     config.small_kernel,
                     drop_path=rate,
+                    shortcut=config.shortcut,
                 )
             )
             blocks.append(ConvFFN(channels, int(channels * config.ffn_ratio), drop_path=rate))
@@ -165,16 +169,28 @@ class RepLKNet(Classifier):
         reparam.reparameterize(self, inplace=True)
 
 
+SHIPPED = ("replknet_nano_k3", "replknet_nano_k31")
+"""Networks whose trained weights come with the package."""
+
+
+def shipped_weights(name: str) -> AbstractContextManager[Path]:
+    """The safetensors file of one of `SHIPPED`; it may be a temporary one (a package in a zip file)."""
+    return resources.as_file(resources.files("replknet") / "weights" / f"{name}.safetensors")
+
+
 def create_model(
     name: str,
     *,
+    pretrained: bool = False,
     checkpoint: str | PathLike[str] | None = None,
     **overrides: Any,
 ) -> RepLKNet:
     """A RepLKNet by name, in evaluation-ready float32, with or without somebody's weights.
 
     Args:
-        name: "replknet_31b", "replknet_31l" or "replknet_xl".
+        name: A key of `PRESETS`, such as "replknet_31b".
+        pretrained: Load the weights that come with the package: of "replknet_nano_k3" and "replknet_nano_k31", trained
+            on the generated images of the kernel-size study.
         checkpoint: A weight file in any format that `load_state_dict` reads. It is loaded strictly; a merged or fully
             folded file gives a model of that form.
         **overrides: Fields of `RepLKNetConfig` that replace the preset's, e.g. `kernel_sizes=(3, 3, 3, 3)`,
@@ -185,7 +201,7 @@ def create_model(
         The model, in training mode as every new module is; without a checkpoint its weights are random.
 
     Raises:
-        ValueError: If the name or an override is unknown or out of range.
+        ValueError: If the name or an override is unknown or out of range, or there are no weights with the package.
         CheckpointError: If the file does not fit; the message lists the keys and the architecture it looks like.
     """
     if name not in PRESETS:
@@ -194,6 +210,15 @@ def create_model(
     if unknown:
         fields = ", ".join(RepLKNetConfig.__dataclass_fields__)
         raise ValueError(f"{unknown[0]}={overrides[unknown[0]]!r}: no such setting; expected one of {fields}")
+    if pretrained:
+        if checkpoint is not None:
+            raise ValueError(f"checkpoint={str(checkpoint)!r}: expected None with pretrained=True")
+        if name not in SHIPPED:
+            raise ValueError(
+                f"pretrained=True: the package brings weights of {', '.join(SHIPPED)} only; pass checkpoint=FILE"
+            )
+        with shipped_weights(name) as file:
+            return create_model(name, checkpoint=file, **overrides)
     model = RepLKNet(replace(PRESETS[name], **overrides))
     if checkpoint is not None:
         state = checkpoints.load_state_dict(checkpoint)
