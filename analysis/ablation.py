@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from os import PathLike
@@ -169,6 +169,43 @@ class Cell:
         """Of its folder."""
         shortcut = "" if self.shortcut else "_noshortcut"
         return f"k{self.kernel}_small{self.small_kernel}{shortcut}_seed{self.seed}"
+
+
+PRESETS: Mapping[str, Study] = {
+    "quick": Study(
+        kernels=(3, 13),
+        num_seeds=2,
+        size=32,
+        layers=(1, 1, 1, 1),
+        channels=(8, 16, 24, 32),
+        recipe=Recipe(steps=30, batch_size=32),
+        num_train=480,
+        num_val=96,
+        balances=(-1.0, -0.5, 0.0, 0.5, 1.0),
+        num_conflict=132,
+        erf_size=128,
+        num_erf=3,
+    ),
+    "standard": Study(),
+    "full": Study(num_seeds=5, small_kernels=(3, 0), shortcuts=(True, False), recipe=Recipe(steps=2000)),
+}
+"""Seconds, some minutes, and some hours on two cores; "quick" shows what comes out and means nothing."""
+
+
+def preset(name: str, data: str | None = None) -> Study:
+    """A study by name; on an image folder it trains longer and moves the images about.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset={name!r}: expected one of {', '.join(PRESETS)}")
+    study = PRESETS[name]
+    if data is None:
+        return study
+    longer = {"quick": 1, "standard": 5, "full": 5}[name]
+    recipe = replace(study.recipe, steps=longer * study.recipe.steps, augmentation="flip-crop")
+    return replace(study, data=data, recipe=recipe)
 
 
 class StudyImages:

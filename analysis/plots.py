@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from analysis.erf import ErfResult
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
+DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DECADES = 4
 
@@ -81,7 +81,7 @@ def plot_contribution(results: Sequence[ErfResult], *, ax: Axes | None = None) -
             100 * np.sqrt(areas),
             100 * shares,
             color=OKABE_ITO[index % len(OKABE_ITO)],
-            linestyle=_DASHES[index % len(_DASHES)],
+            linestyle=DASHES[index % len(DASHES)],
             label=_label(result),
         )
     ax.axhline(50, color="0.8", lw=0.6, zorder=0)
@@ -151,12 +151,12 @@ def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             marker=MARKERS[number % len(MARKERS)],
             markersize=3,
             linewidth=1 if by_kernel else 0,
-            linestyle=_DASHES[group % len(_DASHES)],
+            linestyle=DASHES[group % len(DASHES)],
             label=key[0] if group == 0 else None,
         )
     for index, values in enumerate(groups if others else []):
         text = ", ".join(f"{label} {value}" for label, value in zip(others, values, strict=True))
-        ax.plot([], [], color="0.3", linewidth=1, linestyle=_DASHES[index % len(_DASHES)], label=text)
+        ax.plot([], [], color="0.3", linewidth=1, linestyle=DASHES[index % len(DASHES)], label=text)
     ax.set_yscale("log")
     ax.set_ylabel("time (ms)")
     if by_kernel:

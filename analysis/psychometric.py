@@ -32,9 +32,7 @@ class PsychometricFit:
         return np.asarray(special.expit(-self.slope * (np.asarray(balance, dtype=float) - self.pse)))
 
 
-def fit_psychometric(
-    balance: Sequence[float], num_shape: Sequence[int], num_texture: Sequence[int]
-) -> PsychometricFit:
+def fit_psychometric(balance: Sequence[float], num_shape: Sequence[int], num_texture: Sequence[int]) -> PsychometricFit:
     """Maximum-likelihood logistic function of the balance.
 
     Args:

@@ -123,7 +123,8 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple
     numbers = np.asarray(values, dtype=float)
     if len(numbers) < 2 or not np.isfinite(numbers).all():
         return float("nan"), float("nan")
-    half = stats.t.ppf((1 + confidence) / 2, len(numbers) - 1) * stats.sem(numbers)
+    error = numbers.std(ddof=1) / np.sqrt(len(numbers))
+    half = stats.t.ppf((1 + confidence) / 2, len(numbers) - 1) * error
     return float(numbers.mean() - half), float(numbers.mean() + half)
 
 
@@ -181,7 +182,10 @@ def trend(values: NDArray[np.float64]) -> Trend:
         rises = rising < falling
     elif len(complete) > 1:
         test = "paired t"
-        p_value = 1.0 if not differences.any() else float(stats.ttest_1samp(differences, 0.0).pvalue)
+        if np.ptp(differences) > 1e-12:
+            p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
+        elif not differences.any():
+            p_value = 1.0  # equal differences other than 0 have no t: p stays NaN
     return Trend(
         difference=float(differences.mean()),
         low=low,

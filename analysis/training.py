@@ -361,22 +361,24 @@ def train(
     return Training(curve=curve, seconds_per_step=float(np.median(state["seconds"])))
 
 
-def accuracy(model: nn.Module, images: LabelledImages) -> float:
+def accuracy(
+    model: nn.Module,
+    images: LabelledImages,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    batch_size: int = 64,
+) -> float:
     """Part of the images that are named correctly; the model runs in evaluation mode, which is restored."""
-    labels = np.array([images[index][1] for index in range(len(images))])
-    return float((predict(model, images).argmax(1) == labels).mean())
-
-
-def predict(model: nn.Module, images: LabelledImages, *, batch_size: int = 64) -> NDArray[np.float32]:
-    """Logits of shape (N, classes); the model runs in evaluation mode, which is restored."""
     device = next(model.parameters()).device
-    logits = []
+    correct = 0
     with evaluation_mode(model), torch.no_grad():
         for first in range(0, len(images), batch_size):
-            pixels = np.stack([images[index][0] for index in range(first, min(first + batch_size, len(images)))])
-            batch = normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-            logits.append(model(batch.to(device)).float().cpu().numpy())
-    return np.concatenate(logits)
+            items = [images[index] for index in range(first, min(first + batch_size, len(images)))]
+            pixels = torch.from_numpy(np.stack([item[0] for item in items])).permute(0, 3, 1, 2)
+            answers = model(normalize(pixels, mean, std).to(device)).argmax(1).cpu().numpy()
+            correct += int((answers == np.array([item[1] for item in items])).sum())
+    return correct / len(images)
 
 
 def _averaged(model: nn.Module, average: AveragedModel | None) -> nn.Module:

@@ -1,5 +1,6 @@
 """RepLKNet: large-kernel convolutional networks, their re-parameterisation and everyone's checkpoints."""
 
+from replknet.blocks import ReparamLargeKernelConv
 from replknet.checkpoints import CheckpointError, convert_state_dict, load_state_dict
 from replknet.config import PRESETS, RepLKNetConfig
 from replknet.depthwise import DepthwiseConv2d, depthwise_conv2d
@@ -13,6 +14,7 @@ __all__ = [
     "DepthwiseConv2d",
     "RepLKNet",
     "RepLKNetConfig",
+    "ReparamLargeKernelConv",
     "convert_state_dict",
     "create_model",
     "depthwise_conv2d",

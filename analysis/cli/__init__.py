@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import typer
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 import replknet
 from analysis.cli.bench_commands import bench
@@ -16,10 +15,15 @@ from analysis.cli.console import print_table
 from analysis.cli.data_commands import data
 from analysis.cli.erf_command import erf
 from analysis.cli.shape_bias_command import shape_bias
+from analysis.cli.study_commands import ablate, report, study
+from analysis.complexity import num_macs, num_parameters
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(erf)
 app.command()(shape_bias)
+app.command()(study)
+app.command()(report)
+app.add_typer(ablate, name="ablate")
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 # Typer keeps the base class of its parsing errors under another name in each version.
@@ -42,6 +46,8 @@ def models() -> None:
         ("replknet_31b", 384, {}),
         ("replknet_31l", 384, {}),
         ("replknet_xl", 320, {}),
+        ("replknet_nano_k3", 64, {}),
+        ("replknet_nano_k31", 64, {}),
         ("replknet_31b", 224, three),
     ]
     for name, size, overrides in rows:
@@ -49,12 +55,8 @@ def models() -> None:
             model = replknet.create_model(name, **overrides).eval()
         label = name + (" 3-3-3-3" if overrides else "")
         forms = (model, replknet.reparameterize(model, level="kernels"))
-        parameters = [f"{sum(parameter.numel() for parameter in form.parameters()):,}" for form in forms]
-        macs = []
-        for form in forms:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                form(torch.empty(1, 3, size, size, device="meta"))
-            macs.append(f"{counter.get_total_flops() // 2:,}")
+        parameters = [f"{num_parameters(form):,}" for form in forms]
+        macs = [f"{num_macs(form, (size, size)):,}" for form in forms]
         table.add_row(label, str(size), *parameters, *macs)
     print_table(table)
 

@@ -133,7 +133,8 @@ def clear_errors_for_files() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(label: str) -> Iterator[Callable[..., None]]:
+    """Yields a function of the amount done, the total and, where it changes, what is at work."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -145,7 +146,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=None)
         try:
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            yield lambda done, total, now=label: bar.update(task, completed=done, total=total, description=now)
         except Exception:
             bar.remove_task(task)  # the error is the only line
             raise

@@ -1,0 +1,334 @@
+"""`replknet study`, `replknet ablate` and `replknet report`."""
+
+import json
+import shlex
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import replknet
+from analysis.allocator import keep_freed_memory
+from analysis.cli.console import (
+    claim,
+    clear_errors_for_files,
+    load_models,
+    parse_integers,
+    parse_kernels,
+    print_table,
+    progress_bar,
+)
+
+ablate = typer.Typer(help="Kernel-size ablations, trained anew or on a trained network.")
+
+_Out = Annotated[Path, typer.Option(help="Folder for everything; the same command again resumes.")]
+_Data = Annotated[
+    Path | None,
+    typer.Option(help="Image folder with train/ and val/ (or test/), a sub-folder each class; else generated images."),
+]
+_Kernels = Annotated[str | None, typer.Option(help="Kernel sizes to compare, e.g. 3,7,13,31.")]
+_Seeds = Annotated[int | None, typer.Option(help="Trainings of each setting.", min=1)]
+_Steps = Annotated[int | None, typer.Option(help="Training steps of each network.", min=1)]
+_Workers = Annotated[int, typer.Option(help="Processes that load images; without effect on the results.", min=0)]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another study in OUT.")]
+
+
+@ablate.callback()
+def _group() -> None:
+    """Kernel-size ablations, trained anew or on a trained network."""
+
+
+def study(
+    out: _Out,
+    preset: Annotated[str, typer.Option(help="quick (seconds), standard (minutes) or full (hours).")] = "standard",
+    data: _Data = None,
+    kernels: _Kernels = None,
+    seeds: _Seeds = None,
+    steps: _Steps = None,
+    workers: _Workers = 0,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Train networks that differ in kernel size, measure accuracy, receptive field and shape bias, write a report."""
+    from analysis import ablation
+
+    chosen = _changed(ablation.preset(preset, None if data is None else str(data)), kernels, seeds, steps)
+    failed = _sweep(chosen, out, workers, overwrite)
+    _write_report(out)
+    if failed:
+        raise typer.Exit(1)
+
+
+@ablate.command("train")
+def ablate_train(
+    out: _Out,
+    preset: Annotated[str, typer.Option(help="Where the other options start: quick, standard or full.")] = "standard",
+    data: _Data = None,
+    kernels: _Kernels = None,
+    small_kernels: Annotated[
+        str | None, typer.Option(help="Parallel kernels to compare, 0 for none, e.g. 3,0.")
+    ] = None,
+    shortcut: Annotated[
+        str | None, typer.Option(help="Identity shortcut of the blocks: with, without or both.")
+    ] = None,
+    seeds: _Seeds = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.", min=16)] = None,
+    layers: Annotated[str | None, typer.Option(help="Pairs of blocks of each stage, e.g. 1,1,2,1.")] = None,
+    channels: Annotated[str | None, typer.Option(help="Width of each stage, e.g. 16,32,64,128.")] = None,
+    steps: _Steps = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of AdamW.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Part of the steps in which the rate rises.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Probability given to all classes together.")] = None,
+    drop_path: Annotated[float | None, typer.Option(help="Drop-path rate of the last blocks.")] = None,
+    augmentation: Annotated[str | None, typer.Option(help="none, flip or flip-crop.")] = None,
+    ema_decay: Annotated[float | None, typer.Option(help="Of a moving average of the weights; 0 for none.")] = None,
+    train_images: Annotated[int | None, typer.Option(help="Generated images to train on.")] = None,
+    train_balance: Annotated[
+        str | None,
+        typer.Option(help="Balance of the cues in training, from -1 (no texture) to 1 (no figure), or random."),
+    ] = None,
+    texture_region: Annotated[str | None, typer.Option(help="Where the texture is: image or figure.")] = None,
+    texture_scale: Annotated[float | None, typer.Option(help="Factor on the period of the textures.")] = None,
+    erf_size: Annotated[int | None, typer.Option(help="Side in pixels of images for receptive fields.")] = None,
+    erf_images: Annotated[int | None, typer.Option(help="How many of them.")] = None,
+    workers: _Workers = 0,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Train and measure a sweep with every choice open; `replknet report OUT` makes its page."""
+    from analysis import ablation
+
+    base = ablation.preset(preset, None if data is None else str(data))
+    settings: dict[str, Any] = {
+        "size": size,
+        "num_train": train_images,
+        "texture_region": texture_region,
+        "texture_scale": texture_scale,
+        "erf_size": erf_size if erf_size is not None or size is None else 4 * size,
+        "num_erf": erf_images,
+    }
+    for name, text in (("layers", layers), ("channels", channels)):
+        settings[name] = None if text is None else parse_integers(f"--{name}", text)
+    if small_kernels is not None:
+        settings["small_kernels"] = parse_kernels(small_kernels)
+    if shortcut is not None:
+        choices = {"with": (True,), "without": (False,), "both": (True, False)}
+        if shortcut not in choices:
+            raise ValueError(f"--shortcut={shortcut}: expected with, without or both")
+        settings["shortcuts"] = choices[shortcut]
+    recipe = {
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "label_smoothing": label_smoothing,
+        "drop_path_rate": drop_path,
+        "augmentation": augmentation,
+    }
+    given = {name: value for name, value in recipe.items() if value is not None}
+    if ema_decay is not None:
+        given["ema_decay"] = ema_decay or None
+    if train_balance is not None:
+        try:
+            settings["train_balance"] = None if train_balance == "random" else float(train_balance)
+        except ValueError:
+            raise ValueError(f"--train-balance={train_balance}: expected a number from -1 to 1, or random") from None
+    kept = {name: value for name, value in settings.items() if value is not None or name == "train_balance"}
+    changed = replace(base, **kept, recipe=replace(base.recipe, **given))
+    failed = _sweep(_changed(changed, kernels, seeds, steps), out, workers, overwrite)
+    typer.echo(f"cells: {out / 'cells'}; replknet report {out} makes the page")
+    if failed:
+        raise typer.Exit(1)
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(help="Folder of a study.")],
+) -> None:
+    """Write the table, the figures and the page of a study anew."""
+    with clear_errors_for_files():
+        _write_report(directory)
+
+
+def _changed(study: Any, kernels: str | None, seeds: int | None, steps: int | None) -> Any:
+    changes: dict[str, Any] = {}
+    if kernels is not None:
+        changes["kernels"] = parse_integers("--kernels", kernels)
+    if seeds is not None:
+        changes["num_seeds"] = seeds
+    if steps is not None:
+        changes["recipe"] = replace(study.recipe, steps=steps)
+    return replace(study, **changes)
+
+
+def _sweep(study: Any, out: Path, workers: int, overwrite: bool) -> int:
+    """Run a study in OUT; returns the number of failed cells."""
+    from analysis import ablation
+    from analysis import report as pages
+
+    keep_freed_memory()
+    settings = asdict(study)
+    for name in ("kernels", "small_kernels", "shortcuts", "num_seeds"):
+        settings.pop(name)  # cells are added to a study; what they share makes it another one
+    ablation.StudyImages(study).fingerprint  # noqa: B018 - a missing folder is refused before OUT is touched
+    outputs = ["cells", pages.STUDY_FILE, pages.TABLE, pages.REPORT, pages.FIGURES]
+    with clear_errors_for_files():
+        claim(out, "study", settings, outputs, overwrite)
+        with progress_bar("study") as progress:
+            outcomes = ablation.run_study(study, out, num_workers=workers, progress=progress)
+        command = "replknet " + shlex.join(sys.argv[1:])
+        pages.save_study(study, outcomes, command, out)
+    console = Console(stderr=True)
+    reused = sum(outcome.reused for outcome in outcomes)
+    if reused:
+        console.print(f"note: {reused} of {len(outcomes)} cells were finished before", highlight=False)
+    failed = [outcome for outcome in outcomes if outcome.result is None]
+    for outcome in failed:
+        console.print(
+            f"warning: cell {outcome.cell.name} failed: {outcome.error}; the whole trace is in "
+            f"{out / 'cells' / outcome.cell.name / 'error.txt'}",
+            highlight=False,
+            markup=False,
+        )
+    if len(failed) == len(outcomes):
+        raise ValueError(f"every cell failed; the first with {failed[0].error}")
+    return len(failed)
+
+
+def _write_report(directory: Path) -> None:
+    from analysis import report as pages
+    from analysis.ablation import study_table
+    from analysis.study_plots import settings_of
+    from analysis.verdict import findings, interval_text
+
+    path = pages.write_report(directory)
+    rows = study_table(pages.load_study(directory).results)
+    biased = rows["shape_bias"].notna().any()
+    for label, own in settings_of(rows):
+        table = Table("kernel", "seeds", "accuracy (%)", "ERF 50 % area (%)", "untrained (%)", title=label or None)
+        if biased:
+            for name in ("shape bias", "PSE"):
+                table.add_column(name)
+        for kernel, cells in own.groupby("kernel"):
+            columns = [(name, True) for name in ("accuracy", "erf_area_0.5", "untrained_erf_area_0.5")]
+            columns += [("shape_bias", False), ("pse", False)] if biased else []
+            values = [interval_text(cells[name].tolist(), percent=percent) for name, percent in columns]
+            table.add_row(str(kernel), str(len(cells)), *values)
+        print_table(table)
+        if own["kernel"].nunique() > 1:
+            for finding in findings(own):
+                typer.echo(f"{finding.question} {finding.answer}")
+    typer.echo(f"report: {path}")
+
+
+@ablate.command("posthoc")
+def ablate_posthoc(
+    model: Annotated[
+        str, typer.Argument(help="replknet_31b and siblings, replknet_nano_k31, or the network.safetensors of a study.")
+    ],
+    out: _Out,
+    kernels: Annotated[str | None, typer.Option(help="Sides to crop kernels to, e.g. 1,3,7,13,21.")] = None,
+    stages: Annotated[bool, typer.Option(help="Also crop one stage at a time.")] = True,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weight file of a RepLKNet.")] = None,
+    data: _Data = None,
+    stimuli: Annotated[Path | None, typer.Option(help="Folder of cue-conflict stimuli for the shape bias.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV with class_index and category, for models with other classes.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images for receptive fields; else the network's own kind.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Their side in pixels.", min=32)] = None,
+    num_images: Annotated[int, typer.Option(help="How many of them.", min=1)] = 12,
+    seed: Annotated[int, typer.Option(help="Of random weights and of the image draw.")] = 0,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Crop the kernels of a trained network, without retraining, and measure what that does.
+
+    A network of a study on generated images needs no data. For others, --data gives the accuracy, --stimuli the shape
+    bias; the receptive field and the energy of the kernels need neither.
+    """
+    from analysis import ablation, posthoc
+    from analysis.categories import IMAGENET, LabelMapping
+    from analysis.cue_conflict import load_stimuli
+    from analysis.identity import hash_weights
+    from analysis.images import load_images
+    from analysis.synthetic import CLASSES, MAPPING
+    from analysis.training import FolderImages, InMemory
+
+    (loaded,) = load_models([model], checkpoint, None, None, True, seed, untrained=False)
+    module = loaded.module
+    if not isinstance(module, replknet.RepLKNet):
+        raise ValueError(f"model={model!r}: expected a RepLKNet")
+    own = loaded.classes == CLASSES and data is None
+    shared = ablation.StudyImages(ablation.Study(size=loaded.input_size or 64, num_erf=num_images))
+    side = size or (4 * loaded.input_size if loaded.input_size else 512)
+    labelled = shared.val if own else None
+    if data is not None:
+        labelled = InMemory(FolderImages(data, "val", size=loaded.input_size or 224))
+        if len(labelled.classes) != module.config.num_classes:
+            raise ValueError(
+                f"--data={str(data)!r}: has {len(labelled.classes)} classes, the network {module.config.num_classes}"
+            )
+    chosen = load_stimuli(stimuli) if stimuli is not None else shared.conflict[0.0] if own else None
+    mapping = LabelMapping.from_csv(labels) if labels is not None else MAPPING if own else IMAGENET
+    erf_images: Any = load_images(images, size=side, num_images=num_images, seed=seed, mean=loaded.mean, std=loaded.std)
+    if own and images is None and size is None:
+        erf_images = shared.erf
+    wanted = None if kernels is None else parse_kernels(kernels)
+    variants = posthoc.default_variants(module, wanted, by_stage=stages)
+    settings = {
+        "weights": hash_weights(module),
+        "variants": [variant.name for variant in variants],
+        "data": None if data is None else str(data),
+        "stimuli": None if stimuli is None else str(stimuli),
+        "images": None if images is None else str(images),
+        "size": side,
+        "num_images": num_images,
+        "seed": seed,
+        "labels": [list(pair) for pair in mapping.indices],
+    }
+    outputs = ["variants", "posthoc.csv", "energy.csv", "posthoc.png", "posthoc.pdf"]
+    keep_freed_memory()
+    with clear_errors_for_files():
+        claim(out, "posthoc", settings, outputs, overwrite)
+        with progress_bar(loaded.name) as progress:
+            results = posthoc.measure_variants(
+                loaded,
+                variants,
+                out / "variants",
+                erf_images=erf_images,
+                labelled=labelled,
+                stimuli=chosen,
+                mapping=mapping,
+                settings=json.loads(json.dumps(settings)),
+                progress=progress,
+            )
+        table, energy = posthoc.posthoc_table(results), posthoc.kernel_energy(module)
+        table.to_csv(out / "posthoc.csv", index=False)
+        energy.to_csv(out / "energy.csv", index=False)
+        _posthoc_figure(table, energy, out)
+    shown = Table("variant", "accuracy (%)", "ERF 50 % area (%)", "ERF 99 % area (%)", "shape bias", "coverage (%)")
+    for row in table.to_dict("records"):
+        numbers = [(row["accuracy"], 100, 1), (row["erf_area_0.5"], 100, 1), (row["erf_area_0.99"], 100, 1)]
+        numbers += [(row["shape_bias"], 1, 2), (row["coverage"], 100, 1)]
+        cells = ["-" if value != value else f"{scale * value:.{digits}f}" for value, scale, digits in numbers]
+        shown.add_row(row["variant"], *cells)
+    print_table(shown)
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
+    if not posthoc.has_small_branch(module):
+        typer.echo("note: the small kernels of this network are merged or absent; they cannot be dropped", err=True)
+    typer.echo(f"table, energy of the kernels and figure: {out}")
+
+
+def _posthoc_figure(table: Any, energy: Any, out: Path) -> None:
+    from analysis import plots, study_plots
+
+    with plots.paper_style():
+        figure = study_plots.posthoc_figure(table, energy)
+        for suffix in ("png", "pdf"):
+            figure.savefig(out / f"posthoc.{suffix}")

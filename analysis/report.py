@@ -1,0 +1,430 @@
+"""One self-contained HTML page of a kernel-size study, with its figures and its table."""
+
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import study_plots
+from analysis.ablation import CellResult, Outcome, Study, study_table
+from analysis.plots import axes_or_new, paper_style
+from analysis.results import ResultError, write_json
+from analysis.training import Recipe
+from analysis.verdict import findings, interval_text, warnings_of
+
+STUDY_FILE = "study.json"
+REPORT = "report.html"
+TABLE = "study.csv"
+FIGURES = "figures"
+_INK = "#010203"
+"""Stands for the page's own text colour in figures that are put into it."""
+
+
+def save_study(study: Study, outcomes: Sequence[Outcome], command: str, directory: str | PathLike[str]) -> None:
+    """Write `study.json`: what was done by which command, which cells there are and which failed."""
+    content = {
+        "command": command,
+        "study": asdict(study),
+        "cells": [outcome.cell.name for outcome in outcomes if outcome.result is not None],
+        "failed": [
+            {"cell": outcome.cell.name, "error": outcome.error} for outcome in outcomes if outcome.result is None
+        ],
+    }
+    write_json(Path(directory) / STUDY_FILE, content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """A study as it lies in its folder."""
+
+    study: Study
+    command: str
+    results: tuple[CellResult, ...]
+    failed: tuple[dict[str, str], ...]
+
+
+def load_study(directory: str | PathLike[str]) -> StudyRecord:
+    """Read a study and its cells.
+
+    Raises:
+        FileNotFoundError: If the folder holds no study.
+        ResultError: If a file is damaged, or no cell is finished.
+    """
+    path = Path(directory) / STUDY_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"directory={str(directory)!r}: holds no {STUDY_FILE}; run `replknet study` first")
+    try:
+        content = json.loads(path.read_text())
+        plain = {key: tuple(v) if isinstance(v, list) else v for key, v in content["study"].items()}
+        study = Study(**plain | {"recipe": Recipe(**plain["recipe"])})
+        cells, failed, command = content["cells"], tuple(content["failed"]), content["command"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultError(f"{str(path)!r}: unreadable ({error})") from error
+    if not cells:
+        raise ResultError(f"directory={str(directory)!r}: no cell is finished")
+    results = tuple(CellResult.load(Path(directory) / "cells" / name) for name in cells)
+    return StudyRecord(study=study, command=command, results=results, failed=failed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Panel:
+    """A figure: its file name, its caption, and what draws it."""
+
+    name: str
+    caption: str
+    draw: Callable[[], Figure]
+    narrow: bool = False
+
+
+def write_report(directory: str | PathLike[str]) -> Path:
+    """Write the table, every figure as PNG and PDF, and `report.html` into the folder of a study.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: If the folder holds no study.
+        ResultError: If a file is damaged.
+    """
+    directory = Path(directory)
+    record = load_study(directory)
+    table = study_table(record.results)
+    table.to_csv(directory / TABLE, index=False)
+    sections = _sections(record, table)
+    (directory / FIGURES).mkdir(exist_ok=True)
+    shown = []
+    for title, text, panels in sections:
+        for panel in panels:
+            with paper_style():
+                figure = panel.draw()
+                for suffix in ("png", "pdf"):
+                    figure.savefig(directory / FIGURES / f"{panel.name}.{suffix}")
+        drawn = [{"svg": _inline_svg(panel), "caption": panel.caption, "narrow": panel.narrow} for panel in panels]
+        shown.append({"title": title, "text": text, "figures": drawn})
+    page = _render(record, table, shown)
+    path = directory / REPORT
+    temporary = path.with_suffix(".new")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _axes_figure(
+    draw: Callable[..., Any], *arguments: Any, width: float = 3.4, height: float = 2.9, **options: Any
+) -> Figure:
+    ax = axes_or_new(None)
+    figure = ax.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    figure.set_size_inches(width, height)
+    label = options.pop("ylabel", None)
+    bottom = options.pop("bottom", None)
+    draw(*arguments, ax=ax, **options)
+    if label:
+        ax.set_ylabel(label)
+    if bottom is not None:
+        ax.set_ylim(bottom=bottom)
+    return figure
+
+
+def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, list[_Panel]]]:
+    study, results = record.study, record.results
+    plain = [
+        r for r in results if r.cell.shortcut == study.shortcuts[0] and r.cell.small_kernel == study.small_kernels[0]
+    ]
+    biased = bool(table["shape_bias"].notna().any())
+
+    def by_kernel(
+        name: str,
+        caption: str,
+        measures: list[tuple[str, str]],
+        label: str,
+        scale: float = 100,
+        bottom: float | None = 0,
+    ) -> _Panel:
+        return _Panel(
+            name=name,
+            caption=caption,
+            draw=lambda: _axes_figure(
+                study_plots.plot_by_kernel, table, measures, scale=scale, ylabel=label, bottom=bottom, height=3.1
+            ),
+        )
+
+    main = [
+        by_kernel(
+            "area",
+            "Area that holds half of the gradient, trained and before the training.",
+            [("erf_area_0.5", "trained"), ("untrained_erf_area_0.5", "untrained")],
+            "area with half of the gradient (%)",
+        )
+    ]
+    if biased:
+        main.append(
+            by_kernel(
+                "shape_bias",
+                "Shape bias on conflict images with both cues full.",
+                [("shape_bias", "")],
+                "shape bias, S / (S + T)",
+                1,
+            )
+        )
+    main.append(by_kernel("accuracy", "Accuracy on the validation images.", [("accuracy", "")], "accuracy (%)"))
+    sections = [("Kernel size", "Every dot is one training; lines join means, bars are 95 % intervals.", main)]
+    seed = min(result.cell.seed for result in plain)
+    first = sorted((r for r in plain if r.cell.seed == seed), key=lambda r: r.cell.kernel)
+    titles = [f"kernel {r.cell.kernel}" for r in first]
+    maps = [
+        _Panel(
+            name="erf_trained",
+            caption="Trained. The square holds half of the gradient.",
+            draw=lambda: study_plots.erf_row([r.erf for r in first], titles),
+        ),
+        _Panel(
+            name="erf_untrained",
+            caption="The same networks before the training.",
+            draw=lambda: study_plots.erf_row([r.untrained_erf for r in first], titles),
+        ),
+    ]
+    text = (
+        f"Mean absolute gradient of the central unit of the last feature map over {len(first[0].erf.images)} validation "
+        f"images, resized to {study.erf_size} pixels; all on one scale. Seed {seed}."
+    )
+    sections.append(("Effective receptive fields", text, maps))
+    if biased:
+        sections.append(
+            (
+                "Shape against texture",
+                "A logistic function of the balance between the cues; vertical marks are points of subjective equality.",
+                [
+                    _Panel(
+                        name="psychometric",
+                        caption="Share of shape decisions as the texture gets stronger and the figure weaker.",
+                        draw=lambda: _axes_figure(study_plots.plot_psychometric, plain, height=3.1),
+                    ),
+                    by_kernel(
+                        "pse",
+                        "Point of subjective equality: above 0, shape wins even where it is the weaker cue.",
+                        [("pse", "")],
+                        "point of subjective equality",
+                        1,
+                        None,
+                    ),
+                    _Panel(
+                        name="erf_and_bias",
+                        caption="Shape bias against the effective receptive field, every training a point.",
+                        draw=lambda: _axes_figure(study_plots.plot_erf_against_bias, table, height=3.1),
+                    ),
+                    by_kernel(
+                        "single_cues",
+                        "Accuracy where only one of the cues is there.",
+                        [("shape_only_accuracy", "only shape"), ("texture_only_accuracy", "only texture")],
+                        "accuracy (%)",
+                    ),
+                ],
+            )
+        )
+        sections.append(
+            (
+                "The images",
+                "Every class has an outline and a texture. The network names one class; on a conflict image it cannot "
+                "be right about both.",
+                [
+                    _Panel(
+                        name="stimuli",
+                        caption="One image of each class: both cues, in conflict, only shape, only texture.",
+                        draw=lambda: study_plots.contact_sheet(
+                            texture_region=study.texture_region, texture_scale=study.texture_scale
+                        ),
+                    ),
+                ],
+            )
+        )
+        sections.append(
+            (
+                "",
+                "",
+                [
+                    _Panel(
+                        name="balance",
+                        caption="Three scenes in conflict at every balance, from no texture (-1) to no figure (1).",
+                        draw=lambda: study_plots.balance_strip(study.balances, texture_region=study.texture_region),
+                    )
+                ],
+            )
+        )
+    cost = [
+        by_kernel("macs", "Multiply-accumulates for one image.", [("macs", "")], "million multiply-accumulates", 1e-6),
+        by_kernel(
+            "parameters", "Parameters, kernels merged.", [("merged_parameters", "")], "thousand parameters", 1e-3
+        ),
+        by_kernel(
+            "step_time", "Median time of a training step.", [("seconds_per_step", "")], "time of a step (ms)", 1000
+        ),
+        by_kernel(
+            "inference", "Inference, re-parameterised, batches of 32.", [("inference_ms", "")], "time per image (ms)", 1
+        ),
+    ]
+    cost.append(
+        _Panel(
+            name="curves",
+            caption="Validation accuracy during the training.",
+            draw=lambda: _axes_figure(study_plots.plot_curves, plain, height=3.1),
+        )
+    )
+    sections.append(("Cost and training", "Times were taken while other cells waited, not side by side.", cost))
+    return sections
+
+
+def _inline_svg(panel: _Panel) -> str:
+    """The figure as an SVG element in the colours of the page."""
+    style: dict[Any, Any] = {
+        "svg.fonttype": "path",
+        "svg.hashsalt": panel.name,
+        "savefig.transparent": True,
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    }
+    buffer = io.StringIO()
+    with paper_style(), mpl.rc_context(style):
+        panel.draw().savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Identifiers are unique in a figure; those of glyphs would meet in the page.
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{panel.name}-", svg)
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
+
+
+def _render(record: StudyRecord, table: pd.DataFrame, sections: list[dict[str, Any]]) -> str:
+    study = record.study
+    groups = []
+    if table["kernel"].nunique() > 1:
+        groups = [
+            {"label": label, "findings": findings(rows)}
+            for label, rows in study_plots.settings_of(table)
+            if rows["kernel"].nunique() > 1
+        ]
+    num_tests = sum(f.trend.test != "none" for group in groups for f in group["findings"])
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("analysis"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    kernels = ", ".join(map(str, study.kernels))
+    what = "generated images with two cues" if study.data is None else f"the images of {Path(study.data).name}"
+    num_seeds = table["seed"].nunique()
+    return environment.get_template("report.html.j2").render(
+        title="Does a larger kernel see further, and does it see shape?",
+        summary=(
+            f"{len(record.results)} RepLKNets with kernels of {kernels} pixels, trained on {what} by one recipe with "
+            f"{num_seeds} seed{'s' * (num_seeds != 1)} and measured alike."
+        ),
+        question=_question(study),
+        groups=groups,
+        warnings=warnings_of(table, chance=1 / len(record.results[0].classes)),
+        failures=record.failed,
+        num_tests=num_tests,
+        num_seeds=num_seeds,
+        setting=_setting(record),
+        sections=sections,
+        columns=_COLUMNS if table["shape_bias"].notna().any() else [c for c in _COLUMNS if c not in _BIAS_COLUMNS],
+        rows=_rows(table),
+        command=record.command,
+        environment=sorted(record.results[0].environment.items()),
+    )
+
+
+def _question(study: Study) -> str:
+    text = (
+        "RepLKNet's authors report that a few very large kernels give a network a far larger effective receptive field "
+        "and a higher shape bias than small ones. Here the networks differ in nothing but the size of their large "
+        "depthwise kernels."
+    )
+    if study.data is not None:
+        return text + " Shape bias is not measured: that takes images with two cues."
+    strengths = (
+        "one of the two cues, drawn at random, is weakened by a random part, so that neither can be relied on alone"
+        if study.train_balance is None
+        else f"the balance of the cues is always {study.train_balance:g}"
+    )
+    where = "the whole image" if study.texture_region == "image" else "the figure only"
+    return (
+        f"{text} Each of twelve classes has an outline and a texture, which covers {where} and keeps its order over a few "
+        f"periods only, so that it is a local cue. In training both tell the same class; {strengths}. In the test they "
+        "tell different classes."
+    )
+
+
+def _setting(record: StudyRecord) -> list[tuple[str, str]]:
+    study, recipe = record.study, record.study.recipe
+    capped = [k for k in study.kernels if len(set(study.kernel_sizes(k))) > 1]
+    sizes = "; ".join(f"{k}: {'-'.join(map(str, study.kernel_sizes(k)))}" for k in study.kernels)
+    rows = [
+        (
+            "network",
+            f"RepLKNet, {'-'.join(map(str, study.layers))} pairs of blocks, width {'-'.join(map(str, study.channels))}",
+        ),
+        ("kernels by stage", sizes),
+    ]
+    if capped:
+        rows.append(
+            ("", "capped at twice the side of the stage's map minus 1: further taps would never meet the image")
+        )
+    small = ", ".join(f"{k}x{k}" if k else "none" for k in study.small_kernels)
+    rows.append(("small kernel in parallel", small))
+    rows.append(("identity shortcut", " and ".join("with" if s else "without" for s in study.shortcuts)))
+    first = record.results[0]
+    source = "generated" if study.data is None else Path(study.data).name
+    amount = f"{study.num_train} generated" if study.data is None else source
+    rows.append(("training images", f"{amount}, {study.size} x {study.size} pixels, {len(first.classes)} classes"))
+    rows.append(("validation images", str(first.num_val)))
+    rows.append(
+        (
+            "recipe",
+            f"AdamW, {recipe.steps} steps of {recipe.batch_size} images, peak rate {recipe.learning_rate:g}, warm-up "
+            f"{100 * recipe.warmup:g} %, cosine, weight decay {recipe.weight_decay:g}, label smoothing "
+            f"{recipe.label_smoothing:g}, drop path {recipe.drop_path_rate:g}, augmentation {recipe.augmentation}, "
+            f"{'no moving average' if recipe.ema_decay is None else f'moving average {recipe.ema_decay:g}'}",
+        )
+    )
+    rows.append(("receptive fields", f"{study.num_erf} images of {study.erf_size} pixels, raw gradient magnitude"))
+    if study.data is None:
+        rows.append(("conflict images", f"{study.num_conflict} scenes at each of {len(study.balances)} balances"))
+    return rows
+
+
+_BIAS_COLUMNS = ("shape bias", "PSE", "coverage (%)", "only shape (%)", "only texture (%)")
+_COLUMNS = [
+    "kernel", "small kernel", "shortcut", "seeds", "accuracy (%)", "ERF 50 % area (%)", "ERF 99 % area (%)",
+    "untrained 50 % area (%)", "shape bias", "PSE", "coverage (%)", "only shape (%)", "only texture (%)",
+    "parameters", "MMAC", "step (ms)", "inference (ms)",
+]  # fmt: skip
+
+
+def _rows(table: pd.DataFrame) -> list[list[str]]:
+    biased = bool(table["shape_bias"].notna().any())
+    rows = []
+    for (kernel, small, shortcut), own in table.groupby(["kernel", "small_kernel", "shortcut"], sort=False):
+
+        def cell(column: str, own: pd.DataFrame = own, percent: bool = True) -> str:
+            return interval_text(own[column].tolist(), percent=percent)
+
+        row = [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own)), cell("accuracy")]
+        row += [cell("erf_area_0.5"), cell("erf_area_0.99"), cell("untrained_erf_area_0.5")]
+        if biased:
+            row += [cell("shape_bias", percent=False), cell("pse", percent=False), cell("coverage")]
+            row += [cell("shape_only_accuracy"), cell("texture_only_accuracy")]
+        row += [f"{int(own['merged_parameters'].iloc[0]):,}", f"{own['macs'].iloc[0] / 1e6:.2f}"]
+        row += [f"{1000 * np.median(own['seconds_per_step']):.0f}", f"{np.median(own['inference_ms']):.2f}"]
+        rows.append(row)
+    return rows
