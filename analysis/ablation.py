@@ -1,7 +1,7 @@
 """The kernel-size study: networks that differ in their kernels only, trained and measured alike.
 
-Every cell, one setting of the kernels with one seed, is a folder of its own. A finished cell is read, an interrupted one
-continues, and a cell that fails is reported while the others go on.
+Every cell, one setting of the kernels with one seed, is a folder of its own. A finished cell is read, an interrupted
+one continues, and a cell that fails is reported while the others go on.
 """
 
 import hashlib
@@ -379,9 +379,10 @@ class CellResult:
         content, _ = load_result(directory / "measures", _KIND)
         try:
             curve = Curve(**{name: tuple(values) for name, values in content.pop("curve").items()})
-            plain = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+            plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+            plain |= {"cell": Cell(**content["cell"]), "curve": curve}
             return cls(
-                **plain | {"cell": Cell(**content["cell"]), "curve": curve},
+                **plain,
                 erf=ErfResult.load(directory / "erf"),
                 untrained_erf=ErfResult.load(directory / "erf_untrained"),
                 conflict=ShapeBiasResult.load(directory / "conflict") if content["balances"] else None,
@@ -584,5 +585,5 @@ def values_by_seed(table: pd.DataFrame, measure: str) -> tuple[list[int], NDArra
     Returns:
         The kernels in order, and the values, shape (seeds, kernels), NaN for a missing cell.
     """
-    wide = table.pivot(index="seed", columns="kernel", values=measure)
+    wide = table.set_index(["seed", "kernel"])[measure].unstack()  # noqa: PD010
     return [int(kernel) for kernel in wide.columns], wide.to_numpy(dtype=float)

@@ -23,4 +23,4 @@ def num_macs(model: nn.Module, size: tuple[int, int], *, in_channels: int = 3) -
     device = next(model.parameters()).device
     with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, in_channels, *size, device=device))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2

@@ -106,7 +106,7 @@ def has_small_branch(model: replknet.RepLKNet) -> bool:
 def default_variants(
     model: replknet.RepLKNet, kernels: Sequence[int] | None = None, *, by_stage: bool = True
 ) -> list[Variant]:
-    """The network as it is, cropped to each kernel at all stages and at one stage at a time, and without its small branch.
+    """The network as it is, cropped at all stages and at one stage at a time, and without its small branch.
 
     Args:
         model: To be cropped.

@@ -65,7 +65,7 @@ def load_study(directory: str | PathLike[str]) -> StudyRecord:
         raise FileNotFoundError(f"directory={str(directory)!r}: holds no {STUDY_FILE}; run `replknet study` first")
     try:
         content = json.loads(path.read_text())
-        plain = {key: tuple(v) if isinstance(v, list) else v for key, v in content["study"].items()}
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["study"].items()}
         study = Study(**plain | {"recipe": Recipe(**plain["recipe"])})
         cells, failed, command = content["cells"], tuple(content["failed"]), content["command"]
     except (KeyError, TypeError, ValueError) as error:
@@ -83,7 +83,8 @@ class _Panel:
     name: str
     caption: str
     draw: Callable[[], Figure]
-    narrow: bool = False
+    wide: bool = False
+    """As wide as the page."""
 
 
 def write_report(directory: str | PathLike[str]) -> Path:
@@ -109,8 +110,9 @@ def write_report(directory: str | PathLike[str]) -> Path:
                 figure = panel.draw()
                 for suffix in ("png", "pdf"):
                     figure.savefig(directory / FIGURES / f"{panel.name}.{suffix}")
-        drawn = [{"svg": _inline_svg(panel), "caption": panel.caption, "narrow": panel.narrow} for panel in panels]
-        shown.append({"title": title, "text": text, "figures": drawn})
+        drawn = [{"svg": _inline_svg(panel), "caption": panel.caption, "wide": panel.wide} for panel in panels]
+        columns = all(item["wide"] is False for item in drawn)
+        shown.append({"title": title, "text": text, "figures": drawn, "columns": columns})
     page = _render(record, table, shown)
     path = directory / REPORT
     temporary = path.with_suffix(".new")
@@ -127,12 +129,12 @@ def _axes_figure(
     assert isinstance(figure, Figure)
     figure.set_size_inches(width, height)
     label = options.pop("ylabel", None)
-    bottom = options.pop("bottom", None)
+    limits = options.pop("ylim", None)
     draw(*arguments, ax=ax, **options)
     if label:
         ax.set_ylabel(label)
-    if bottom is not None:
-        ax.set_ylim(bottom=bottom)
+    if limits is not None:
+        ax.set_ylim(*limits)
     return figure
 
 
@@ -149,13 +151,13 @@ def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, 
         measures: list[tuple[str, str]],
         label: str,
         scale: float = 100,
-        bottom: float | None = 0,
+        limits: tuple[float | None, float | None] = (0, None),
     ) -> _Panel:
         return _Panel(
             name=name,
             caption=caption,
             draw=lambda: _axes_figure(
-                study_plots.plot_by_kernel, table, measures, scale=scale, ylabel=label, bottom=bottom, height=3.1
+                study_plots.plot_by_kernel, table, measures, scale=scale, ylabel=label, ylim=limits, height=3.1
             ),
         )
 
@@ -175,9 +177,12 @@ def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, 
                 [("shape_bias", "")],
                 "shape bias, S / (S + T)",
                 1,
+                (-0.03, 1.03),
             )
         )
-    main.append(by_kernel("accuracy", "Accuracy on the validation images.", [("accuracy", "")], "accuracy (%)"))
+    main.append(
+        by_kernel("accuracy", "Accuracy on the validation images.", [("accuracy", "")], "accuracy (%)", 100, (0, 103))
+    )
     sections = [("Kernel size", "Every dot is one training; lines join means, bars are 95 % intervals.", main)]
     seed = min(result.cell.seed for result in plain)
     first = sorted((r for r in plain if r.cell.seed == seed), key=lambda r: r.cell.kernel)
@@ -187,23 +192,25 @@ def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, 
             name="erf_trained",
             caption="Trained. The square holds half of the gradient.",
             draw=lambda: study_plots.erf_row([r.erf for r in first], titles),
+            wide=True,
         ),
         _Panel(
             name="erf_untrained",
             caption="The same networks before the training.",
             draw=lambda: study_plots.erf_row([r.untrained_erf for r in first], titles),
+            wide=True,
         ),
     ]
     text = (
-        f"Mean absolute gradient of the central unit of the last feature map over {len(first[0].erf.images)} validation "
-        f"images, resized to {study.erf_size} pixels; all on one scale. Seed {seed}."
+        f"Mean absolute gradient of the central unit of the last feature map over {len(first[0].erf.images)} "
+        f"validation images, resized to {study.erf_size} pixels; all on one scale. Seed {seed}."
     )
     sections.append(("Effective receptive fields", text, maps))
     if biased:
         sections.append(
             (
                 "Shape against texture",
-                "A logistic function of the balance between the cues; vertical marks are points of subjective equality.",
+                "A logistic function of the balance of the cues; vertical marks are points of subjective equality.",
                 [
                     _Panel(
                         name="psychometric",
@@ -216,7 +223,7 @@ def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, 
                         [("pse", "")],
                         "point of subjective equality",
                         1,
-                        None,
+                        (-1.05, 1.05),
                     ),
                     _Panel(
                         name="erf_and_bias",
@@ -228,6 +235,8 @@ def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, 
                         "Accuracy where only one of the cues is there.",
                         [("shape_only_accuracy", "only shape"), ("texture_only_accuracy", "only texture")],
                         "accuracy (%)",
+                        100,
+                        (0, 103),
                     ),
                 ],
             )
@@ -244,20 +253,14 @@ def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, 
                         draw=lambda: study_plots.contact_sheet(
                             texture_region=study.texture_region, texture_scale=study.texture_scale
                         ),
+                        wide=True,
                     ),
-                ],
-            )
-        )
-        sections.append(
-            (
-                "",
-                "",
-                [
                     _Panel(
                         name="balance",
                         caption="Three scenes in conflict at every balance, from no texture (-1) to no figure (1).",
                         draw=lambda: study_plots.balance_strip(study.balances, texture_region=study.texture_region),
-                    )
+                        wide=True,
+                    ),
                 ],
             )
         )
@@ -290,6 +293,7 @@ def _inline_svg(panel: _Panel) -> str:
         "svg.fonttype": "path",
         "svg.hashsalt": panel.name,
         "savefig.transparent": True,
+        "savefig.dpi": 130,
         **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
     }
     buffer = io.StringIO()
@@ -305,12 +309,12 @@ def _inline_svg(panel: _Panel) -> str:
 
 def _render(record: StudyRecord, table: pd.DataFrame, sections: list[dict[str, Any]]) -> str:
     study = record.study
-    groups = []
-    if table["kernel"].nunique() > 1:
+    groups: list[dict[str, Any]] = []
+    if len(set(table["kernel"])) > 1:
         groups = [
             {"label": label, "findings": findings(rows)}
             for label, rows in study_plots.settings_of(table)
-            if rows["kernel"].nunique() > 1
+            if len(set(rows["kernel"])) > 1
         ]
     num_tests = sum(f.trend.test != "none" for group in groups for f in group["findings"])
     environment = jinja2.Environment(
@@ -359,9 +363,9 @@ def _question(study: Study) -> str:
     )
     where = "the whole image" if study.texture_region == "image" else "the figure only"
     return (
-        f"{text} Each of twelve classes has an outline and a texture, which covers {where} and keeps its order over a few "
-        f"periods only, so that it is a local cue. In training both tell the same class; {strengths}. In the test they "
-        "tell different classes."
+        f"{text} Each of twelve classes has an outline and a texture, which covers {where} and keeps its order over a "
+        f"few periods only, so that it is a local cue. In training both tell the same class; {strengths}. In the test "
+        "they tell different classes."
     )
 
 
@@ -416,13 +420,13 @@ def _rows(table: pd.DataFrame) -> list[list[str]]:
     rows = []
     for (kernel, small, shortcut), own in table.groupby(["kernel", "small_kernel", "shortcut"], sort=False):
 
-        def cell(column: str, own: pd.DataFrame = own, percent: bool = True) -> str:
-            return interval_text(own[column].tolist(), percent=percent)
+        def cell(column: str, own: pd.DataFrame = own, **options: Any) -> str:
+            return interval_text(own[column].tolist(), **{"percent": True, **options})
 
         row = [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own)), cell("accuracy")]
         row += [cell("erf_area_0.5"), cell("erf_area_0.99"), cell("untrained_erf_area_0.5")]
         if biased:
-            row += [cell("shape_bias", percent=False), cell("pse", percent=False), cell("coverage")]
+            row += [cell("shape_bias", percent=False), cell("pse", percent=False, lowest=-1.0), cell("coverage")]
             row += [cell("shape_only_accuracy"), cell("texture_only_accuracy")]
         row += [f"{int(own['merged_parameters'].iloc[0]):,}", f"{own['macs'].iloc[0] / 1e6:.2f}"]
         row += [f"{1000 * np.median(own['seconds_per_step']):.0f}", f"{np.median(own['inference_ms']):.2f}"]

@@ -202,7 +202,7 @@ def balance_strip(balances: Sequence[float], *, size: int = 96, texture_region: 
     axes = figure.subplots(3, len(balances))
     for column, balance in enumerate(balances):
         images = SyntheticImages(kind="conflict", num_images=132, seed=6, balance=balance, options=options)
-        for row, index in enumerate((9, 31, 90)):
+        for row, index in enumerate((9, 40, 90)):
             ax = axes[row, column]
             ax.imshow(images[index][0])
             ax.set(xticks=[], yticks=[])

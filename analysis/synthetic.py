@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from scipy import ndimage
 from analysis.categories import LabelMapping
 from analysis.cue_conflict import StimulusSet
 
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[np.floating[Any]]
 Kind = Literal["congruent", "conflict", "shape-only", "texture-only"]
 Region = Literal["image", "figure"]
 KINDS: tuple[Kind, ...] = ("congruent", "conflict", "shape-only", "texture-only")
@@ -118,7 +118,7 @@ def _bent(function: Callable[[FloatArray, FloatArray], FloatArray]) -> Texture:
         total = np.zeros_like(u)
         for turn, phase in zip(turns, phases, strict=True):
             total += np.cos(np.float32(0.3 * np.cos(turn)) * u + np.float32(0.3 * np.sin(turn)) * v + np.float32(phase))
-        return np.float32(0.8) * total
+        return np.asarray(np.float32(0.8) * total, dtype=np.float32)
 
     def bent(u: FloatArray, v: FloatArray, generator: np.random.Generator) -> FloatArray:
         return function(u + wander(u, v, generator), v + wander(u, v, generator))
@@ -127,12 +127,12 @@ def _bent(function: Callable[[FloatArray, FloatArray], FloatArray]) -> Texture:
 
 
 def _triangle_wave(u: FloatArray) -> FloatArray:
-    return np.abs((u / np.pi) % 2 - 1) * 2 - 1
+    return np.asarray(np.abs((u / np.float32(np.pi)) % 2 - 1) * 2 - 1, dtype=np.float32)
 
 
 def _edge(values: FloatArray, sharpness: float = 3.0) -> FloatArray:
     """A soft threshold at 0."""
-    return np.tanh(sharpness * values)
+    return np.asarray(np.tanh(sharpness * values))
 
 
 def _band(u: FloatArray, generator: np.random.Generator, *, width: float = 0.25, stretch: float = 1.0) -> FloatArray:
@@ -175,7 +175,7 @@ def _dots(u: FloatArray, v: FloatArray) -> FloatArray:
 
 def _speckle(u: FloatArray, v: FloatArray, generator: np.random.Generator) -> FloatArray:
     field = _band(u, generator, width=0.45)
-    return np.maximum(field / (field.std() + 1e-12) - 1.1, 0)
+    return np.asarray(np.maximum(field / (field.std() + 1e-12) - 1.1, 0))
 
 
 TEXTURES: dict[str, tuple[str, float, Texture]] = {

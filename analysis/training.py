@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import timm.optim
-import timm.scheduler
 import torch
 from numpy.typing import NDArray
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
+from timm.scheduler import CosineLRScheduler  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -300,11 +300,11 @@ def train(
     if images.classes != validation.classes:
         raise ValueError(f"validation: its classes {validation.classes} are not those of the images {images.classes}")
     model.train()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     device = next(model.parameters()).device
-    groups = timm.optim.param_groups_weight_decay(model, recipe.weight_decay)
+    groups = param_groups_weight_decay(model, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
-    schedule = timm.scheduler.CosineLRScheduler(
+    schedule = CosineLRScheduler(
         optimizer,
         t_initial=recipe.steps,
         warmup_t=round(recipe.warmup * recipe.steps),
@@ -314,7 +314,8 @@ def train(
     )
     average = None
     if recipe.ema_decay is not None:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
+        rule = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
     fingerprint = _fingerprint(model, images, recipe, seed)
     state = _resume(checkpoint, fingerprint, model, optimizer, average)
     due = {round(recipe.steps * (part + 1) / _NUM_EVALUATIONS) for part in range(_NUM_EVALUATIONS)}
@@ -324,13 +325,13 @@ def train(
         for step, (pixels, labels) in zip(range(state["step"], recipe.steps), batches, strict=True):
             start = time.perf_counter()
             torch.manual_seed(_mix(seed, step, "drop path"))
-            schedule.step_update(step + 0.5)  # the middle of the step: never quite 0
+            schedule.step_update(step + 0.5)  # type: ignore[arg-type]  # mid-step: the rate is never 0
             logits = model(normalize(pixels).to(device))
             loss = F.cross_entropy(logits, labels.to(device), label_smoothing=recipe.label_smoothing)
             if not math.isfinite(loss.item()):
                 raise TrainingError(f"step {step}: the loss is {loss.item()}; try a lower learning_rate")
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
             optimizer.step()
             if average is not None:

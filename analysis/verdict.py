@@ -154,18 +154,27 @@ def warnings_of(table: pd.DataFrame, *, chance: float) -> list[str]:
     if len(full):
         kernels = ", ".join(str(kernel) for kernel in sorted(set(full["kernel"])))
         notes.append(
-            f"At kernel {kernels} 99 % of the gradient needs nine tenths of the image or more: its border limits the "
-            "measurement."
+            f"The square with 99 % of the gradient takes nine tenths of the image or more (kernel {kernels}): there "
+            "the border limits that area; the area with half of the gradient is not concerned."
         )
     return notes
 
 
-def interval_text(values: Sequence[float], *, percent: bool = False) -> str:
-    """Mean and 95 % interval over seeds, such as "5.6 [4.9, 6.3]"."""
+def interval_text(values: Sequence[float], *, percent: bool = False, lowest: float = 0.0) -> str:
+    """Mean and 95 % interval over seeds, such as "5.6 [4.9, 6.3]", cut where no value of a share can lie.
+
+    Args:
+        values: One for each seed; those that are not finite do not count.
+        percent: Shown in per cent.
+        lowest: Smallest possible value; the largest is 1.
+    """
     finite = [value for value in values if np.isfinite(value)]
     if not finite:
         return "-"
     scale, digits = (100, 1) if percent else (1, 2)
     text = f"{scale * np.mean(finite):.{digits}f}"
     low, high = mean_interval(finite)
-    return text if np.isnan(low) else f"{text} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+    if np.isnan(low):
+        return text
+    low, high = max(low, lowest), min(high, 1.0)
+    return f"{text} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"

@@ -7,12 +7,12 @@ import typer
 
 from analysis.cli.console import progress_bar
 
-data = typer.Typer(help="Fetch published stimuli.")
+data = typer.Typer(help="Fetch published stimuli, or generate some.")
 
 
 @data.callback()
 def _group() -> None:
-    """Fetch published stimuli."""
+    """Fetch published stimuli, or generate some."""
 
 
 @data.command("cue-conflict")
@@ -28,3 +28,32 @@ def cue_conflict(
     typer.echo(f"1280 stimuli, all verified, are in {to} ({fetched} fetched now)")
     typer.echo(f"licence: {downloads.CUE_CONFLICT_LICENCE}")
     typer.echo(f"cite: {downloads.CUE_CONFLICT_CITATION}")
+
+
+@data.command("synthetic")
+def synthetic(
+    to: Annotated[Path, typer.Option(help="Folder for the stimuli; files that are there already are left alone.")],
+    kind: Annotated[str, typer.Option(help="conflict, congruent or shape-only.")] = "conflict",
+    num_images: Annotated[int, typer.Option(help="How many; 132 is every pair of classes once.", min=1)] = 132,
+    balance: Annotated[
+        float, typer.Option(help="From -1 (no texture) over 0 (both cues full) to 1 (no figure).")
+    ] = 0.0,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 64,
+    texture_region: Annotated[str, typer.Option(help="Where the texture is: image or figure.")] = "image",
+    seed: Annotated[int, typer.Option(help="Of the set.")] = 0,
+) -> None:
+    """Generate images with a shape and a texture, for the networks of a study (replknet_nano_k31)."""
+    from analysis.synthetic import SyntheticImages, SyntheticOptions, save_stimuli
+
+    options = SyntheticOptions(size=size, texture_region=texture_region)  # type: ignore[arg-type]
+    images = SyntheticImages(
+        kind=kind,  # type: ignore[arg-type]
+        num_images=num_images,
+        seed=seed,
+        balance=balance,
+        options=options,
+    )
+    with progress_bar("images") as progress:
+        written = save_stimuli(images, to, progress=progress)
+    typer.echo(f"{num_images} stimuli are in {to} ({written} written now)")
+    typer.echo(f"replknet shape-bias replknet_nano_k3 replknet_nano_k31 --stimuli {to} --out OUT answers them")

@@ -103,18 +103,18 @@ def shape_bias(
         "congruent": congruent,
     }
     options = ShapeBiasOptions(**chosen_options)
-    mapping = IMAGENET if labels is None else LabelMapping.from_csv(labels)
     specs = [spec for spec in model if not spec.endswith(".csv")]
     if specs and stimuli is None:
         raise ValueError(f"--stimuli: {specs[0]} needs a folder of stimuli")
+    loaded = (
+        load_models(specs, checkpoint, kernel_sizes, small_kernel, pretrained, seed, untrained=False) if specs else []
+    )
+    mapping = _own_mapping(loaded) if labels is None else LabelMapping.from_csv(labels)
     recorded = [read_responses(spec, categories=mapping.categories) for spec in model if spec.endswith(".csv")]
     recorded = [result.with_options(**dataclasses.asdict(options)) for result in recorded]
     people = [] if humans is None else read_observers(humans, categories=mapping.categories)
     people = [human.with_options(**dataclasses.asdict(options)) for human in people]
     chosen = None if stimuli is None or not specs else load_stimuli(stimuli)
-    loaded = (
-        load_models(specs, checkpoint, kernel_sizes, small_kernel, pretrained, seed, untrained=False) if specs else []
-    )
     names = [item.name for item in loaded] + [result.observer for result in recorded]
     if len(set(names)) < len(names):
         raise ValueError(f"model: {', '.join(names)} are not all different")
@@ -162,6 +162,17 @@ def shape_bias(
     notes += [f"skipped {name}: {reason}" for name, reason in skipped]
     _report(results, summaries, consistency, reference, notes)
     typer.echo(f"results, tables and figures: {out}")
+
+
+def _own_mapping(loaded: Sequence[LoadedModel]) -> LabelMapping:
+    """ImageNet's, or that of the classes that all the models name."""
+    classes = {item.classes for item in loaded}
+    if classes in (set(), {()}):
+        return IMAGENET
+    if len(classes) > 1:
+        raise ValueError(f"model: {', '.join(item.name for item in loaded)} have different classes; pass --labels")
+    (own,) = classes
+    return LabelMapping.from_dict(dict(enumerate(own)), len(own))
 
 
 def _outputs(names: Sequence[str], folders: Sequence[str]) -> list[str]:

@@ -120,7 +120,7 @@ def ablate_train(
         if shortcut not in choices:
             raise ValueError(f"--shortcut={shortcut}: expected with, without or both")
         settings["shortcuts"] = choices[shortcut]
-    recipe = {
+    recipe: dict[str, Any] = {
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
@@ -215,10 +215,13 @@ def _write_report(directory: Path) -> None:
         for kernel, cells in own.groupby("kernel"):
             columns = [(name, True) for name in ("accuracy", "erf_area_0.5", "untrained_erf_area_0.5")]
             columns += [("shape_bias", False), ("pse", False)] if biased else []
-            values = [interval_text(cells[name].tolist(), percent=percent) for name, percent in columns]
+            values = [
+                interval_text(cells[name].tolist(), percent=percent, lowest=-1.0 if name == "pse" else 0.0)
+                for name, percent in columns
+            ]
             table.add_row(str(kernel), str(len(cells)), *values)
         print_table(table)
-        if own["kernel"].nunique() > 1:
+        if len(set(own["kernel"])) > 1:
             for finding in findings(own):
                 typer.echo(f"{finding.question} {finding.answer}")
     typer.echo(f"report: {path}")
