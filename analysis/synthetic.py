@@ -175,7 +175,7 @@ def _dots(u: FloatArray, v: FloatArray) -> FloatArray:
 
 def _speckle(u: FloatArray, v: FloatArray, generator: np.random.Generator) -> FloatArray:
     field = _band(u, generator, width=0.45)
-    return np.asarray(np.maximum(field / (field.std() + 1e-12) - 1.1, 0))
+    return np.asarray(np.clip(field / (field.std() + 1e-12) - 1.1, 0, 0.6))  # flat tops: none is cut at white
 
 
 TEXTURES: dict[str, tuple[str, float, Texture]] = {

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from analysis.statistics import mean_interval, trend
+
+
+def test_perfect_order_over_three_repeats() -> None:
+    values = np.array([[1.0, 2, 3, 4], [1, 2, 3, 4.5], [0, 2, 3, 9]])
+    found = trend(values)
+    # One of the 24 orders in each of three independent repeats, and the same again for the other side.
+    assert found.p_value == pytest.approx(2 / 24**3)
+    assert (found.direction, found.test, found.num_repeats) == (1, "Page's L", 3)
+    assert found.difference == pytest.approx((3 + 3.5 + 9) / 3)
+    falling = trend(values[:, ::-1])
+    assert (falling.direction, falling.p_value) == (-1, found.p_value)
+
+
+def test_published_critical_value() -> None:
+    # Page (1963), table 2: with 3 conditions and 4 repeats L = 54 is the smallest value at the one-sided level of 5 %.
+    values = np.array([[1.0, 2, 3]] * 2 + [[1.0, 3, 2]] * 2)  # L = 2 * 14 + 2 * 13 = 54
+    assert trend(values).p_value / 2 <= 0.05
+    weaker = np.array([[1.0, 2, 3]] + [[1.0, 3, 2]] * 3)  # L = 53
+    assert trend(weaker).p_value / 2 > 0.05
+
+
+def test_no_order_is_no_evidence() -> None:
+    values = np.array([[1.0, 2, 3, 4], [4, 3, 2, 1], [2, 1, 4, 3]])
+    found = trend(values)
+    assert found.direction == 0
+    assert found.p_value > 0.4
+
+
+def test_two_conditions_are_a_paired_t_test() -> None:
+    values = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]])
+    found = trend(values)
+    assert found.test == "paired t"
+    # t = 2 / (1 / sqrt 3) with two degrees of freedom: p = 1 - t / sqrt(2 + t^2).
+    t = 2 * np.sqrt(3)
+    assert found.p_value == pytest.approx(1 - t / np.sqrt(2 + t * t))
+    assert (found.low, found.high) == pytest.approx(mean_interval([1.0, 2.0, 3.0]))
+
+
+def test_equal_differences_have_no_t() -> None:
+    assert np.isnan(trend(np.array([[0.0, 1.0], [1.0, 2.0]])).p_value)
+    assert trend(np.array([[0.0, 1.0], [1.0, 2.0]])).direction == 0
+    assert trend(np.array([[1.0, 1.0], [2.0, 2.0]])).p_value == 1
+
+
+def test_one_repeat_is_no_test() -> None:
+    found = trend(np.array([[1.0, 2, 3], [np.nan, 2, 3]]))
+    assert (found.test, found.direction, found.num_repeats) == ("none", 0, 1)
+    assert found.difference == 2
+    assert trend(np.full((2, 3), np.nan)).num_repeats == 0
+
+
+def test_mean_interval_by_hand() -> None:
+    low, high = mean_interval([1.0, 2.0, 3.0])
+    half = 4.302653 / np.sqrt(3)  # Student's quantile with two degrees of freedom
+    assert (low, high) == pytest.approx((2 - half, 2 + half), rel=1e-6)
+    assert np.isnan(mean_interval([1.0])[0])
+    assert np.isnan(mean_interval([1.0, np.inf])[1])
+
+
+def test_one_condition_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(3, 1\)"):
+        trend(np.zeros((3, 1)))
