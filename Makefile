@@ -1,13 +1,12 @@
-# `make demo` and `make test` set everything up themselves: the environment in .venv is built once and reused.
+# `make study` and `make test` set everything up themselves: the environment in .venv is built once and reused.
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO := results/demo
+STUDY := results/study
 
-.PHONY: demo test format clean
+.PHONY: study test format clean
 
-demo: .venv/stamp
-	$(BIN)/replknet erf replknet_31b --kernel-sizes 3,3,3,3 --kernel-sizes 7,7,7,7 --kernel-sizes 13,13,13,13 \
-		--kernel-sizes 31,29,27,13 --size 256 --num-images 8 --out $(DEMO)
+study: .venv/stamp
+	$(BIN)/replknet study --preset standard --out $(STUDY)
 
 test: .venv/stamp
 	$(BIN)/ruff check .

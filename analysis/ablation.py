@@ -113,6 +113,8 @@ class Study:
             raise ValueError(f"kernels={self.kernels}: expected odd numbers of at least 3")
         if 0.0 not in self.balances:
             raise ValueError(f"balances={self.balances}: expected 0, both cues full, among them")
+        for balance in (*self.balances, self.train_balance):
+            SyntheticImages(num_images=1, balance=balance, options=self.synthetic_options)
         stride = _STRIDE * 2 ** (len(self.layers) - 1)
         if self.size < stride:
             raise ValueError(f"size={self.size}: expected at least {stride} pixels, the stride of the last stage")
@@ -148,6 +150,7 @@ class Study:
 
     @property
     def synthetic_options(self) -> SyntheticOptions:
+        """Of the generated images."""
         return SyntheticOptions(
             size=self.size,
             texture_region=self.texture_region,  # type: ignore[arg-type]

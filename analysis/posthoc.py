@@ -76,8 +76,8 @@ def apply_variant(model: replknet.RepLKNet, variant: Variant) -> replknet.RepLKN
             dropped because there is none any more.
     """
     kernel, stage = variant.kernel, variant.stage
-    if kernel is not None and (kernel < 1 or kernel % 2 == 0):
-        raise ValueError(f"kernel={kernel}: expected an odd positive number")
+    if kernel is not None:
+        _check_kernel(kernel)
     if stage is not None and not 0 <= stage < len(model.stages):
         raise ValueError(f"stage={stage}: expected a number from 0 to {len(model.stages) - 1}")
     changed = copy.deepcopy(model)
@@ -98,6 +98,11 @@ def apply_variant(model: replknet.RepLKNet, variant: Variant) -> replknet.RepLKN
     return changed
 
 
+def _check_kernel(kernel: int) -> None:
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"kernel={kernel}: expected an odd positive number")
+
+
 def has_small_branch(model: replknet.RepLKNet) -> bool:
     """Whether there are parallel small kernels that are not merged."""
     return any(m.small_conv is not None for m in model.modules() if isinstance(m, replknet.ReparamLargeKernelConv))
@@ -113,7 +118,12 @@ def default_variants(
         kernels: Sides to crop to; None for some eight of the possible ones. At each place only those smaller than the
             kernel there are used.
         by_stage: Also one stage at a time.
+
+    Raises:
+        ValueError: If a kernel is not odd and positive.
     """
+    for kernel in kernels or ():
+        _check_kernel(kernel)
     sizes = [max((layer.weight.shape[-1] for layer in own), default=1) for own in large_kernels(model)]
     largest = max(sizes)
     if kernels is None:

@@ -158,7 +158,7 @@ class FolderImages:
         side = min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         square = image.resize((self.size, self.size), box=(left, top, left + side, top + side), resample=3)
-        return np.asarray(square), label
+        return np.array(square), label
 
     def fingerprint(self) -> str:
         """SHA-256 of names and sizes of the files, in hexadecimal."""

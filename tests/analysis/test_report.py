@@ -1,0 +1,181 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import report
+from analysis.ablation import Cell, Outcome, run_study
+from analysis.results import ResultError
+from analysis.verdict import findings, interval_text, warnings_of
+from tests.analysis.test_ablation import TINY
+
+
+def table(bias: list[list[float]], area: list[list[float]], kernels: tuple[int, ...] = (3, 7, 13, 31)) -> pd.DataFrame:
+    rows = [
+        {
+            "kernel": kernel,
+            "seed": seed,
+            "shape_bias": bias[seed][index],
+            "pse": bias[seed][index] - 0.5,
+            "erf_area_0.5": area[seed][index],
+            "untrained_erf_area_0.5": 0.1,
+            "erf_area_0.99": 0.5,
+            "accuracy": 0.9,
+            "coverage": 0.9,
+        }
+        for seed in range(len(bias))
+        for index, kernel in enumerate(kernels)
+    ]
+    return pd.DataFrame(rows)
+
+
+RISING = [[0.1, 0.2, 0.3, 0.4], [0.12, 0.21, 0.33, 0.41], [0.1, 0.22, 0.3, 0.45]]
+FALLING = [row[::-1] for row in RISING]
+MIXED = [RISING[0], FALLING[0], [0.2, 0.4, 0.1, 0.3]]
+
+
+def answers(bias: list[list[float]], area: list[list[float]]) -> dict[str, str]:
+    return {finding.question: finding.answer for finding in findings(table(bias, area))}
+
+
+def test_verdict_follows_the_statistics() -> None:
+    found = answers(bias=RISING, area=RISING)
+    assert found["Does a larger kernel see further?"].startswith("Yes")
+    assert found["Does it see shape?"].startswith("Yes")
+    assert found["Is it more accurate?"] == "No evidence of a trend."
+    found = answers(bias=FALLING, area=MIXED)
+    assert found["Does a larger kernel see further?"] == "No evidence of a trend."
+    assert found["Does it see shape?"].startswith("The opposite")
+    assert found["At every balance of the cues?"].startswith("The opposite")
+
+
+def test_verdict_gives_the_numbers() -> None:
+    (finding, *_) = findings(table(bias=RISING, area=RISING))
+    assert "10.7 % at 3" in finding.detail
+    assert "+31.3 % [" in finding.detail
+    assert "over 3 seeds" in finding.detail
+    assert "p = 0.00014" in finding.detail
+
+
+def test_one_seed_is_no_answer() -> None:
+    found = {f.question: f for f in findings(table(bias=RISING[:1], area=RISING[:1]))}
+    assert found["Does it see shape?"].answer.startswith("No answer")
+    assert "+0.30 over 1 seed." in found["Does it see shape?"].detail
+
+
+def test_a_study_without_two_cues_says_nothing_of_shape() -> None:
+    rows = table(bias=RISING, area=RISING).assign(shape_bias=np.nan)
+    assert not [finding for finding in findings(rows) if "shape" in finding.question]
+    assert warnings_of(rows, chance=0.1) == []
+
+
+def test_warnings() -> None:
+    rows = table(bias=RISING, area=RISING)
+    assert warnings_of(rows, chance=0.1) == []
+    weak = rows.assign(accuracy=0.15, coverage=0.2, shape_bias=0.01)
+    weak["erf_area_0.99"] = 0.95
+    notes = warnings_of(weak, chance=0.1)
+    assert len(notes) == 4
+    assert "12 of 12 networks" in notes[0]
+
+
+def test_interval_text() -> None:
+    assert interval_text([0.1, 0.2, 0.3], percent=True) == "20.0 [0.0, 44.8]"
+    assert interval_text([0.5]) == "0.50"
+    assert interval_text([np.nan]) == "-"
+    assert interval_text([-0.5, 0.5], lowest=-1) == "0.00 [-1.00, 1.00]"
+
+
+class Page(HTMLParser):
+    """Tags that must be closed, and everything that would be fetched."""
+
+    void = frozenset({"meta", "br", "img", "link", "input", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.identifiers: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.void:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and value:
+                self.links.append(value)
+            if name == "id" and value:
+                self.identifiers.append(value)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.void:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("report")
+    outcomes = run_study(replace(TINY, num_seeds=1), directory)
+    failed = Outcome(cell=Cell(kernel=5, small_kernel=3, shortcut=True, seed=7), result=None, error="<b>no luck</b>")
+    report.save_study(TINY, [*outcomes, failed], "replknet study --out X", directory)
+    report.write_report(directory)
+    return directory
+
+
+def test_page_is_whole_and_self_contained(study: Path) -> None:
+    source = (study / "report.html").read_text()
+    page = Page()
+    page.feed(source)
+    assert page.open == []
+    outside = [link for link in page.links if not link.startswith(("#", "data:"))]
+    assert all(link.startswith("https://arxiv.org/abs/") for link in outside)
+    assert len(page.identifiers) == len(set(page.identifiers))
+    targets = {link.removeprefix("#") for link in page.links if link.startswith("#")}
+    targets |= set(re.findall(r"url\(#([^)]+)\)", source))
+    assert targets <= set(page.identifiers)
+    assert source.count("<svg") == source.count("<figure")
+    assert "prefers-color-scheme: dark" in source
+    assert "@media print" in source
+    assert "replknet study --out X" in page.text
+    assert "No answer: a test needs at least two seeds." in page.text
+    assert "<b>no luck</b>" in page.text  # escaped: text, not a tag
+    assert "#010203" not in source
+    assert "currentColor" in source
+
+
+def test_figures_and_table_are_files(study: Path) -> None:
+    table = pd.read_csv(study / "study.csv")
+    assert list(table["kernel"]) == [3, 5]
+    assert table["accuracy"].between(0, 1).all()
+    names = {path.stem for path in (study / "figures").iterdir()}
+    assert names >= {"area", "shape_bias", "psychometric", "erf_trained", "erf_untrained", "stimuli", "macs"}
+    assert all(
+        (study / "figures" / f"{name}.{suffix}").stat().st_size > 1000 for name in names for suffix in ("png", "pdf")
+    )
+    assert (study / "figures" / "area.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_wrong_folders_are_named(tmp_path: Path, study: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no study\.json"):
+        report.write_report(tmp_path)
+    (tmp_path / "study.json").write_text("[]")
+    with pytest.raises(ResultError, match="unreadable"):
+        report.write_report(tmp_path)
+    outcome = Outcome(cell=Cell(kernel=5, small_kernel=3, shortcut=True, seed=0), result=None, error="no")
+    report.save_study(TINY, [outcome], "", tmp_path)
+    with pytest.raises(ResultError, match="no cell is finished"):
+        report.write_report(tmp_path)
+    record = report.load_study(study)
+    assert record.study == TINY
+    assert [failure["cell"] for failure in record.failed] == ["k5_small3_seed7"]
