@@ -169,7 +169,7 @@ def test_normalization_by_hand() -> None:
 
 def test_a_loss_that_is_not_finite_ends_it() -> None:
     model = network()
-    model[5].weight.data.fill_(float("nan"))
+    dict(model.named_parameters())["5.weight"].data.fill_(float("nan"))
     with pytest.raises(TrainingError, match="step 0"):
         train(model, Stripes(8), Stripes(2), RECIPE)
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import replknet
 from replknet import PRESETS
-from replknet.blocks import DropPath
+from replknet.blocks import DropPath, RepLKBlock
 from tests.conftest import Reference
 from tests.networks import TINY, tiny_model
 
@@ -189,3 +189,34 @@ def test_a_keyword_replaces_one_field_of_the_preset() -> None:
         model = replknet.create_model("replknet_31b", **{key: TINY[key] for key in ("channels",)})
     assert model.config.channels == TINY["channels"]
     assert model.config.layers == PRESETS["replknet_31b"].layers
+
+
+def test_block_without_shortcut_lacks_its_input() -> None:
+    torch.manual_seed(0)
+    block = RepLKBlock(8, 8, 5, 3, drop_path=0.3)
+    without = RepLKBlock(8, 8, 5, 3, drop_path=0.3, shortcut=False)
+    without.load_state_dict(block.state_dict())
+    x = torch.randn(2, 8, 12, 12)
+    with torch.no_grad():
+        assert torch.allclose(block.eval()(x), x + without.eval()(x), atol=1e-6)
+    model = tiny_model(shortcut=False)
+    images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(replknet.reparameterize(model)(images), model(images), rtol=1e-9)
+        assert not torch.allclose(tiny_model()(images), model(images), rtol=1e-3)
+
+
+def test_shipped_networks_need_no_network_connection() -> None:
+    sizes = []
+    for name in replknet.SHIPPED:
+        model = replknet.create_model(name, pretrained=True)
+        assert model.config.kernel_sizes == PRESETS[name].kernel_sizes
+        again = replknet.create_model(name, pretrained=True).state_dict()
+        assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
+        with replknet.shipped_weights(name) as file:
+            sizes.append(file.stat().st_size)
+    assert sum(sizes) < 4e6
+    with pytest.raises(ValueError, match="pretrained=True: the package brings weights of replknet_nano_k3"):
+        replknet.create_model("replknet_31b", pretrained=True)
+    with pytest.raises(ValueError, match="expected None with pretrained=True"):
+        replknet.create_model("replknet_nano_k3", pretrained=True, checkpoint="weights.pth")
