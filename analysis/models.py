@@ -150,6 +150,7 @@ def save_network(
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     temporary = Path(f"{path}.new")
     save_file(state, temporary, metadata={_METADATA: json.dumps(content)})
+    temporary.chmod(0o644)
     os.replace(temporary, path)  # noqa: PTH105
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from analysis import study_plots
 from analysis.ablation import CellResult, Outcome, Study, study_table
-from analysis.plots import axes_or_new, paper_style
+from analysis.plots import OKABE_ITO, axes_or_new, paper_style
 from analysis.results import ResultError, write_json
 from analysis.training import Recipe
 from analysis.verdict import findings, interval_text, warnings_of
@@ -300,7 +300,7 @@ def _inline_svg(panel: _Panel) -> str:
     with paper_style(), mpl.rc_context(style):
         panel.draw().savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor").replace(OKABE_ITO[0].lower(), "var(--blue)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Identifiers are unique in a figure; those of glyphs would meet in the page.
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{panel.name}-", svg)

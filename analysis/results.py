@@ -51,8 +51,10 @@ def save_result(
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Indented, with numbers that are not finite as Python's own reader takes them (NaN)."""
-    path.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
+    """Whole or not at all, indented, with numbers that are not finite as Python's own reader takes them (NaN)."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
+    os.replace(temporary, path)  # noqa: PTH105
 
 
 def load_result(directory: str | PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
