@@ -4,6 +4,7 @@ Every cell, one setting of the kernels with one seed, is a folder of its own. A 
 one continues, and a cell that fails is reported while the others go on.
 """
 
+import copy
 import hashlib
 import json
 import shutil
@@ -22,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 import replknet
 from analysis.complexity import num_macs, num_parameters
@@ -47,6 +49,7 @@ from analysis.training import (
 _KIND = "ablation cell"
 _STRIDE = 4
 """Of the first stage; each further stage doubles it."""
+_CALIBRATION_IMAGES = 256
 _INFERENCE_BATCH = 32
 _NUM_TIMINGS = 9
 Progress = Callable[[int, int, str], None]
@@ -272,8 +275,26 @@ class StudyImages:
         study = self.study
         if study.data is not None:
             return self._folder("train").fingerprint() + self._folder("val").fingerprint()
-        probe = [self._generated(num_images=12, balance=study.train_balance, seed=seed)[11][0] for seed in (1, 2)]
-        return hashlib.sha256(b"".join(pixels.tobytes() for pixels in probe)).hexdigest()
+        sets = [self._generated(num_images=12, balance=study.train_balance, seed=seed) for seed in (1, 2)]
+        sets.append(self._generated(kind="conflict", num_images=12, seed=3))
+        pixels = [images[index][0].tobytes() for images in sets for index in range(12)]
+        return hashlib.sha256(b"".join(pixels)).hexdigest()
+
+    def check(self) -> None:
+        """Refuse images that cannot be studied.
+
+        Raises:
+            ValueError: If training and validation have different classes, there is only one, or there are fewer images
+                than a batch takes.
+            FileNotFoundError: If the image folder is missing or incomplete.
+        """
+        study = self.study
+        if self.train.classes != self.val.classes:
+            raise ValueError(f"data={study.data!r}: train has the classes {self.train.classes}, val {self.val.classes}")
+        if len(self.train.classes) < 2:
+            raise ValueError(f"data={study.data!r}: expected two or more classes, not {self.train.classes}")
+        if study.recipe.batch_size > len(self.train):
+            raise ValueError(f"batch_size={study.recipe.batch_size}: there are only {len(self.train)} training images")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -313,6 +334,7 @@ class CellResult:
     environment: dict[str, str]
     erf: ErfResult
     untrained_erf: ErfResult
+    """Of the same network before the training, its batch norms calibrated on training images."""
     conflict: ShapeBiasResult | None
     """On the images with both cues full."""
 
@@ -346,7 +368,13 @@ class CellResult:
                 "image", num_resamples=2000
             )
         nothing = float("nan")
-        row |= {"pse": fit.pse if fit else nothing, "pse_standard_error": fit.standard_error if fit else nothing}
+        ends = (min(self.balances), max(self.balances)) if fit else (nothing, nothing)
+        # Where one cue wins at every balance, the border is the least extreme value that fits.
+        row |= {
+            "pse": float(np.clip(fit.pse, *ends)) if fit else nothing,
+            "pse_at_border": bool(fit and np.isinf(fit.pse)),
+        }
+        row |= {"pse_standard_error": fit.standard_error if fit else nothing}
         row |= {"psychometric_slope": fit.slope if fit else nothing}
         for name, erf in (("erf", self.erf), ("untrained_erf", self.untrained_erf)):
             for threshold in (0.2, 0.3, 0.5, 0.99):
@@ -425,14 +453,12 @@ def run_study(
         One outcome for each cell, in the order of `study.cells()`.
 
     Raises:
-        ValueError: If the images cannot be used.
+        ValueError: If the images cannot be used, or `directory` holds a finished cell of another study.
         FileNotFoundError: If the image folder is missing or incomplete.
     """
     images = StudyImages(study)
-    if images.train.classes != images.val.classes:
-        raise ValueError(f"data={study.data!r}: train and val have different classes")
-    if study.recipe.batch_size > len(images.train):
-        raise ValueError(f"batch_size={study.recipe.batch_size}: there are only {len(images.train)} training images")
+    images.check()
+    check_folder(study, directory, images)
     cells = study.cells()
     # The measurements of a cell take about as long as this many steps.
     effort = study.recipe.steps + max(study.recipe.steps // 6, 1)
@@ -471,13 +497,29 @@ def cell_settings(study: Study, cell: Cell, images: StudyImages) -> dict[str, An
     return settings
 
 
+def check_folder(study: Study, directory: str | PathLike[str], images: StudyImages) -> None:
+    """Refuse a folder that holds a finished cell of the same name made with other settings.
+
+    Raises:
+        ValueError: Naming the cell.
+    """
+    for cell in study.cells():
+        _finished(Path(directory) / "cells" / cell.name, cell_settings(study, cell, images))
+
+
 def _finished(target: Path, settings: dict[str, Any]) -> CellResult | None:
-    """The result of a cell that was made with the same settings."""
+    """The result of a cell that was made with these settings; None if there is none or it is damaged."""
     try:
         found = CellResult.load(target)
     except (OSError, ResultError):
         return None
-    return found if found.settings == settings else None
+    if found.settings != settings:
+        differing = [key for key in settings if found.settings.get(key) != settings[key]]
+        raise ValueError(
+            f"directory={str(target)!r}: holds a finished cell of another study, which differs in "
+            f"{', '.join(differing)}; choose another folder"
+        )
+    return found
 
 
 def _run_cell(
@@ -490,14 +532,14 @@ def _run_cell(
     report: Callable[[int], None],
 ) -> CellResult:
     record = target / "cell.json"
-    if record.is_file() and json.loads(record.read_text()) != settings:
+    if record.is_file() and _read_json(record) != settings:
         shutil.rmtree(target)  # an unfinished cell of another study
     target.mkdir(parents=True, exist_ok=True)
     (target / "error.txt").unlink(missing_ok=True)
     write_json(record, settings)
     classes = images.train.classes
     network = _new_network(study, cell, len(classes))
-    untrained = _measure_erf(network, images, f"{cell.name}, untrained")
+    untrained = _measure_erf(_calibrated_copy(network, images), images, f"{cell.name}, untrained")
     checkpoint = target / "checkpoint.pt"
     training = train(
         network,
@@ -509,7 +551,9 @@ def _run_cell(
         checkpoint=checkpoint,
         progress=lambda done, _: report(done),
     )
-    save_network(target / "network.safetensors", network, classes=classes, input_size=study.size)
+    save_network(
+        target / "network.safetensors", network, classes=classes, input_size=study.size, training=_described(study)
+    )
     curve = training.curve
     pd.DataFrame(asdict(curve)).to_csv(target / "curve.csv", index=False)
     merged = replknet.reparameterize(network, level="kernels")
@@ -553,11 +597,42 @@ def _run_cell(
     return result
 
 
+def _described(study: Study) -> dict[str, Any]:
+    """What a network's file tells of its training: enough to make the same kind of images again."""
+    names = ("data", "size", "train_balance", "texture_region", "texture_scale", "erf_size")
+    return {name: getattr(study, name) for name in names} | {"recipe": asdict(study.recipe)}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return None
+
+
 def _new_network(study: Study, cell: Cell, num_classes: int) -> replknet.RepLKNet:
     """With the first weights of the cell's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
         return replknet.RepLKNet(study.config(cell, num_classes))
+
+
+def _calibrated_copy(network: replknet.RepLKNet, images: StudyImages) -> replknet.RepLKNet:
+    """A copy whose batch norms know the statistics of its own maps, all else untrained.
+
+    With the statistics that a new batch norm has, 0 and 1, the branches of a new network are far weaker than its
+    shortcuts, and its receptive field shows the stem alone.
+    """
+    copied = copy.deepcopy(network)
+    count = min(_CALIBRATION_IMAGES, len(images.train))
+    chosen = np.linspace(0, len(images.train) - 1, count).round().astype(int)
+    batches = [
+        normalize(torch.from_numpy(np.stack([images.train[int(i)][0] for i in part])).permute(0, 3, 1, 2))
+        for part in np.array_split(chosen, -(-count // 64))
+    ]
+    with torch.random.fork_rng(devices=[]):  # drop path
+        update_bn(batches, copied)
+    return copied
 
 
 def _measure_erf(network: replknet.RepLKNet, images: StudyImages, name: str) -> ErfResult:

@@ -5,8 +5,8 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class LoadedModel:
         std: Per channel, divided by.
         input_size: Side in pixels that the model was trained for; None if any.
         classes: Names of its outputs, where they are known.
+        training: How it was trained, as `save_network` was told; empty if it is not known.
         notes: What was decided while loading, for the user to read.
     """
 
@@ -44,6 +45,7 @@ class LoadedModel:
     std: tuple[float, ...] = IMAGENET_STD
     input_size: int | None = None
     classes: tuple[str, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -137,8 +139,18 @@ def save_network(
     input_size: int,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights, architecture and preprocessing to one safetensors file, whole or not at all.
+
+    Args:
+        path: Ends in .safetensors.
+        module: In its training form.
+        classes: Names of its outputs.
+        input_size: Side in pixels that it was trained for.
+        mean: Per channel, subtracted from images in [0, 1].
+        std: Per channel, divided by.
+        training: How it was trained, anything that JSON holds.
 
     Raises:
         ValueError: If the network is re-parameterised: the file describes the training form.
@@ -146,7 +158,7 @@ def save_network(
     if any("lkb_reparam" in key for key in module.state_dict()):
         raise ValueError("module: expected a RepLKNet in its training form, before reparameterize")
     content = {"config": asdict(module.config), "classes": list(classes), "input_size": input_size}
-    content |= {"mean": list(mean), "std": list(std)}
+    content |= {"mean": list(mean), "std": list(std), "training": dict(training or {})}
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     temporary = Path(f"{path}.new")
     save_file(state, temporary, metadata={_METADATA: json.dumps(content)})
@@ -166,17 +178,21 @@ def _load_network(path: Path) -> LoadedModel:
         raise ValueError(
             f"model={str(path)!r}: does not name its architecture; name it and pass the file as the checkpoint"
         )
-    content = json.loads(metadata[_METADATA])
-    module = replknet.RepLKNet(replknet.RepLKNetConfig(**content["config"]))
-    module.load_state_dict(replknet.load_state_dict(path))
-    return LoadedModel(
-        name=path.parent.name or path.stem,
-        module=module,
-        mean=tuple(content["mean"]),
-        std=tuple(content["std"]),
-        input_size=content["input_size"],
-        classes=tuple(content["classes"]),
-    )
+    try:
+        content = json.loads(metadata[_METADATA])
+        module = replknet.RepLKNet(replknet.RepLKNetConfig(**content["config"]))
+        module.load_state_dict(replknet.load_state_dict(path))
+        return LoadedModel(
+            name=path.parent.name or path.stem,
+            module=module,
+            mean=tuple(content["mean"]),
+            std=tuple(content["std"]),
+            input_size=content["input_size"],
+            classes=tuple(content["classes"]),
+            training=content["training"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"model={str(path)!r}: its description does not fit ({error})") from error
 
 
 def _load_timm(name: str, pretrained: bool) -> LoadedModel:

@@ -2,8 +2,8 @@
 
 Each of twelve classes has an outline and a texture of its own. A congruent image shows both of one class, a conflict
 image the outline of one and the texture of another. The texture covers the whole image, as in the stimuli of Geirhos et
-al., so that its border tells nothing about the shape. Both cues have the same root mean square contrast at full
-strength.
+al., so that its border tells nothing about the shape. A dial scales the contrast of its cue and nothing else: that of
+the texture, or that between figure and ground.
 
 Image `index` of a set depends on the set's options, its seed and its index alone.
 """
@@ -32,6 +32,9 @@ REGIONS: tuple[Region, ...] = ("image", "figure")
 
 _CONTRAST = 0.1
 """Root mean square of the full texture, in units of the brightness range."""
+_STEP = 0.36
+"""Full difference in brightness between figure and ground. With it and the texture's contrast small networks of either
+kernel size learn both cues in some hundred steps."""
 _NOISE = 0.02
 _MARGIN = 1.3
 """Half the side of the square on which outlines are tabulated, in radii."""
@@ -222,8 +225,12 @@ class SyntheticOptions:
             raise ValueError(f"size={self.size}: expected at least 16 pixels")
         if self.texture_region not in REGIONS:
             raise ValueError(f"texture_region={self.texture_region!r}: expected one of {', '.join(REGIONS)}")
-        if not 0 < self.texture_scale < float("inf"):
-            raise ValueError(f"texture_scale={self.texture_scale}: expected a positive number")
+        finest = min(period for _, period, _ in TEXTURES.values()) * self.texture_scale * self.size / 64
+        if not 0 < self.texture_scale <= 4 or finest < 2:
+            raise ValueError(
+                f"texture_scale={self.texture_scale}: expected at most 4, and at images of {self.size} pixels at least "
+                f"{2 * 64 / 5 / self.size:g}, where the finest texture has two pixels a period"
+            )
 
 
 def draw_image(
@@ -281,10 +288,11 @@ def draw_image(
     if options.texture_region == "figure":
         pattern = pattern * coverage
 
-    # A contrast of 0.3 between figure and ground has about the texture's root mean square over a usual figure.
-    step = 0.36 * shape_contrast * shape_strength * polarity
-    ground, figure = (_color(middle + part * step, hue) for part, hue in ((-0.5, hues[0]), (0.5, hues[1])))
-    figure = _color(middle, hues[0]) + shape_strength * (figure - _color(middle, hues[0]))
+    # Full cues: half of this on either side of the middle, and the two hues.
+    step = _STEP * shape_contrast * polarity
+    between = _color(middle, hues[0])
+    ground = between + shape_strength * (_color(middle - step / 2, hues[0]) - between)
+    figure = between + shape_strength * (_color(middle + step / 2, hues[1]) - between)
     ramp = slope * (np.cos(light) * (axis[None, :] / size - 0.5) + np.sin(light) * (axis[:, None] / size - 0.5))
     grain = _CONTRAST * texture_contrast * texture_strength * pattern
     tint = 1 + 0.25 * _chroma(hues[2])

@@ -23,12 +23,13 @@ from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from timm.scheduler import CosineLRScheduler  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
 from analysis.features import evaluation_mode
+from analysis.identity import hash_code, hash_weights
 from analysis.images import IMAGENET_MEAN, IMAGENET_STD, ImageError, read_rgb
 
 Augmentation = Literal["none", "flip", "flip-crop"]
@@ -39,7 +40,7 @@ _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 _NUM_EVALUATIONS = 10
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ValueError):
     """Training that cannot go on, such as a loss that is not finite."""
 
 
@@ -72,8 +73,8 @@ class Recipe:
         drop_path_rate: Of the last pair of blocks; see `RepLKNetConfig`.
         augmentation: "none", "flip" (left and right, half of the time), or "flip-crop" (also moved by up to an eighth
             of the side, with mirrored borders).
-        ema_decay: Use the exponential moving average of the weights with this decay at the end; None for the last
-            weights.
+        ema_decay: Use the exponential moving average of the weights with this decay at the end, after t updates at most
+            (1 + t) / (10 + t), so that the first weights are soon forgotten; None for the last weights.
         max_gradient_norm: A gradient that is longer is scaled down to it.
 
     Raises:
@@ -286,8 +287,8 @@ def train(
         recipe: Everything else.
         seed: Of the order of the images, their augmentation and drop path. The caller's random state is left alone.
         num_workers: Processes that load images; without effect on the result.
-        checkpoint: A file that keeps the state every few seconds. A later call with the same model, recipe, seed and
-            number of images continues from it. It is left there.
+        checkpoint: A file that keeps the state every few seconds. A later call with the same new model, recipe, seed
+            and images continues from it. It is left there.
         progress: Called with the steps done and their total.
 
     Raises:
@@ -314,8 +315,7 @@ def train(
     )
     average = None
     if recipe.ema_decay is not None:
-        rule = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+        average = AveragedModel(model, multi_avg_fn=_moving_average(recipe.ema_decay), use_buffers=True)
     fingerprint = _fingerprint(model, images, recipe, seed)
     state = _resume(checkpoint, fingerprint, model, optimizer, average)
     due = {round(recipe.steps * (part + 1) / _NUM_EVALUATIONS) for part in range(_NUM_EVALUATIONS)}
@@ -382,6 +382,20 @@ def accuracy(
     return correct / len(images)
 
 
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    @torch.no_grad()
+    def update(averages: Any, values: Any, num_averaged: Any) -> None:
+        count = int(num_averaged)
+        keep = min(decay, (1 + count) / (10 + count))
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - keep)
+            else:
+                average.copy_(value)
+
+    return update
+
+
 def _averaged(model: nn.Module, average: AveragedModel | None) -> nn.Module:
     if average is None:
         return model
@@ -396,8 +410,10 @@ def _load(batches: _Batches, steps: Sequence[int], num_workers: int) -> Iterator
 
 
 def _fingerprint(model: nn.Module, images: LabelledImages, recipe: Recipe, seed: int) -> str:
-    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    text = json.dumps([shapes, len(images), images.classes, asdict(recipe), seed], sort_keys=True)
+    """Of everything that decides the weights; of the images their number and two of them."""
+    first = [hashlib.sha256(images[index][0].tobytes()).hexdigest() for index in (0, len(images) - 1)]
+    network = [hash_weights(model), hash_code(model)]
+    text = json.dumps([network, first, len(images), images.classes, asdict(recipe), seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
