@@ -162,7 +162,8 @@ def kernel_energy(model: replknet.RepLKNet) -> pd.DataFrame:
             radius = torch.maximum(distance[:, None], distance[None, :]).flatten()
             rings = torch.zeros(len(power), half + 1, dtype=torch.float64)
             rings.index_add_(1, radius, power.flatten(1))
-            shares.append(rings / rings.sum(1, keepdim=True))
+            total = rings.sum(1, keepdim=True)
+            shares.append((rings / total)[total[:, 0] > 0])  # a channel without any tap has no share
         mean = torch.cat(shares).mean(0).numpy()
         for radius_value, (energy, total) in enumerate(zip(mean, mean.cumsum(), strict=True)):
             rows.append({"stage": stage + 1, "radius": radius_value, "energy": energy, "cumulative": total})

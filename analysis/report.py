@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,11 +16,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import study_plots
-from analysis.ablation import CellResult, Outcome, Study, study_table
+from analysis.ablation import CellResult, Study, study_table
 from analysis.plots import OKABE_ITO, axes_or_new, paper_style
 from analysis.results import ResultError, write_json
 from analysis.training import Recipe
-from analysis.verdict import findings, interval_text, warnings_of
+from analysis.verdict import chance_of_any, findings, interval_text, warnings_of
 
 STUDY_FILE = "study.json"
 REPORT = "report.html"
@@ -30,50 +30,55 @@ _INK = "#010203"
 """Stands for the page's own text colour in figures that are put into it."""
 
 
-def save_study(study: Study, outcomes: Sequence[Outcome], command: str, directory: str | PathLike[str]) -> None:
-    """Write `study.json`: what was done by which command, which cells there are and which failed."""
-    content = {
-        "command": command,
-        "study": asdict(study),
-        "cells": [outcome.cell.name for outcome in outcomes if outcome.result is not None],
-        "failed": [
-            {"cell": outcome.cell.name, "error": outcome.error} for outcome in outcomes if outcome.result is None
-        ],
-    }
-    write_json(Path(directory) / STUDY_FILE, content)
+def save_study(study: Study, command: str, directory: str | PathLike[str]) -> None:
+    """Write `study.json`: what is done in the folder, and the command that does it."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    write_json(Path(directory) / STUDY_FILE, {"command": command, "study": asdict(study)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """A study as it lies in its folder."""
+    """A study as it lies in its folder: every cell that is finished, by whichever command."""
 
     study: Study
+    """Of the last command; `results` may hold more kernels and seeds."""
     command: str
     results: tuple[CellResult, ...]
-    failed: tuple[dict[str, str], ...]
+    failed: tuple[tuple[str, str], ...]
+    """Names of cells that failed, and why."""
+
+    @property
+    def kernels(self) -> list[int]:
+        """Of the results."""
+        return sorted({result.cell.kernel for result in self.results})
 
 
 def load_study(directory: str | PathLike[str]) -> StudyRecord:
-    """Read a study and its cells.
+    """Read a study and all its cells, finished or failed; cells that are not finished are left out.
 
     Raises:
-        FileNotFoundError: If the folder holds no study.
-        ResultError: If a file is damaged, or no cell is finished.
+        ResultError: If the folder holds no study or no finished cell, or a file is damaged.
     """
     path = Path(directory) / STUDY_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"directory={str(directory)!r}: holds no {STUDY_FILE}; run `replknet study` first")
+        raise ResultError(f"directory={str(directory)!r}: holds no {STUDY_FILE}; run `replknet study` first")
     try:
         content = json.loads(path.read_text())
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["study"].items()}
         study = Study(**plain | {"recipe": Recipe(**plain["recipe"])})
-        cells, failed, command = content["cells"], tuple(content["failed"]), content["command"]
+        command = content["command"]
     except (KeyError, TypeError, ValueError) as error:
         raise ResultError(f"{str(path)!r}: unreadable ({error})") from error
-    if not cells:
+    cells = sorted((Path(directory) / "cells").glob("*/"))
+    results = [CellResult.load(cell) for cell in cells if (cell / "measures").is_dir()]
+    if not results:
         raise ResultError(f"directory={str(directory)!r}: no cell is finished")
-    results = tuple(CellResult.load(Path(directory) / "cells" / name) for name in cells)
-    return StudyRecord(study=study, command=command, results=results, failed=failed)
+    failed = [(cell.name, _last_line(cell / "error.txt")) for cell in cells if (cell / "error.txt").is_file()]
+    return StudyRecord(study=study, command=command, results=tuple(results), failed=tuple(failed))
+
+
+def _last_line(path: Path) -> str:
+    return (path.read_text().strip().splitlines() or [""])[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +99,7 @@ def write_report(directory: str | PathLike[str]) -> Path:
         The path of the page.
 
     Raises:
-        FileNotFoundError: If the folder holds no study.
-        ResultError: If a file is damaged.
+        ResultError: If the folder holds no study or no finished cell, or a file is damaged.
     """
     directory = Path(directory)
     record = load_study(directory)
@@ -140,9 +144,10 @@ def _axes_figure(
 
 def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, list[_Panel]]]:
     study, results = record.study, record.results
-    plain = [
-        r for r in results if r.cell.shortcut == study.shortcuts[0] and r.cell.small_kernel == study.small_kernels[0]
-    ]
+    label, rows = study_plots.settings_of(table)[0]
+    names = set(rows["cell"])
+    plain = [result for result in results if result.cell.name in names]
+    where = f" ({label})" if label else ""
     biased = bool(table["shape_bias"].notna().any())
 
     def by_kernel(
@@ -164,7 +169,7 @@ def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, 
     main = [
         by_kernel(
             "area",
-            "Area that holds half of the gradient, trained and before the training.",
+            "Area that holds half of the gradient, trained and before (batch norms calibrated).",
             [("erf_area_0.5", "trained"), ("untrained_erf_area_0.5", "untrained")],
             "area with half of the gradient (%)",
         )
@@ -196,14 +201,15 @@ def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, 
         ),
         _Panel(
             name="erf_untrained",
-            caption="The same networks before the training.",
+            caption="The same networks before the training, their batch norms calibrated on training images.",
             draw=lambda: study_plots.erf_row([r.untrained_erf for r in first], titles),
             wide=True,
         ),
     ]
     text = (
         f"Mean absolute gradient of the central unit of the last feature map over {len(first[0].erf.images)} "
-        f"validation images, resized to {study.erf_size} pixels; all on one scale. Seed {seed}."
+        f"validation images, magnified to {study.erf_size} pixels (the paper measures at 1024 what it trains at 224); all "
+        f"on one scale. Seed {seed}{where}."
     )
     sections.append(("Effective receptive fields", text, maps))
     if biased:
@@ -249,7 +255,7 @@ def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, 
                 [
                     _Panel(
                         name="stimuli",
-                        caption="One image of each class: both cues, in conflict, only shape, only texture.",
+                        caption="One image of each class, drawn at 96 pixels: both cues, conflict, one cue only.",
                         draw=lambda: study_plots.contact_sheet(
                             texture_region=study.texture_region, texture_scale=study.texture_scale
                         ),
@@ -258,7 +264,9 @@ def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, 
                     _Panel(
                         name="balance",
                         caption="Three scenes in conflict at every balance, from no texture (-1) to no figure (1).",
-                        draw=lambda: study_plots.balance_strip(study.balances, texture_region=study.texture_region),
+                        draw=lambda: study_plots.balance_strip(
+                            study.balances, texture_region=study.texture_region, texture_scale=study.texture_scale
+                        ),
                         wide=True,
                     ),
                 ],
@@ -304,7 +312,9 @@ def _inline_svg(panel: _Panel) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Identifiers are unique in a figure; those of glyphs would meet in the page.
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{panel.name}-", svg)
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
+    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
+    return svg.replace("<svg", f'<svg style="max-width: {1.7 * width:.0f}px"', 1)
 
 
 def _render(record: StudyRecord, table: pd.DataFrame, sections: list[dict[str, Any]]) -> str:
@@ -324,7 +334,7 @@ def _render(record: StudyRecord, table: pd.DataFrame, sections: list[dict[str, A
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    kernels = ", ".join(map(str, study.kernels))
+    kernels = ", ".join(map(str, record.kernels))
     what = "generated images with two cues" if study.data is None else f"the images of {Path(study.data).name}"
     num_seeds = table["seed"].nunique()
     return environment.get_template("report.html.j2").render(
@@ -338,6 +348,7 @@ def _render(record: StudyRecord, table: pd.DataFrame, sections: list[dict[str, A
         warnings=warnings_of(table, chance=1 / len(record.results[0].classes)),
         failures=record.failed,
         num_tests=num_tests,
+        chance_of_any=round(100 * chance_of_any(num_tests)),
         num_seeds=num_seeds,
         setting=_setting(record),
         sections=sections,
@@ -371,8 +382,8 @@ def _question(study: Study) -> str:
 
 def _setting(record: StudyRecord) -> list[tuple[str, str]]:
     study, recipe = record.study, record.study.recipe
-    capped = [k for k in study.kernels if len(set(study.kernel_sizes(k))) > 1]
-    sizes = "; ".join(f"{k}: {'-'.join(map(str, study.kernel_sizes(k)))}" for k in study.kernels)
+    capped = [k for k in record.kernels if len(set(study.kernel_sizes(k))) > 1]
+    sizes = "; ".join(f"{k}: {'-'.join(map(str, study.kernel_sizes(k)))}" for k in record.kernels)
     rows = [
         (
             "network",
@@ -384,9 +395,14 @@ def _setting(record: StudyRecord) -> list[tuple[str, str]]:
         rows.append(
             ("", "capped at twice the side of the stage's map minus 1: further taps would never meet the image")
         )
-    small = ", ".join(f"{k}x{k}" if k else "none" for k in study.small_kernels)
+    small = ", ".join(f"{k}x{k}" if k else "none" for k in sorted({r.cell.small_kernel for r in record.results}))
     rows.append(("small kernel in parallel", small))
-    rows.append(("identity shortcut", " and ".join("with" if s else "without" for s in study.shortcuts)))
+    rows.append(
+        (
+            "identity shortcut",
+            " and ".join("with" if s else "without" for s in sorted({r.cell.shortcut for r in record.results})),
+        )
+    )
     first = record.results[0]
     source = "generated" if study.data is None else Path(study.data).name
     amount = f"{study.num_train} generated" if study.data is None else source

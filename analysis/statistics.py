@@ -1,5 +1,6 @@
 """Intervals by resampling, and tests over repeated trainings."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ class Trend:
     rises: bool
     """The side that the test favours."""
     num_repeats: int
+    decidable: bool
+    """Whether some order of the values could have reached the level of 5 %."""
 
     @property
     def direction(self) -> int:
@@ -155,7 +158,7 @@ def trend(values: NDArray[np.float64]) -> Trend:
     """Test for a monotone trend.
 
     Args:
-        values: Shape (repeats, conditions), conditions in order. Repeats with a value that is not finite do not count.
+        values: Shape (repeats, conditions), conditions in order. Repeats with a value that is NaN do not count.
 
     Raises:
         ValueError: If there are fewer than two conditions.
@@ -165,11 +168,18 @@ def trend(values: NDArray[np.float64]) -> Trend:
     """
     if values.ndim != 2 or values.shape[1] < 2:
         raise ValueError(f"values of shape {values.shape}: expected (repeats, conditions) with two or more conditions")
-    complete = values[np.isfinite(values).all(1)]
+    complete = values[~np.isnan(values).any(1)]
     nothing = float("nan")
     if len(complete) == 0:
         return Trend(
-            difference=nothing, low=nothing, high=nothing, p_value=nothing, test="none", rises=False, num_repeats=0
+            difference=nothing,
+            low=nothing,
+            high=nothing,
+            p_value=nothing,
+            test="none",
+            rises=False,
+            num_repeats=0,
+            decidable=False,
         )
     differences = complete[:, -1] - complete[:, 0]
     low, high = mean_interval(differences.tolist())
@@ -194,4 +204,5 @@ def trend(values: NDArray[np.float64]) -> Trend:
         test=test,
         rises=rises,
         num_repeats=len(complete),
+        decidable=test == "paired t" or 2 / math.factorial(values.shape[1]) ** len(complete) < 0.05,
     )

@@ -16,7 +16,7 @@ from analysis.erf import ErfResult
 from analysis.plots import DASHES, MARKERS, OKABE_ITO, axes_or_new
 from analysis.psychometric import fit_psychometric
 from analysis.statistics import mean_interval
-from analysis.synthetic import CLASSES, KINDS, SyntheticImages
+from analysis.synthetic import CLASSES, KINDS, SyntheticImages, SyntheticOptions
 
 _DECADES = 4
 _SPREAD = 0.025
@@ -166,8 +166,6 @@ def erf_row(results: Sequence[ErfResult], titles: Sequence[str], *, threshold: f
 
 def contact_sheet(*, size: int = 96, texture_region: Any = "image", texture_scale: float = 1.0) -> Figure:
     """One image of every class in each set of generated images: both cues, each one alone, and in conflict."""
-    from analysis.synthetic import SyntheticOptions
-
     options = SyntheticOptions(size=size, texture_region=texture_region, texture_scale=texture_scale)
     count = len(CLASSES)
     kinds = [kind for kind in KINDS for _ in range(3 if kind == "conflict" else 1)]
@@ -193,11 +191,11 @@ def contact_sheet(*, size: int = 96, texture_region: Any = "image", texture_scal
     return figure
 
 
-def balance_strip(balances: Sequence[float], *, size: int = 96, texture_region: Any = "image") -> Figure:
+def balance_strip(
+    balances: Sequence[float], *, size: int = 96, texture_region: Any = "image", texture_scale: float = 1.0
+) -> Figure:
     """The same scenes at every balance of the two cues."""
-    from analysis.synthetic import SyntheticOptions
-
-    options = SyntheticOptions(size=size, texture_region=texture_region)
+    options = SyntheticOptions(size=size, texture_region=texture_region, texture_scale=texture_scale)
     figure = Figure(figsize=(0.85 * len(balances) + 0.4, 2.75), layout="constrained")
     axes = figure.subplots(3, len(balances))
     for column, balance in enumerate(balances):

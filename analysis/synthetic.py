@@ -471,9 +471,11 @@ def save_stimuli(
         How many were written.
 
     Raises:
-        ValueError: If the images have no shape.
+        ValueError: If the images have no shape, or `directory` is a file.
     """
     written = 0
+    if Path(directory).exists() and not Path(directory).is_dir():
+        raise ValueError(f"directory={str(directory)!r}: exists and is not a folder")
     for index in range(len(images)):
         path = Path(directory) / CLASSES[images.cues(index)[0]] / stimulus_name(images, index)
         if not path.exists():

@@ -38,7 +38,10 @@ def findings(table: pd.DataFrame) -> list[Finding]:
             table,
             "erf_area_0.5",
             "Does a larger kernel see further?",
-            ("Yes: the effective receptive field grows with the kernel size.", "The opposite: it shrinks."),
+            (
+                "Yes: the effective receptive field grows with the kernel size.",
+                "The opposite: the effective receptive field shrinks.",
+            ),
             "area that holds half of the gradient",
             percent=True,
         ),
@@ -63,7 +66,7 @@ def findings(table: pd.DataFrame) -> list[Finding]:
             _finding(
                 table,
                 "pse",
-                "At every balance of the cues?",
+                "Does a weaker shape still win?",
                 (
                     "Yes: larger kernels let a weaker shape win.",
                     "The opposite: with larger kernels shape wins only against a weaker texture.",
@@ -84,13 +87,21 @@ def findings(table: pd.DataFrame) -> list[Finding]:
     return found
 
 
+def chance_of_any(num_tests: int) -> float:
+    """Probability of one or more trends among independent tests at the level of 5 % where there are none."""
+    return 1 - 0.95**num_tests
+
+
 def _finding(
     table: pd.DataFrame, measure: str, question: str, answers: tuple[str, str], quantity: str, *, percent: bool = False
 ) -> Finding:
     kernels, values = values_by_seed(table, measure)
     tested = trend(values)
-    if tested.test == "none":
-        answer = "No answer: a test needs at least two seeds."
+    if tested.num_repeats < min(len(values), 2):
+        answer = "No answer: the quantity is not defined for enough seeds."
+    elif not tested.decidable:
+        number = f"{tested.num_repeats} seed{'s' * (tested.num_repeats > 1)}"
+        answer = f"No answer: no result of {number} with {len(kernels)} kernels could be significant."
     elif tested.direction == 0:
         answer = "No evidence of a trend."
     else:
@@ -106,6 +117,8 @@ def _finding(
         parts.append(f"{change} over {tested.num_repeats} seed{'s' * (tested.num_repeats > 1)}")
     if tested.test != "none":
         parts.append(f"{tested.test}, p = {tested.p_value:.2g}")
+    if tested.direction and tested.low <= 0 <= tested.high:
+        parts.append("the order of the kernels is consistent over seeds, but the difference of the ends is uncertain")
     missing = len(values) - tested.num_repeats
     if missing:
         parts.append(f"{missing} seed{'s' * (missing > 1)} without all values left out")

@@ -165,10 +165,12 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def parse_kernels(text: str) -> tuple[int, ...]:
+def parse_kernels(
+    text: str, name: str = "--kernel-sizes", example: str = "31,29,27,13, one per stage"
+) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"--kernel-sizes={text!r}: expected odd numbers, one per stage, such as 31,29,27,13")
+        raise ValueError(f"{name}={text!r}: expected numbers such as {example}")
     return tuple(int(part) for part in parts)
 
 

@@ -55,7 +55,7 @@ def study(
     """Train networks that differ in kernel size, measure accuracy, receptive field and shape bias, write a report."""
     from analysis import ablation
 
-    chosen = _changed(ablation.preset(preset, None if data is None else str(data)), kernels, seeds, steps)
+    chosen = _changed(ablation.preset(preset, _resolved(data)), kernels, seeds, steps)
     failed = _sweep(chosen, out, workers, overwrite)
     _write_report(out)
     if failed:
@@ -102,7 +102,7 @@ def ablate_train(
     """Train and measure a sweep with every choice open; `replknet report OUT` makes its page."""
     from analysis import ablation
 
-    base = ablation.preset(preset, None if data is None else str(data))
+    base = ablation.preset(preset, _resolved(data))
     settings: dict[str, Any] = {
         "size": size,
         "num_train": train_images,
@@ -114,7 +114,7 @@ def ablate_train(
     for name, text in (("layers", layers), ("channels", channels)):
         settings[name] = None if text is None else parse_integers(f"--{name}", text)
     if small_kernels is not None:
-        settings["small_kernels"] = parse_kernels(small_kernels)
+        settings["small_kernels"] = parse_kernels(small_kernels, "--small-kernels", "3,0")
     if shortcut is not None:
         choices = {"with": (True,), "without": (False,), "both": (True, False)}
         if shortcut not in choices:
@@ -149,8 +149,11 @@ def report(
     directory: Annotated[Path, typer.Argument(help="Folder of a study.")],
 ) -> None:
     """Write the table, the figures and the page of a study anew."""
-    with clear_errors_for_files():
-        _write_report(directory)
+    _write_report(directory)
+
+
+def _resolved(data: Path | None) -> str | None:
+    return None if data is None else str(data.resolve() if data.exists() else data)
 
 
 def _changed(study: Any, kernels: str | None, seeds: int | None, steps: int | None) -> Any:
@@ -173,14 +176,15 @@ def _sweep(study: Any, out: Path, workers: int, overwrite: bool) -> int:
     settings = asdict(study)
     for name in ("kernels", "small_kernels", "shortcuts", "num_seeds"):
         settings.pop(name)  # cells are added to a study; what they share makes it another one
-    ablation.StudyImages(study).fingerprint  # noqa: B018 - a missing folder is refused before OUT is touched
+    images = ablation.StudyImages(study)
+    images.check()  # what is wrong with the images is said before OUT is touched
+    settings["images"] = images.fingerprint
     outputs = ["cells", pages.STUDY_FILE, pages.TABLE, pages.REPORT, pages.FIGURES]
     with clear_errors_for_files():
         claim(out, "study", settings, outputs, overwrite)
+        pages.save_study(study, "replknet " + shlex.join(sys.argv[1:]), out)
         with progress_bar("study") as progress:
             outcomes = ablation.run_study(study, out, num_workers=workers, progress=progress)
-        command = "replknet " + shlex.join(sys.argv[1:])
-        pages.save_study(study, outcomes, command, out)
     console = Console(stderr=True)
     reused = sum(outcome.reused for outcome in outcomes)
     if reused:
@@ -204,7 +208,8 @@ def _write_report(directory: Path) -> None:
     from analysis.study_plots import settings_of
     from analysis.verdict import findings, interval_text
 
-    path = pages.write_report(directory)
+    with clear_errors_for_files():
+        path = pages.write_report(directory)
     rows = study_table(pages.load_study(directory).results)
     biased = rows["shape_bias"].notna().any()
     for label, own in settings_of(rows):
@@ -249,14 +254,16 @@ def ablate_posthoc(
     seed: Annotated[int, typer.Option(help="Of random weights and of the image draw.")] = 0,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Crop the kernels of a trained network, without retraining, and measure what that does.
+    """Crop the large kernels of a trained network, without retraining, and measure what that does.
+
+    A crop leaves the parallel small kernel as it is, unless the two are merged already.
 
     A network of a study on generated images needs no data. For others, --data gives the accuracy, --stimuli the shape
     bias; the receptive field and the energy of the kernels need neither.
     """
     from analysis import ablation, posthoc
     from analysis.categories import IMAGENET, LabelMapping
-    from analysis.cue_conflict import load_stimuli
+    from analysis.cue_conflict import check_model, load_stimuli, preprocessing_of
     from analysis.identity import hash_weights
     from analysis.images import load_images
     from analysis.synthetic import CLASSES, MAPPING
@@ -266,22 +273,39 @@ def ablate_posthoc(
     module = loaded.module
     if not isinstance(module, replknet.RepLKNet):
         raise ValueError(f"model={model!r}: expected a RepLKNet")
+    trained = loaded.training
     own = loaded.classes == CLASSES and data is None
-    shared = ablation.StudyImages(ablation.Study(size=loaded.input_size or 64, num_erf=num_images))
-    side = size or (4 * loaded.input_size if loaded.input_size else 512)
-    labelled = shared.val if own else None
+    side = size or int(trained.get("erf_size", 4 * (loaded.input_size or 128)))
+    labelled, generated = None, None
+    if own:
+        generated = ablation.StudyImages(
+            ablation.Study(
+                size=loaded.input_size or 64,
+                layers=module.config.layers,
+                channels=module.config.channels,
+                train_balance=trained.get("train_balance"),
+                texture_region=trained.get("texture_region", "image"),
+                texture_scale=trained.get("texture_scale", 1.0),
+                erf_size=side,
+                num_erf=num_images,
+            )
+        )
+        labelled = generated.val
     if data is not None:
         labelled = InMemory(FolderImages(data, "val", size=loaded.input_size or 224))
-        if len(labelled.classes) != module.config.num_classes:
+        if len(labelled.classes) != module.config.num_classes or loaded.classes not in ((), labelled.classes):
             raise ValueError(
-                f"--data={str(data)!r}: has {len(labelled.classes)} classes, the network {module.config.num_classes}"
+                f"--data={str(data)!r}: has the classes {', '.join(labelled.classes[:5])}, ...; the network "
+                f"{', '.join(loaded.classes[:5]) or module.config.num_classes}, ..."
             )
-    chosen = load_stimuli(stimuli) if stimuli is not None else shared.conflict[0.0] if own else None
+    chosen = load_stimuli(stimuli) if stimuli is not None else generated.conflict[0.0] if generated else None
     mapping = LabelMapping.from_csv(labels) if labels is not None else MAPPING if own else IMAGENET
+    if chosen is not None:
+        check_model(loaded, chosen, mapping, preprocessing_of(loaded))
     erf_images: Any = load_images(images, size=side, num_images=num_images, seed=seed, mean=loaded.mean, std=loaded.std)
-    if own and images is None and size is None:
-        erf_images = shared.erf
-    wanted = None if kernels is None else parse_kernels(kernels)
+    if generated is not None and images is None:
+        erf_images = generated.erf
+    wanted = None if kernels is None else parse_kernels(kernels, "--kernels", "3,7,13")
     variants = posthoc.default_variants(module, wanted, by_stage=stages)
     settings = {
         "weights": hash_weights(module),

@@ -90,13 +90,38 @@ def test_finished_cells_are_read_and_new_ones_added(finished: tuple[Path, list[O
     assert measures(more[0].result) == measures(outcomes[0].result)
 
 
-def test_another_recipe_is_another_cell(finished: tuple[Path, list[Outcome]], tmp_path: Path) -> None:
-    one = replace(TINY, kernels=(3,), num_seeds=1)
-    run_study(one, tmp_path)
-    again = run_study(replace(one, recipe=replace(one.recipe, learning_rate=1e-3)), tmp_path)
-    assert not again[0].reused
-    assert again[0].result is not None
-    assert again[0].result.settings["recipe"]["learning_rate"] == 1e-3
+def test_a_finished_cell_of_another_study_is_never_replaced(finished: tuple[Path, list[Outcome]]) -> None:
+    directory, outcomes = finished
+    other = replace(TINY, recipe=replace(TINY.recipe, learning_rate=1e-3))
+    with pytest.raises(ValueError, match=r"k3_small3_seed0.*differs in recipe"):
+        run_study(other, directory)
+    kept = CellResult.load(directory / "cells" / "k3_small3_seed0")
+    assert outcomes[0].result is not None
+    assert kept.weights_hash == outcomes[0].result.weights_hash
+
+
+def test_an_unfinished_cell_of_another_study_is_made_anew(tmp_path: Path) -> None:
+    target = tmp_path / "cells" / "k3_small3_seed0"
+    target.mkdir(parents=True)
+    (target / "cell.json").write_text('{"cut')
+    (outcome,) = run_study(replace(TINY, kernels=(3,), num_seeds=1), tmp_path)
+    assert outcome.result is not None, outcome.error
+
+
+def test_untrained_networks_are_calibrated(finished: tuple[Path, list[Outcome]]) -> None:
+    """Their batch norms have seen images: the receptive field is not that of the new norms' 0 and 1."""
+    images = StudyImages(TINY)
+    result = finished[1][1].result
+    assert result is not None
+    raw = ablation._new_network(TINY, result.cell, 12)
+    calibrated = ablation._calibrated_copy(raw, images)
+    assert all(torch.equal(p, q) for p, q in zip(raw.parameters(), calibrated.parameters(), strict=True))
+    batch = training.normalize(torch.stack([torch.from_numpy(images.train[i][0]).permute(2, 0, 1) for i in range(48)]))
+    with torch.no_grad():
+        stem = calibrated.stem[0].eval()(batch)
+        expected = raw.stem[0].train()(batch)  # normalised by the batch itself: the same 48 images
+    assert torch.allclose(stem, expected, atol=0.05)
+    assert not np.array_equal(result.untrained_erf.mean_map, ablation._measure_erf(raw, images, "raw").mean_map)
 
 
 def test_a_failed_cell_is_reported_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

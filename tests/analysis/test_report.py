@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis import report
-from analysis.ablation import Cell, Outcome, run_study
+from analysis.ablation import run_study
 from analysis.results import ResultError
 from analysis.verdict import findings, interval_text, warnings_of
 from tests.analysis.test_ablation import TINY
@@ -50,7 +50,7 @@ def test_verdict_follows_the_statistics() -> None:
     found = answers(bias=FALLING, area=MIXED)
     assert found["Does a larger kernel see further?"] == "No evidence of a trend."
     assert found["Does it see shape?"].startswith("The opposite")
-    assert found["At every balance of the cues?"].startswith("The opposite")
+    assert found["Does a weaker shape still win?"].startswith("The opposite")
 
 
 def test_verdict_gives_the_numbers() -> None:
@@ -126,9 +126,11 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("report")
-    outcomes = run_study(replace(TINY, num_seeds=1), directory)
-    failed = Outcome(cell=Cell(kernel=5, small_kernel=3, shortcut=True, seed=7), result=None, error="<b>no luck</b>")
-    report.save_study(TINY, [*outcomes, failed], "replknet study --out X", directory)
+    run_study(replace(TINY, num_seeds=1), directory)
+    failed = directory / "cells" / "k5_small3_seed7"
+    failed.mkdir()
+    (failed / "error.txt").write_text("Traceback\nRuntimeError: <b>no luck</b>\n")
+    report.save_study(TINY, "replknet study --out X", directory)
     report.write_report(directory)
     return directory
 
@@ -148,7 +150,7 @@ def test_page_is_whole_and_self_contained(study: Path) -> None:
     assert "prefers-color-scheme: dark" in source
     assert "@media print" in source
     assert "replknet study --out X" in page.text
-    assert "No answer: a test needs at least two seeds." in page.text
+    assert "No answer: no result of 1 seed with 2 kernels could be significant." in page.text
     assert "<b>no luck</b>" in page.text  # escaped: text, not a tag
     assert "#010203" not in source
     assert "currentColor" in source
@@ -167,15 +169,15 @@ def test_figures_and_table_are_files(study: Path) -> None:
 
 
 def test_wrong_folders_are_named(tmp_path: Path, study: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no study\.json"):
+    with pytest.raises(ResultError, match=r"holds no study\.json"):
         report.write_report(tmp_path)
     (tmp_path / "study.json").write_text("[]")
     with pytest.raises(ResultError, match="unreadable"):
         report.write_report(tmp_path)
-    outcome = Outcome(cell=Cell(kernel=5, small_kernel=3, shortcut=True, seed=0), result=None, error="no")
-    report.save_study(TINY, [outcome], "", tmp_path)
+    report.save_study(TINY, "", tmp_path)
     with pytest.raises(ResultError, match="no cell is finished"):
         report.write_report(tmp_path)
     record = report.load_study(study)
     assert record.study == TINY
-    assert [failure["cell"] for failure in record.failed] == ["k5_small3_seed7"]
+    assert record.kernels == [3, 5]
+    assert record.failed == (("k5_small3_seed7", "RuntimeError: <b>no luck</b>"),)

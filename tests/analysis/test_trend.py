@@ -64,3 +64,11 @@ def test_mean_interval_by_hand() -> None:
 def test_one_condition_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(3, 1\)"):
         trend(np.zeros((3, 1)))
+
+
+def test_too_few_repeats_to_decide() -> None:
+    # The best that two repeats of three conditions can reach is 2 / (3! * 3!) = 0.056.
+    assert trend(np.array([[1.0, 2, 3], [1, 2, 3]])).p_value == pytest.approx(2 / 36)
+    assert not trend(np.array([[1.0, 2, 3], [1, 2, 3]])).decidable
+    assert not trend(np.array([[1.0, 2, 3, 4]])).decidable
+    assert trend(np.array([[1.0, 2, 3, 4], [4, 3, 2, 1]])).decidable
