@@ -208,7 +208,7 @@ def _sections(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, 
     ]
     text = (
         f"Mean absolute gradient of the central unit of the last feature map over {len(first[0].erf.images)} "
-        f"validation images, magnified to {study.erf_size} pixels (the paper measures at 1024 what it trains at 224); all "
+        f"validation images, magnified to {study.erf_size} pixels (the paper: 1024 for training at 224); all "
         f"on one scale. Seed {seed}{where}."
     )
     sections.append(("Effective receptive fields", text, maps))
