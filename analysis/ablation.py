@@ -219,6 +219,7 @@ class StudyImages:
 
     def __init__(self, study: Study) -> None:
         self.study = study
+        self._conflict: dict[float, StimulusSet] = {}
 
     def _folder(self, split: Any) -> FolderImages:
         assert self.study.data is not None
@@ -241,15 +242,12 @@ class StudyImages:
             return InMemory(self._folder("val"))
         return InMemory(self._generated(num_images=study.num_val, balance=study.train_balance, seed=2))
 
-    @cached_property
-    def conflict(self) -> dict[float, StimulusSet]:
-        """By balance."""
-        return {
-            balance: stimulus_set(
-                self._generated(kind="conflict", num_images=self.study.num_conflict, balance=balance, seed=3)
-            )
-            for balance in self.study.balances
-        }
+    def conflict(self, balance: float) -> StimulusSet:
+        """The scenes of the conflict images at one balance."""
+        if balance not in self._conflict:
+            images = self._generated(kind="conflict", num_images=self.study.num_conflict, balance=balance, seed=3)
+            self._conflict[balance] = stimulus_set(images)
+        return self._conflict[balance]
 
     @cached_property
     def single(self) -> dict[str, LabelledImages]:
@@ -564,8 +562,8 @@ def _run_cell(
         shape_only, texture_only = (accuracy(fast, images.single[kind]) for kind in ("shape-only", "texture-only"))
         loaded = replace(load_model(str(target / "network.safetensors")), module=fast, name=cell.name)
         conflicts = {
-            balance: evaluate_shape_bias(loaded, stimuli, mapping=MAPPING, batch_size=64)
-            for balance, stimuli in images.conflict.items()
+            balance: evaluate_shape_bias(loaded, images.conflict(balance), mapping=MAPPING, batch_size=64)
+            for balance in study.balances
         }
     result = CellResult(
         cell=cell,

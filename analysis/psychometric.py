@@ -74,8 +74,8 @@ def fit_psychometric(balance: Sequence[float], num_shape: Sequence[int], num_tex
         return float(-np.sum(shape * np.log(chance) + texture * np.log1p(-chance)))
 
     # The likelihood may have several maxima: the best of some starts.
-    starts = [np.array([middle, slope, lapse, lapse]) for middle in np.linspace(x.min(), x.max(), 5)
-              for slope in (-3.0, 3.0, 12.0) for lapse in {lapses / 10, lapses / 3}]  # fmt: skip
+    middles = np.linspace(x.min(), x.max(), 5)[1:-1]
+    starts = [np.array([middle, slope, lapses / 10, lapses / 10]) for middle in middles for slope in (-3.0, 6.0)]
     fits = [optimize.minimize(loss, start, method="L-BFGS-B", bounds=bounds) for start in starts]
     parameters = np.asarray(min(fits, key=lambda found: float(found.fun)).x, dtype=float)
     location, slope, low, lapse = (float(value) for value in parameters)

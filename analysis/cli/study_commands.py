@@ -298,7 +298,7 @@ def ablate_posthoc(
                 f"--data={str(data)!r}: has the classes {', '.join(labelled.classes[:5])}, ...; the network "
                 f"{', '.join(loaded.classes[:5]) or module.config.num_classes}, ..."
             )
-    chosen = load_stimuli(stimuli) if stimuli is not None else generated.conflict[0.0] if generated else None
+    chosen = load_stimuli(stimuli) if stimuli is not None else generated.conflict(0.0) if generated else None
     mapping = LabelMapping.from_csv(labels) if labels is not None else MAPPING if own else IMAGENET
     if chosen is not None:
         check_model(loaded, chosen, mapping, preprocessing_of(loaded))
