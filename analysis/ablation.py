@@ -6,6 +6,7 @@ one continues, and a cell that fails is reported while the others go on.
 
 import copy
 import hashlib
+import importlib.metadata
 import json
 import shutil
 import time
@@ -29,7 +30,7 @@ import replknet
 from analysis.complexity import num_macs, num_parameters
 from analysis.cue_conflict import StimulusSet, evaluate_shape_bias
 from analysis.erf import ErfResult, effective_receptive_field
-from analysis.identity import describe_environment, hash_weights
+from analysis.identity import describe_environment, hash_weights, processor_name
 from analysis.models import load_model, save_network
 from analysis.psychometric import PsychometricFit, fit_psychometric
 from analysis.results import ResultError, load_result, save_result, write_json
@@ -585,7 +586,7 @@ def _run_cell(
         num_texture=tuple(conflict.num_texture for conflict in conflicts.values()),
         num_conflict=study.num_conflict if conflicts else 0,
         weights_hash=hash_weights(network),
-        environment=describe_environment(torch.zeros(())) | {"threads": str(torch.get_num_threads())},
+        environment=_environment(),
         erf=_measure_erf(network, images, cell.name),
         untrained_erf=untrained,
         conflict=conflicts.get(0.0),
@@ -593,6 +594,13 @@ def _run_cell(
     result.save(target)
     checkpoint.unlink(missing_ok=True)
     return result
+
+
+def _environment() -> dict[str, str]:
+    """Of everything that takes part in a training, with the machine."""
+    versions = {name: importlib.metadata.version(name) for name in ("replknet", "timm", "torchvision", "scipy")}
+    machine = {"processor": processor_name(), "threads": str(torch.get_num_threads())}
+    return describe_environment(torch.zeros(())) | versions | machine
 
 
 def _described(study: Study) -> dict[str, Any]:

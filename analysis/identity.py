@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import platform
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,3 +44,13 @@ def describe_environment(reference: Tensor) -> dict[str, str]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
     }
+
+
+def processor_name() -> str:
+    """The model of the processor, as the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        if names:
+            return names[0]
+    return platform.processor()
