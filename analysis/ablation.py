@@ -598,7 +598,12 @@ def _run_cell(
 
 def _environment() -> dict[str, str]:
     """Of everything that takes part in a training, with the machine."""
-    versions = {name: importlib.metadata.version(name) for name in ("replknet", "timm", "torchvision", "scipy")}
+    versions = {}
+    for name in ("replknet", "timm", "torchvision", "scipy"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a folder
+            versions[name] = "not installed"
     machine = {"processor": processor_name(), "threads": str(torch.get_num_threads())}
     return describe_environment(torch.zeros(())) | versions | machine
 

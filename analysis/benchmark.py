@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import replknet
+from analysis.identity import processor_name
 from replknet.blocks import ReparamLargeKernelConv
 from replknet.depthwise import DepthwiseConv2d
 from replknet.pointwise import PointwiseConv2d
