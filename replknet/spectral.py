@@ -181,6 +181,12 @@ def gradients(
         kept: The spectra of the blocks of `x` that `correlate` kept; if empty, they are computed.
     """
     geom = geometry(x.shape[0], *x.shape[2:], *weight.shape[2:])
+    if weight_gradient and not input_gradient and geom.halves:
+        # Whole maps by real transforms; for larger maps whose padded halves are much shorter, the complex transforms of
+        # these are faster (measured).
+        whole = (transform_length(geom.height + geom.reach[0]), geom.length[1])
+        if geom.height <= 28 or 5 * whole[0] <= 8 * geom.length[0]:
+            return None, _by_real_transforms(grad, x, weight, geom.reach, whole)
     grad_input = torch.empty_like(x, memory_format=layout(x)) if input_gradient else None
     grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if weight_gradient else None
     packed = _zeros(x, geom)
@@ -198,13 +204,35 @@ def gradients(
             total = product[0] if geom.num_pairs == 1 else product.sum(0)
             # The real part at -d is the gradient of the tap with lag d.
             lags = torch.fft.ifft2(total).real
-            grad_weight[block, 0] = _centred(lags, geom).flip(1, 2)
+            grad_weight[block, 0] = _centred(lags, geom.reach).flip(1, 2)
         if grad_input is not None:
             factor = kernel_spectrum(weight[block], geom) if spectrum is None else spectrum[block]
             # Not conj(): inside a compiled graph its lazy flag can be lost.
             product = transformed.mul_(torch.conj_physical(factor))
             _unpack(torch.fft.ifft2(product), geom, grad_input[:, block], None)
     return grad_input, grad_weight
+
+
+def _by_real_transforms(
+    grad: Tensor, x: Tensor, weight: Tensor, reach: tuple[int, int], length: tuple[int, int]
+) -> Tensor:
+    """The gradient of the kernels alone."""
+    height, width = x.shape[2:]
+    step = max(1, BLOCK_BYTES // (x.element_size() * x.shape[0] * length[0] * length[1]))
+    step = max(1, step - step % 2)
+    padded = x.new_zeros((2, x.shape[0], min(step, x.shape[1]), *length))
+    gradient = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    for first in range(0, x.shape[1], step):
+        block = slice(first, min(first + step, x.shape[1]))
+        maps = padded[:, :, : block.stop - first]
+        maps[0, :, :, :height, :width] = x[:, block]
+        maps[1, :, :, :height, :width] = grad[:, block]
+        of_input, of_grad = torch.ops.aten._fft_r2c(maps, (3, 4), 0, True)
+        product = torch.conj_physical(of_input).mul_(of_grad)
+        total = product[0] if len(product) == 1 else product.sum(0)
+        lags = torch.fft.irfft2(total, s=length)
+        gradient[block, 0] = _centred(lags, reach).flip(1, 2)
+    return gradient
 
 
 def _blocks(x: Tensor, geom: Geometry) -> Iterator[slice]:
@@ -253,9 +281,9 @@ def _unpack(packed: Tensor, geom: Geometry, maps: Tensor, bias: Tensor | None) -
             torch.add(source, bias[:, None, None], out=target)
 
 
-def _centred(lags: Tensor, geom: Geometry) -> Tensor:
+def _centred(lags: Tensor, reach: tuple[int, int]) -> Tensor:
     """The lags -reach..reach of circular lags (c, *length), as (c, 2 * reach + 1, ...)."""
-    for axis, reach in ((1, geom.reach[0]), (2, geom.reach[1])):
+    for axis, lag in ((1, reach[0]), (2, reach[1])):
         length = lags.shape[axis]
-        lags = torch.cat([lags.narrow(axis, length - reach, reach), lags.narrow(axis, 0, reach + 1)], axis)
+        lags = torch.cat([lags.narrow(axis, length - lag, lag), lags.narrow(axis, 0, lag + 1)], axis)
     return lags
