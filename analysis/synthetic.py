@@ -195,9 +195,7 @@ TEXTURES: dict[str, tuple[str, float, Texture]] = {
     "star": ("speckle", 6.0, _speckle),
     "triangle": ("weave", 9.0, _bent(_weave)),
 }
-"""For each class the name of its texture and its period in pixels of an image of 64; below 7.5 it counts as fine."""
-FINE = tuple(name for name, (_, period, _) in TEXTURES.items() if period < 7.5)
-"""Classes with a fine texture; the others' are coarse."""
+"""For each class the name of its texture and its period in pixels of an image of 64, some fine and some coarse."""
 
 
 # Images ---------------------------------------------------------------------------------------------------------------

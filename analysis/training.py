@@ -140,7 +140,6 @@ class FolderImages:
         except FileNotFoundError as error:
             raise FileNotFoundError(f"data={str(found[0])!r}: {error}") from None
         self.size = size
-        self.source = str(found[0])
 
     @property
     def classes(self) -> tuple[str, ...]:

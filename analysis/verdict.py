@@ -118,7 +118,7 @@ def _finding(
     if tested.test != "none":
         parts.append(f"{tested.test}, p = {tested.p_value:.2g}")
     if tested.direction and tested.low <= 0 <= tested.high:
-        parts.append("the order of the kernels is consistent over seeds, but the difference of the ends is uncertain")
+        parts.append("the test goes by the order of all kernels; the difference of the two ends alone is uncertain")
     missing = len(values) - tested.num_repeats
     if missing:
         parts.append(f"{missing} seed{'s' * (missing > 1)} without all values left out")

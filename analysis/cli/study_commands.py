@@ -302,9 +302,11 @@ def ablate_posthoc(
     mapping = LabelMapping.from_csv(labels) if labels is not None else MAPPING if own else IMAGENET
     if chosen is not None:
         check_model(loaded, chosen, mapping, preprocessing_of(loaded))
-    erf_images: Any = load_images(images, size=side, num_images=num_images, seed=seed, mean=loaded.mean, std=loaded.std)
+    erf_images: Any
     if generated is not None and images is None:
         erf_images = generated.erf
+    else:
+        erf_images = load_images(images, size=side, num_images=num_images, seed=seed, mean=loaded.mean, std=loaded.std)
     wanted = None if kernels is None else parse_kernels(kernels, "--kernels", "3,7,13")
     variants = posthoc.default_variants(module, wanted, by_stage=stages)
     settings = {

@@ -10,7 +10,6 @@ from scipy import stats
 from analysis import LabelMapping, ShapeBiasResult, load_stimuli
 from analysis.synthetic import (
     CLASSES,
-    FINE,
     MAPPING,
     TEXTURES,
     SyntheticImages,
@@ -123,7 +122,8 @@ def test_textures_are_told_apart_by_local_statistics() -> None:
     found = np.square(table[180:, None] - means).sum(2).argmin(1)
     assert (found == classes[180:]).mean() > 0.8
     assert len({texture for texture, _, _ in TEXTURES.values()}) == len(CLASSES)
-    assert 3 <= len(FINE) <= 9
+    fine = [period for _, period, _ in TEXTURES.values() if period < 7.5]
+    assert 3 <= len(fine) <= 9
 
 
 @pytest.mark.parametrize(
