@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STUDY := results/study
 
-.PHONY: study test format clean
+.PHONY: study test docs format clean
 
 study: .venv/stamp
 	$(BIN)/replknet study --preset standard --out $(STUDY)
@@ -14,6 +14,9 @@ test: .venv/stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -n 2
+
+docs: .venv/stamp
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
 
 format: .venv/stamp
 	$(BIN)/ruff check --fix .

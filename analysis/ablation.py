@@ -437,6 +437,7 @@ def run_study(
     directory: str | PathLike[str],
     *,
     num_workers: int = 0,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Train and measure every cell that `directory/cells` does not hold yet.
@@ -446,6 +447,7 @@ def run_study(
         directory: Gets `cells/<name>/` with `cell.json` (the complete recipe), `network.safetensors` (which
             `load_model` reads), `curve.csv` and the measurements.
         num_workers: Processes that load images; without effect on the results.
+        device: Where networks are trained and measured; recorded with each cell.
         progress: Called with the work done, all work, and the name of the cell at work.
 
     Returns:
@@ -476,7 +478,7 @@ def run_study(
             outcomes.append(Outcome(cell=cell, result=found, reused=True))
         else:
             try:
-                result = _run_cell(study, cell, images, settings, target, num_workers, report)
+                result = _run_cell(study, cell, images, settings, target, num_workers, torch.device(device), report)
                 outcomes.append(Outcome(cell=cell, result=result))
             except Exception as error:  # whatever it is, the other cells do not depend on it
                 (target / "error.txt").write_text(traceback.format_exc())
@@ -528,6 +530,7 @@ def _run_cell(
     settings: dict[str, Any],
     target: Path,
     num_workers: int,
+    device: torch.device,
     report: Callable[[int], None],
 ) -> CellResult:
     record = target / "cell.json"
@@ -537,7 +540,7 @@ def _run_cell(
     (target / "error.txt").unlink(missing_ok=True)
     write_json(record, settings)
     classes = images.train.classes
-    network = _new_network(study, cell, len(classes))
+    network = _new_network(study, cell, len(classes)).to(device)
     untrained = _measure_erf(_calibrated_copy(network, images), images, f"{cell.name}, untrained")
     checkpoint = target / "checkpoint.pt"
     training = train(
@@ -586,7 +589,7 @@ def _run_cell(
         num_texture=tuple(conflict.num_texture for conflict in conflicts.values()),
         num_conflict=study.num_conflict if conflicts else 0,
         weights_hash=hash_weights(network),
-        environment=_environment(),
+        environment=_environment(device),
         erf=_measure_erf(network, images, cell.name),
         untrained_erf=untrained,
         conflict=conflicts.get(0.0),
@@ -596,7 +599,7 @@ def _run_cell(
     return result
 
 
-def _environment() -> dict[str, str]:
+def _environment(device: torch.device) -> dict[str, str]:
     """Of everything that takes part in a training, with the machine."""
     versions = {}
     for name in ("replknet", "timm", "torchvision", "scipy"):
@@ -605,7 +608,7 @@ def _environment() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # run from a folder
             versions[name] = "not installed"
     machine = {"processor": processor_name(), "threads": str(torch.get_num_threads())}
-    return describe_environment(torch.zeros(())) | versions | machine
+    return describe_environment(torch.zeros((), device=device)) | versions | machine
 
 
 def _described(study: Study) -> dict[str, Any]:
@@ -635,10 +638,11 @@ def _calibrated_copy(network: replknet.RepLKNet, images: StudyImages) -> replkne
     shortcuts, and its receptive field shows the stem alone.
     """
     copied = copy.deepcopy(network)
+    device = next(network.parameters()).device
     count = min(_CALIBRATION_IMAGES, len(images.train))
     chosen = np.linspace(0, len(images.train) - 1, count).round().astype(int)
     batches = [
-        normalize(torch.from_numpy(np.stack([images.train[int(i)][0] for i in part])).permute(0, 3, 1, 2))
+        normalize(torch.from_numpy(np.stack([images.train[int(i)][0] for i in part])).permute(0, 3, 1, 2)).to(device)
         for part in np.array_split(chosen, -(-count // 64))
     ]
     with torch.random.fork_rng(devices=[]):  # drop path
@@ -652,13 +656,14 @@ def _measure_erf(network: replknet.RepLKNet, images: StudyImages, name: str) -> 
 
 
 def _inference_ms(model: nn.Module, size: int) -> float:
-    batch = normalize(torch.zeros(_INFERENCE_BATCH, 3, size, size, dtype=torch.uint8))
+    device = next(model.parameters()).device
+    batch = normalize(torch.zeros(_INFERENCE_BATCH, 3, size, size, dtype=torch.uint8)).to(device)
     seconds = []
     with torch.no_grad():
         model(batch)  # packs weights
         for _ in range(_NUM_TIMINGS):
             start = time.perf_counter()
-            model(batch)
+            float(model(batch).sum())  # waits for the device
             seconds.append(time.perf_counter() - start)
     return float(np.median(seconds)) * 1000 / _INFERENCE_BATCH
 

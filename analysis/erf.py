@@ -379,6 +379,15 @@ def effective_receptive_field(
         ValueError: If an option is out of range, or no image gives a finite gradient.
         LayerError: If there is no such layer or it has no spatial output.
 
+    Example:
+        >>> network = nn.Conv2d(3, 1, 3, padding=1, bias=False)
+        >>> _ = nn.init.ones_(network.weight)
+        >>> result = effective_receptive_field(network, torch.rand(2, 3, 9, 9))
+        >>> result.mean_map[4].tolist()  # a 3x3 box round the centre, three colours summed
+        [0.0, 0.0, 0.0, 3.0, 3.0, 3.0, 0.0, 0.0, 0.0]
+        >>> result.area_ratio(0.99) == 9 / 81
+        True
+
     References:
         Luo et al. 2016, arXiv:1701.04128; Ding et al. 2022, arXiv:2203.06717, section 4.1.
     """

@@ -88,7 +88,9 @@ def _last_spatial_output(model: nn.Module, images: Tensor) -> tuple[str, Tensor]
 
 @contextmanager
 def _forward_hooks(modules: list[nn.Module], act: Any) -> Iterator[None]:
-    handles = [module.register_forward_hook(lambda module, _, output: act(module, output)) for module in modules]
+    # TorchScript calls no hooks inside a program, and refuses them.
+    python = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+    handles = [module.register_forward_hook(lambda module, _, output: act(module, output)) for module in python]
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """Image folders, lists of files and generated images, as normalised tensors."""
 
+import glob
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
@@ -156,6 +157,33 @@ def _draw(root: Path, seed: int) -> list[Path]:
         generator.shuffle(queue)
     rounds = max((len(queue) for queue in queues), default=0)
     return [queue[turn] for turn in range(rounds) for queue in queues if turn < len(queue)]
+
+
+def find_images(sources: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Path]:
+    """The files that are meant, in order, each once.
+
+    Args:
+        sources: Files, folders (every image file in them and their sub-folders, sorted) and patterns such as
+            `photos/*.jpg`.
+
+    Raises:
+        FileNotFoundError: If a source does not exist or matches no file.
+    """
+    found: dict[Path, None] = {}
+    for source in [sources] if isinstance(sources, (str, PathLike)) else sources:
+        path = Path(source)
+        if path.is_dir():
+            files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
+        elif path.exists():
+            files = [path]
+        else:
+            files = [Path(match) for match in sorted(glob.glob(str(source), recursive=True))]  # noqa: PTH207
+        files = [file for file in files if file.is_file()]
+        if not files:
+            what = "holds no image" if path.is_dir() else "no such file or folder, and no file matches"
+            raise FileNotFoundError(f"images={str(source)!r}: {what}")
+        found.update(dict.fromkeys(files))
+    return list(found)
 
 
 class ImageError(Exception):

@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
-from timm.scheduler import CosineLRScheduler  # type: ignore[attr-defined]
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
@@ -324,7 +324,7 @@ def train(
         for step, (pixels, labels) in zip(range(state["step"], recipe.steps), batches, strict=True):
             start = time.perf_counter()
             torch.manual_seed(_mix(seed, step, "drop path"))
-            schedule.step_update(step + 0.5)  # type: ignore[arg-type]  # mid-step: the rate is never 0
+            schedule.step_update(step + 0.5)  # mid-step: the rate is never 0
             logits = model(normalize(pixels).to(device))
             loss = F.cross_entropy(logits, labels.to(device), label_smoothing=recipe.label_smoothing)
             if not math.isfinite(loss.item()):
@@ -370,13 +370,13 @@ def accuracy(
     batch_size: int = 64,
 ) -> float:
     """Part of the images that are named correctly; the model runs in evaluation mode, which is restored."""
-    device = next(model.parameters()).device
+    reference = next(model.parameters())
     correct = 0
     with evaluation_mode(model), torch.no_grad():
         for first in range(0, len(images), batch_size):
             items = [images[index] for index in range(first, min(first + batch_size, len(images)))]
             pixels = torch.from_numpy(np.stack([item[0] for item in items])).permute(0, 3, 1, 2)
-            answers = model(normalize(pixels, mean, std).to(device)).argmax(1).cpu().numpy()
+            answers = model(normalize(pixels, mean, std).to(reference.device, reference.dtype)).argmax(1).cpu().numpy()
             correct += int((answers == np.array([item[1] for item in items])).sum())
     return correct / len(images)
 

@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from replknet.depthwise import DepthwiseConv2d
+from replknet.folding import assign, batch_norm_affine, embed_kernel, fold_norm_after, fold_norm_before
 from replknet.pointwise import PointwiseConv2d
 
 
@@ -29,10 +31,7 @@ class DropPath(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """A convolution without bias, its batch norm, and an activation.
-
-    Folding the norm (`replknet.reparam`) replaces `bn` by an identity and gives `conv` a bias.
-    """
+    """A convolution without bias, its batch norm, and an activation."""
 
     def __init__(
         self,
@@ -68,11 +67,17 @@ class ConvBN(nn.Module):
         out: Tensor = self.nonlinear(self.bn(self.conv(x)))
         return out if residual is None else residual + out
 
+    def reparameterize(self) -> None:
+        """Fold the norm: `bn` becomes an identity, `conv` gets a bias. A no-op when already done."""
+        if isinstance(self.bn, _BatchNorm):
+            assign(self.conv, *fold_norm_after(self.conv.weight, self.conv.bias, *batch_norm_affine(self.bn)))
+            self.bn = nn.Identity()
+
 
 class ReparamLargeKernelConv(nn.Module):
     """A large depthwise convolution and a parallel small one, each with its batch norm; their outputs are summed.
 
-    After the merge (`replknet.reparam.merge_large_kernel`) both branches are one biased convolution, `lkb_reparam`.
+    After `reparameterize` both branches are one biased convolution, `lkb_reparam`.
     """
 
     def __init__(self, channels: int, kernel_size: int, small_kernel: int | None) -> None:
@@ -87,6 +92,37 @@ class ReparamLargeKernelConv(nn.Module):
         branches = (self.lkb_reparam, self.lkb_origin, self.small_conv)
         outputs: list[Tensor] = [branch(x) for branch in branches if branch is not None]
         return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1]
+
+    def reparameterize(self) -> None:
+        """Replace both branches by one biased depthwise convolution. A no-op when already done."""
+        large = self.lkb_origin
+        if large is None:
+            return
+        large.reparameterize()
+        weight, bias = _values(large.conv)
+        if self.small_conv is not None:
+            self.small_conv.reparameterize()
+            small_weight, small_bias = _values(self.small_conv.conv)
+            weight = weight + embed_kernel(small_weight, weight.shape[-1])
+            bias = bias + small_bias
+        self.lkb_reparam = large.conv
+        assign(self.lkb_reparam, weight, bias)
+        self.lkb_origin = None
+        self.small_conv = None
+
+
+def _values(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias in float64."""
+    weight = conv.weight.detach().double()
+    return weight, weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().double()
+
+
+def fold_before(norm: nn.Module, layer: nn.Conv2d | nn.Linear) -> nn.Module:
+    """Fold a batch norm into the pointwise layer after it; returns what takes its place."""
+    if not isinstance(norm, _BatchNorm):
+        return norm
+    assign(layer, *fold_norm_before(layer.weight.detach(), layer.bias, *batch_norm_affine(norm)))
+    return nn.Identity()
 
 
 def add_residual(x: Tensor, last: ConvBN, drop_path: DropPath, branch: Tensor) -> Tensor:
@@ -124,6 +160,12 @@ class RepLKBlock(nn.Module):
             return without
         return add_residual(x, self.pw2, self.drop_path, out)
 
+    def reparameterize(self) -> None:
+        """Merge the kernels and fold every norm of the block. A no-op when already done."""
+        for part in (self.large_kernel, self.pw1, self.pw2):
+            part.reparameterize()
+        self.prelkb_bn = fold_before(self.prelkb_bn, self.pw1.conv)
+
 
 class ConvFFN(nn.Module):
     """Residual feed-forward block of two 1x1 convolutions with GELU between them."""
@@ -137,6 +179,12 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return add_residual(x, self.pw2, self.drop_path, self.pw1(self.preffn_bn(x)))
+
+    def reparameterize(self) -> None:
+        """Fold every norm of the block. A no-op when already done."""
+        for part in (self.pw1, self.pw2):
+            part.reparameterize()
+        self.preffn_bn = fold_before(self.preffn_bn, self.pw1.conv)
 
 
 class Classifier(nn.Module):
@@ -161,3 +209,8 @@ class Classifier(nn.Module):
             return pooled
         logits: Tensor = self.head(pooled)
         return logits
+
+    def fold_final_norm(self) -> None:
+        """Fold the norm into the head. Average pooling commutes with an affine map of each channel."""
+        if isinstance(self.head, nn.Linear):
+            self.norm = fold_before(self.norm, self.head)

@@ -1,6 +1,7 @@
 """Reading weight files: the only module that knows other people's key names."""
 
 import argparse
+import json
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,6 +24,9 @@ _EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict")
 _WRAPPERS = ("model", "state_dict")
 _PARALLEL_PREFIXES = ("module.", "_orig_mod.")
 _NUM_LISTED = 10
+
+DESCRIPTION = "replknet"
+"""Key of a safetensors file's metadata under which it describes its network, in JSON; "config" is the architecture."""
 
 
 class CheckpointError(ValueError):
@@ -53,6 +57,44 @@ def load_state_dict(path: str | PathLike[str], *, use_ema: bool = True) -> dict[
     return convert_state_dict(_unwrap(_read(path), path, use_ema), to="official")
 
 
+@dataclass(frozen=True)
+class FileLayout:
+    """How a weight file keeps its weights: its format, the key over them (empty if none), and whose key names."""
+
+    format: Literal["safetensors", "torch"]
+    wrapper: str
+    naming: Naming
+
+
+def file_layout(path: Path, *, use_ema: bool = True) -> FileLayout:
+    """The layout of a file that `load_state_dict` reads."""
+    content = _read(path)
+    wrappers = [*(_EMA_WRAPPERS if use_ema else ()), *_WRAPPERS]
+    wrapper = next((key for key in wrappers if isinstance(content.get(key), Mapping)), "")
+    keys = [_strip_parallel(str(key)) for key in (content[wrapper] if wrapper else content)]
+    naming: Naming = "mmpretrain" if any(key.startswith(("backbone.", "head.fc.")) for key in keys) else "official"
+    return FileLayout("safetensors" if _is_safetensors(path) else "torch", wrapper, naming)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; empty for files in another format."""
+    if not _is_safetensors(path):
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def described_config(path: Path) -> RepLKNetConfig | None:
+    """The architecture that a safetensors file names in its metadata."""
+    description = read_metadata(path).get(DESCRIPTION)
+    if description is None:
+        return None
+    try:
+        return RepLKNetConfig(**json.loads(description)["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint={str(path)!r}: its description does not fit ({error})") from error
+
+
 def convert_state_dict(state: Mapping[str, Tensor], to: Naming) -> dict[str, Tensor]:
     """The same tensors under another code base's key names.
 
@@ -63,6 +105,10 @@ def convert_state_dict(state: Mapping[str, Tensor], to: Naming) -> dict[str, Ten
     Raises:
         ValueError: If `to` is unknown, or the norms cannot be named in mmpretrain's way: it has one place for the
             norm on the last stage's map and the norm before the head.
+
+    Example:
+        >>> list(convert_state_dict({"head.weight": torch.ones(2, 3)}, to="mmpretrain"))
+        ['head.fc.weight']
     """
     if to not in ("official", "mmpretrain"):
         raise ValueError(f"to={to!r}: expected 'official' or 'mmpretrain'")
@@ -105,11 +151,14 @@ def _last_stage(state: Iterable[str]) -> str:
     return f"stages.{max(stages, default=0)}"
 
 
-def _read(path: Path) -> Any:
+def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
-        start = file.read(9)
+        return file.read(9)[8:9] == b"{"  # eight bytes of length, then a JSON header
+
+
+def _read(path: Path) -> Any:
     try:
-        if start[8:9] == b"{":  # a safetensors file is eight bytes of length, then a JSON header
+        if _is_safetensors(path):
             return load_file(path)
         # The official training code saves its command line beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -206,14 +255,18 @@ def describe(state: Mapping[str, Tensor]) -> str:
     config = infer_config(state)
     if config is None:
         return f"The file does not look like a RepLKNet; its first keys are {', '.join(list(state)[:3])}"
-    shape = (config.layers, config.channels, config.kernel_sizes)
-    names = [name for name, preset in PRESETS.items() if (preset.layers, preset.channels, preset.kernel_sizes) == shape]
-    name = names[0] if names else f"a RepLKNet with layers={config.layers}, channels={config.channels}"
     small = "merged" if weight_form(state) != "training" else str(config.small_kernel)
     return (
-        f"The file looks like {name} (kernel_sizes={config.kernel_sizes}, small kernel {small}, "
+        f"The file looks like {architecture_of(config)} (kernel_sizes={config.kernel_sizes}, small kernel {small}, "
         f"num_classes={config.num_classes})"
     )
+
+
+def architecture_of(config: RepLKNetConfig) -> str:
+    """The name of an architecture in `PRESETS`, whatever its head, or a description."""
+    shape = (config.layers, config.channels, config.kernel_sizes)
+    names = [name for name, preset in PRESETS.items() if (preset.layers, preset.channels, preset.kernel_sizes) == shape]
+    return names[0] if names else f"a RepLKNet with layers={config.layers}, channels={config.channels}"
 
 
 def infer_config(state: Mapping[str, Tensor]) -> RepLKNetConfig | None:

@@ -52,6 +52,11 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, meth
 
     Raises:
         ValueError: If the method is unknown or a shape does not fit.
+
+    Example:
+        >>> maps, kernels = torch.ones(1, 2, 5, 5), torch.ones(2, 1, 31, 31)
+        >>> depthwise_conv2d(maps, kernels)[0, 0, 0, :3].round().tolist()  # every kernel covers all of the map
+        [25.0, 25.0, 25.0]
     """
     return _depthwise_conv2d(x, weight, bias, method, None)
 

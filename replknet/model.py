@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-from replknet import checkpoints, reparam
+from replknet import checkpoints, reparam, zoo
 from replknet.blocks import Classifier, ConvBN, ConvFFN, RepLKBlock
 from replknet.config import PRESETS, RepLKNetConfig
 from replknet.inference import is_transformed
@@ -182,15 +182,18 @@ def create_model(
     name: str,
     *,
     pretrained: bool = False,
+    progress: bool = True,
     checkpoint: str | PathLike[str] | None = None,
     **overrides: Any,
 ) -> RepLKNet:
     """A RepLKNet by name, in evaluation-ready float32, with or without somebody's weights.
 
     Args:
-        name: A key of `PRESETS`, such as "replknet_31b".
-        pretrained: Load the weights that come with the package: of "replknet_nano_k3" and "replknet_nano_k31", trained
-            on the generated images of the kernel-size study.
+        name: A key of `PRESETS`, such as "replknet_31b", or of `PUBLISHED`, such as "replknet_31b.in1k_224".
+        pretrained: Load published weights, downloaded once (`download_weights`); of an architecture without a tag, the
+            first in `PUBLISHED`. Those of "replknet_nano_k3" and "replknet_nano_k31", trained on the generated images
+            of the kernel-size study, come with the package.
+        progress: Show a bar on the standard error stream while weights are downloaded.
         checkpoint: A weight file in any format that `load_state_dict` reads. It is loaded strictly; a merged or fully
             folded file gives a model of that form.
         **overrides: Fields of `RepLKNetConfig` that replace the preset's, e.g. `kernel_sizes=(3, 3, 3, 3)`,
@@ -201,11 +204,18 @@ def create_model(
         The model, in training mode as every new module is; without a checkpoint its weights are random.
 
     Raises:
-        ValueError: If the name or an override is unknown or out of range, or there are no weights with the package.
+        ValueError: If the name or an override is unknown or out of range.
+        DownloadError: If published weights cannot be had; the message says where to put a file fetched by hand.
         CheckpointError: If the file does not fit; the message lists the keys and the architecture it looks like.
+
+    Example:
+        >>> import replknet
+        >>> replknet.create_model("replknet_nano_k31", pretrained=True).config.kernel_sizes
+        (31, 15, 7, 3)
     """
-    if name not in PRESETS:
-        raise ValueError(f"name={name!r}: expected one of {', '.join(PRESETS)}")
+    architecture = zoo.PUBLISHED[name].architecture if name in zoo.PUBLISHED else name
+    if architecture not in PRESETS:
+        raise ValueError(f"name={name!r}: expected one of {', '.join([*PRESETS, *zoo.PUBLISHED])}")
     unknown = sorted(set(overrides) - set(RepLKNetConfig.__dataclass_fields__))
     if unknown:
         fields = ", ".join(RepLKNetConfig.__dataclass_fields__)
@@ -213,13 +223,11 @@ def create_model(
     if pretrained:
         if checkpoint is not None:
             raise ValueError(f"checkpoint={str(checkpoint)!r}: expected None with pretrained=True")
-        if name not in SHIPPED:
-            raise ValueError(
-                f"pretrained=True: the package brings weights of {', '.join(SHIPPED)} only; pass checkpoint=FILE"
-            )
-        with shipped_weights(name) as file:
-            return create_model(name, checkpoint=file, **overrides)
-    model = RepLKNet(replace(PRESETS[name], **overrides))
+        if name in SHIPPED:
+            with shipped_weights(name) as file:
+                return create_model(name, checkpoint=file, **overrides)
+        return create_model(architecture, checkpoint=zoo.download_weights(name, progress=progress), **overrides)
+    model = RepLKNet(replace(PRESETS[architecture], **overrides))
     if checkpoint is not None:
         state = checkpoints.load_state_dict(checkpoint)
         if overrides.get("num_classes") == 0:
@@ -228,4 +236,27 @@ def create_model(
                 state = {key: value for key, value in state.items() if not key.startswith("norm.")}
         reparam.match_form(model, checkpoints.weight_form(state))
         checkpoints.load_into(model, state, source=str(checkpoint))
+    return model
+
+
+def load_checkpoint(path: str | PathLike[str]) -> RepLKNet:
+    """The network in a weight file, in the file's form.
+
+    The architecture is the one that the file describes, where it does (each network of a study), else read from the
+    shapes of the weights.
+
+    Args:
+        path: A weight file in any format that `load_state_dict` reads.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it does not hold a RepLKNet.
+    """
+    state = checkpoints.load_state_dict(path)
+    config = checkpoints.described_config(Path(path)) or checkpoints.infer_config(state)
+    if config is None:
+        raise checkpoints.CheckpointError(f"checkpoint={str(path)!r}: {checkpoints.describe(state)}")
+    model = RepLKNet(config)
+    reparam.match_form(model, checkpoints.weight_form(state))
+    checkpoints.load_into(model, state, source=str(path))
     return model

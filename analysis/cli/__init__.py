@@ -1,31 +1,52 @@
 """The command line: parse, one library call, print, exit code."""
 
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
-from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
 
-import replknet
-from analysis.cli.bench_commands import bench
-from analysis.cli.console import print_table
-from analysis.cli.data_commands import data
-from analysis.cli.erf_command import erf
-from analysis.cli.shape_bias_command import shape_bias
-from analysis.cli.study_commands import ablate, report, study
-from analysis.complexity import num_macs, num_parameters
+_COMMANDS = {
+    "models": ("model_commands", "List the RepLKNets and the published weights."),
+    "predict": ("predict_commands", "Name what is in images."),
+    "features": ("predict_commands", "Extract features of images into an .npz file."),
+    "evaluate": ("predict_commands", "Measure the accuracy on an image folder."),
+    "erf": ("erf_command", "Measure effective receptive fields."),
+    "shape-bias": ("shape_bias_command", "Measure shape bias."),
+    "study": ("study_commands", "Train networks that differ in kernel size, measure them, write a report."),
+    "report": ("study_commands", "Write the table, the figures and the page of a study anew."),
+    "ablate": ("study_commands", "Kernel-size ablations, trained anew or on a trained network."),
+    "info": ("model_commands", "Say what a weight file holds."),
+    "convert": ("model_commands", "Write weights under other key names or in another format."),
+    "reparameterize": ("model_commands", "Merge the kernels and batch norms of a weight file."),
+    "export": ("model_commands", "Write a network as ONNX, TorchScript or a program of torch.export."),
+    "data": ("data_commands", "Fetch published weights and stimuli, or generate some."),
+    "bench": ("bench_commands", "Time RepLKNet and its convolution beside other libraries."),
+}
+"""Module and one line of help of each command; the module is imported when the command runs."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command()(erf)
-app.command()(shape_bias)
-app.command()(study)
-app.command()(report)
-app.add_typer(ablate, name="ablate")
-app.add_typer(data, name="data")
-app.add_typer(bench, name="bench")
+
+class _Deferred(TyperCommand):
+    """Stands for a command in the list of all, and fetches it when it is called."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        module = importlib.import_module(f"analysis.cli.{_COMMANDS[str(self.name)][0]}")
+        group: Any = typer.main.get_command(module.app)
+        return group.get_command(None, self.name).make_context(info_name, args, parent, **extra)
+
+
+class _Commands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return _Deferred(cmd_name, help=_COMMANDS[cmd_name][1]) if cmd_name in _COMMANDS else None
+
+
+app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False)
 # Typer keeps the base class of its parsing errors under another name in each version.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 _INTERRUPTED = 130
@@ -33,32 +54,7 @@ _INTERRUPTED = 130
 
 @app.callback()
 def _root() -> None:
-    """Large-kernel vision networks and their receptive fields."""
-
-
-@app.command()
-def models() -> None:
-    """List the RepLKNets with their parameters and multiply-accumulates."""
-    table = Table("model", "input", "parameters", "merged", "MACs", "merged MACs")
-    three: dict[str, Any] = {"kernel_sizes": (3, 3, 3, 3), "small_kernel": None}
-    rows: list[tuple[str, int, dict[str, Any]]] = [
-        ("replknet_31b", 224, {}),
-        ("replknet_31b", 384, {}),
-        ("replknet_31l", 384, {}),
-        ("replknet_xl", 320, {}),
-        ("replknet_nano_k3", 64, {}),
-        ("replknet_nano_k31", 64, {}),
-        ("replknet_31b", 224, three),
-    ]
-    for name, size, overrides in rows:
-        with torch.device("meta"):
-            model = replknet.create_model(name, **overrides).eval()
-        label = name + (" 3-3-3-3" if overrides else "")
-        forms = (model, replknet.reparameterize(model, level="kernels"))
-        parameters = [f"{num_parameters(form):,}" for form in forms]
-        macs = [f"{num_macs(form, (size, size)):,}" for form in forms]
-        table.add_row(label, str(size), *parameters, *macs)
-    print_table(table)
+    """Large-kernel vision networks: use them, and measure what they see."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,7 +14,9 @@ from rich.table import Table
 from analysis import benchmark
 from analysis.cli.console import parse_integers, print_table, progress_bar
 
+app = typer.Typer()
 bench = typer.Typer(help="Time RepLKNet and its convolution beside other libraries (install the extra 'bench').")
+app.add_typer(bench, name="bench")
 _Rounds = Annotated[int, typer.Option(help="Rounds; in each, every contender is called once.", min=1)]
 _Seconds = Annotated[float, typer.Option(help="After so many seconds of rounds, no new one begins (two at least).")]
 _Threads = Annotated[int | None, typer.Option(help="Threads of every library; all cores by default.", min=1)]

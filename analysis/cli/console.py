@@ -5,18 +5,36 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import torch
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-import replknet
-from analysis.models import LoadedModel, load_model, untrained_copy
+from analysis.models import LoadedModel, is_replknet, load_model, untrained_copy
 from analysis.results import write_json
 
 RUN_FILE = "run.json"
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+MODEL_HELP = (
+    "replknet_31b and siblings, replknet_31b.in1k_224 and other published weights (replknet models), timm:NAME, "
+    "torchvision:NAME, hf:NAME, package.module:callable, or a file: weights, TorchScript or an exported program."
+)
+Checkpoint = Annotated[Path | None, typer.Option(help="Weight file of a RepLKNet.")]
+Pretrained = Annotated[bool, typer.Option(help="Published weights; otherwise random ones.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps, ...")]
+Dtype = Annotated[str, typer.Option(help=f"Of weights and images: {', '.join(DTYPES)}.")]
+BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=1)]
+Workers = Annotated[int, typer.Option(help="Processes that read images.", min=0)]
+InputSize = Annotated[
+    int | None, typer.Option(help="Side of the input in pixels, with RepLKNet's resizing; else the model's own.", min=1)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
 def load_models(
@@ -27,11 +45,13 @@ def load_models(
     pretrained: bool,
     seed: int,
     untrained: bool,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> list[LoadedModel]:
     kernels = [parse_kernels(text) for text in kernel_sizes] if kernel_sizes else [None]
     loaded = []
     for spec in specs:
-        ours = spec in replknet.PRESETS
+        ours = is_replknet(spec)
         for sizes in kernels if ours else [None]:
             item = load_model(
                 spec,
@@ -41,21 +61,46 @@ def load_models(
                 pretrained=pretrained,
                 seed=seed,
             )
+            item = placed(item, device, dtype)
             loaded.append(item)
             if untrained:
                 loaded.append(untrained_copy(item, seed=seed))
-    if not any(spec in replknet.PRESETS for spec in specs):
+    if not any(is_replknet(spec) for spec in specs):
         for name, value in (
             ("--checkpoint", checkpoint),
             ("--kernel-sizes", kernel_sizes),
             ("--small-kernel", small_kernel),
         ):
             if value is not None:
-                raise ValueError(f"{name}={value}: applies to RepLKNets only; none was named")
+                raise ValueError(f"{name}={value}: applies to RepLKNets by name only; none was named")
     names = [item.name for item in loaded]
     if len(set(names)) < len(names):
         raise ValueError(f"model: {', '.join(names)} are not all different")
     return loaded
+
+
+def placed(loaded: LoadedModel, device: str, dtype: str) -> LoadedModel:
+    """The model on a device, in a dtype."""
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype={dtype}: expected one of {', '.join(DTYPES)}")
+    if (device, dtype) == ("cpu", "float32"):
+        return loaded
+    check_device(device)
+    return replace(loaded, module=loaded.module.to(torch.device(device), getattr(torch, dtype)))
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each backend has its own
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"--device={device}: cannot be used here ({reason})") from error
+
+
+def computed_on(device: str, dtype: str) -> dict[str, str]:
+    """What a run's settings say of device and dtype: what is not the default."""
+    return {key: value for key, value in (("device", device), ("dtype", dtype)) if value not in ("cpu", "float32")}
 
 
 def folder_name(label: str) -> str:

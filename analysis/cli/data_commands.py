@@ -7,12 +7,27 @@ import typer
 
 from analysis.cli.console import progress_bar
 
-data = typer.Typer(help="Fetch published stimuli, or generate some.")
+app = typer.Typer()
+data = typer.Typer(help="Fetch published weights and stimuli, or generate some.")
+app.add_typer(data, name="data")
 
 
 @data.callback()
 def _group() -> None:
-    """Fetch published stimuli, or generate some."""
+    """Fetch published weights and stimuli, or generate some."""
+
+
+@data.command("weights")
+def weights(
+    name: Annotated[
+        str, typer.Argument(help="Published weights, e.g. replknet_31b.in1k_224; replknet models lists them.")
+    ],
+    url: Annotated[str | None, typer.Option(help="Another address of the file.")] = None,
+) -> None:
+    """Fetch published weights into torch's hub folder, verified; later commands find them there without a network."""
+    import replknet
+
+    typer.echo(f"verified: {replknet.download_weights(name, url=url)}")
 
 
 @data.command("cue-conflict")

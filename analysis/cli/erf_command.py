@@ -13,8 +13,14 @@ from rich.table import Table
 import replknet
 from analysis.allocator import keep_freed_memory
 from analysis.cli.console import (
+    MODEL_HELP,
+    Checkpoint,
+    Device,
+    Dtype,
+    Pretrained,
     claim,
     clear_errors_for_files,
+    computed_on,
     folder_name,
     load_models,
     parse_numbers,
@@ -31,15 +37,22 @@ from analysis.receptive_field import theoretical_receptive_field
 _FIGURES = ("erf", "contribution", "growth")
 
 
+app = typer.Typer()
+
+
+@app.callback()
+def _group() -> None:
+    """So that the command keeps its name."""
+
+
+@app.command()
 def erf(
-    model: Annotated[
-        list[str], typer.Argument(help="replknet_31b, timm:NAME, torchvision:NAME or package.module:callable")
-    ],
+    model: Annotated[list[str], typer.Argument(help=MODEL_HELP)],
     out: Annotated[Path, typer.Option(help="Folder for results, table and figures.")],
     images: Annotated[
         Path | None, typer.Option(help="Folder of images; without it, generated dead-leaves images.")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weight file of a RepLKNet.")] = None,
+    checkpoint: Checkpoint = None,
     protocol: Annotated[str, typer.Option(help=f"{' or '.join(PROTOCOLS)}.")] = "standard",
     size: Annotated[str, typer.Option(help="Image size in pixels, N or HxW.")] = "1024",
     num_images: Annotated[int, typer.Option(help="How many images are drawn.")] = 50,
@@ -51,9 +64,11 @@ def erf(
         list[str] | None, typer.Option(help="Kernels of a RepLKNet, e.g. 31,29,27,13; may be given several times.")
     ] = None,
     small_kernel: Annotated[int | None, typer.Option(help="Parallel kernel of a RepLKNet; 0 for none.")] = None,
-    pretrained: Annotated[bool, typer.Option(help="Published weights of timm and torchvision models.")] = True,
+    pretrained: Pretrained = True,
     mean: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     std: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     seed: Annotated[int, typer.Option(help="Of the image draw and of random weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run's results in OUT.")] = False,
 ) -> None:
@@ -64,7 +79,7 @@ def erf(
     means, stds = parse_numbers("--mean", mean), parse_numbers("--std", std)
     wanted = [None if name == "last" else name for name in layers.split(",")] if layers else [None]
     chosen = load_images(images, size=pixels, num_images=num_images, seed=seed)
-    loaded = load_models(model, checkpoint, kernel_sizes, small_kernel, pretrained, seed, untrained)
+    loaded = load_models(model, checkpoint, kernel_sizes, small_kernel, pretrained, seed, untrained, device, dtype)
     notes = [note for item in loaded for note in item.notes]
     notes += [f"skipped {name}: {reason}" for name, reason in chosen.skipped]
     settings = {
@@ -75,6 +90,7 @@ def erf(
         "images": hashlib.sha256(" ".join(chosen.hashes).encode()).hexdigest(),
         "mean": means,
         "std": stds,
+        **computed_on(device, dtype),
     }
     _check_layers(loaded, wanted, pixels)
     folders = [folder_name(_label(item, layer)) for item in loaded for layer in wanted]

@@ -1,6 +1,7 @@
 """`replknet shape-bias`."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,15 @@ from rich.table import Table
 
 from analysis.categories import AGGREGATIONS, IMAGENET, TIES, LabelMapping
 from analysis.cli.console import (
+    MODEL_HELP,
+    BatchSize,
+    Checkpoint,
+    Device,
+    Dtype,
+    Pretrained,
     claim,
     clear_errors_for_files,
+    computed_on,
     folder_name,
     load_models,
     parse_numbers,
@@ -51,24 +59,31 @@ _FIGURES = ("shape_bias", "categories", "consistency")
 _PER_OBSERVER = ("pairs", "confusion")
 
 
+app = typer.Typer()
+
+
+@app.callback()
+def _group() -> None:
+    """So that the command keeps its name."""
+
+
+@app.command()
 def shape_bias(
     model: Annotated[
         list[str],
-        typer.Argument(
-            help="replknet_31b, timm:NAME, torchvision:NAME, package.module:callable, or a CSV of raw responses"
-        ),
+        typer.Argument(help=f"{MODEL_HELP} Or a CSV of raw responses."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for results, tables and figures.")],
     stimuli: Annotated[
         Path | None, typer.Option(help="Folder of stimuli named <shape><i>-<texture><j>, e.g. cat7-elephant1.png.")
     ] = None,
     humans: Annotated[Path | None, typer.Option(help="Folder of raw responses of people, one CSV each.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weight file of a RepLKNet.")] = None,
+    checkpoint: Checkpoint = None,
     kernel_sizes: Annotated[
         list[str] | None, typer.Option(help="Kernels of a RepLKNet, e.g. 31,29,27,13; may be given several times.")
     ] = None,
     small_kernel: Annotated[int | None, typer.Option(help="Parallel kernel of a RepLKNet; 0 for none.")] = None,
-    pretrained: Annotated[bool, typer.Option(help="Published weights of timm and torchvision models.")] = True,
+    pretrained: Pretrained = True,
     aggregation: Annotated[str, typer.Option(help=f"{', '.join(AGGREGATIONS)}.")] = "mean-probability",
     estimator: Annotated[str, typer.Option(help=f"{', '.join(ESTIMATORS)}.")] = "pooled",
     cluster: Annotated[str, typer.Option(help=f"What the bootstrap draws: {', '.join(CLUSTERS)}.")] = "two-way",
@@ -80,7 +95,9 @@ def shape_bias(
     size: Annotated[int | None, typer.Option(help="Input size in pixels that replaces the model's own.", min=1)] = None,
     mean: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     std: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.", min=1)] = 16,
+    batch_size: BatchSize = 16,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another run's tables in OUT; logits that fit are kept.")
@@ -107,7 +124,9 @@ def shape_bias(
     if specs and stimuli is None:
         raise ValueError(f"--stimuli: {specs[0]} needs a folder of stimuli")
     loaded = (
-        load_models(specs, checkpoint, kernel_sizes, small_kernel, pretrained, seed, untrained=False) if specs else []
+        load_models(specs, checkpoint, kernel_sizes, small_kernel, pretrained, seed, False, device, dtype)
+        if specs
+        else []
     )
     mapping = _own_mapping(loaded) if labels is None else LabelMapping.from_csv(labels)
     recorded = [read_responses(spec, categories=mapping.categories) for spec in model if spec.endswith(".csv")]
@@ -137,6 +156,7 @@ def shape_bias(
         "labels": [list(pair) for pair in mapping.indices],
         "cluster": cluster,
         **dataclasses.asdict(options),
+        **computed_on(device, dtype),
     }
     with clear_errors_for_files():
         keep = [f for f, key in zip(folders, keys, strict=True) if _still_valid(out / f, key)]
@@ -362,11 +382,13 @@ def _report(
         "observer", "shape bias [95 % interval]", "shape", "texture", "neither", "coverage", "congruent", "all"
     )
     for row in summaries:
+        bias = f"{row['shape_bias']:.4f} [{row['low']:.3f}, {row['high']:.3f}]"
+        shares = (row[name] for name in ("coverage", "congruent_accuracy", "accuracy"))
         table.add_row(
             row["observer"],
-            f"{row['shape_bias']:.4f} [{row['low']:.3f}, {row['high']:.3f}]",
+            "-" if math.isnan(row["shape_bias"]) else bias,
             *(str(row[name]) for name in ("num_shape", "num_texture", "num_neither")),
-            *(f"{100 * row[name]:.1f} %" for name in ("coverage", "congruent_accuracy", "accuracy")),
+            *("-" if math.isnan(share) else f"{100 * share:.1f} %" for share in shares),
         )
     print_table(table)
     console = Console(stderr=True)

@@ -14,8 +14,12 @@ from rich.table import Table
 import replknet
 from analysis.allocator import keep_freed_memory
 from analysis.cli.console import (
+    Device,
+    Dtype,
+    check_device,
     claim,
     clear_errors_for_files,
+    computed_on,
     load_models,
     parse_integers,
     parse_kernels,
@@ -23,7 +27,9 @@ from analysis.cli.console import (
     progress_bar,
 )
 
+app = typer.Typer()
 ablate = typer.Typer(help="Kernel-size ablations, trained anew or on a trained network.")
+app.add_typer(ablate, name="ablate")
 
 _Out = Annotated[Path, typer.Option(help="Folder for everything; the same command again resumes.")]
 _Data = Annotated[
@@ -42,6 +48,7 @@ def _group() -> None:
     """Kernel-size ablations, trained anew or on a trained network."""
 
 
+@app.command()
 def study(
     out: _Out,
     preset: Annotated[str, typer.Option(help="quick (seconds), standard (minutes) or full (hours).")] = "standard",
@@ -50,13 +57,14 @@ def study(
     seeds: _Seeds = None,
     steps: _Steps = None,
     workers: _Workers = 0,
+    device: Device = "cpu",
     overwrite: _Overwrite = False,
 ) -> None:
     """Train networks that differ in kernel size, measure accuracy, receptive field and shape bias, write a report."""
     from analysis import ablation
 
     chosen = _changed(ablation.preset(preset, _resolved(data)), kernels, seeds, steps)
-    failed = _sweep(chosen, out, workers, overwrite)
+    failed = _sweep(chosen, out, workers, device, overwrite)
     _write_report(out)
     if failed:
         raise typer.Exit(1)
@@ -97,6 +105,7 @@ def ablate_train(
     erf_size: Annotated[int | None, typer.Option(help="Side in pixels of images for receptive fields.")] = None,
     erf_images: Annotated[int | None, typer.Option(help="How many of them.")] = None,
     workers: _Workers = 0,
+    device: Device = "cpu",
     overwrite: _Overwrite = False,
 ) -> None:
     """Train and measure a sweep with every choice open; `replknet report OUT` makes its page."""
@@ -139,12 +148,13 @@ def ablate_train(
             raise ValueError(f"--train-balance={train_balance}: expected a number from -1 to 1, or random") from None
     kept = {name: value for name, value in settings.items() if value is not None or name == "train_balance"}
     changed = replace(base, **kept, recipe=replace(base.recipe, **given))
-    failed = _sweep(_changed(changed, kernels, seeds, steps), out, workers, overwrite)
+    failed = _sweep(_changed(changed, kernels, seeds, steps), out, workers, device, overwrite)
     typer.echo(f"cells: {out / 'cells'}; replknet report {out} makes the page")
     if failed:
         raise typer.Exit(1)
 
 
+@app.command()
 def report(
     directory: Annotated[Path, typer.Argument(help="Folder of a study.")],
 ) -> None:
@@ -167,12 +177,13 @@ def _changed(study: Any, kernels: str | None, seeds: int | None, steps: int | No
     return replace(study, **changes)
 
 
-def _sweep(study: Any, out: Path, workers: int, overwrite: bool) -> int:
+def _sweep(study: Any, out: Path, workers: int, device: str, overwrite: bool) -> int:
     """Run a study in OUT; returns the number of failed cells."""
     from analysis import ablation
     from analysis import report as pages
 
     keep_freed_memory()
+    check_device(device)
     settings = asdict(study)
     for name in ("kernels", "small_kernels", "shortcuts", "num_seeds"):
         settings.pop(name)  # cells are added to a study; what they share makes it another one
@@ -184,7 +195,7 @@ def _sweep(study: Any, out: Path, workers: int, overwrite: bool) -> int:
         claim(out, "study", settings, outputs, overwrite)
         pages.save_study(study, "replknet " + shlex.join(sys.argv[1:]), out)
         with progress_bar("study") as progress:
-            outcomes = ablation.run_study(study, out, num_workers=workers, progress=progress)
+            outcomes = ablation.run_study(study, out, num_workers=workers, device=device, progress=progress)
     console = Console(stderr=True)
     reused = sum(outcome.reused for outcome in outcomes)
     if reused:
@@ -251,6 +262,8 @@ def ablate_posthoc(
     ] = None,
     size: Annotated[int | None, typer.Option(help="Their side in pixels.", min=32)] = None,
     num_images: Annotated[int, typer.Option(help="How many of them.", min=1)] = 12,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     seed: Annotated[int, typer.Option(help="Of random weights and of the image draw.")] = 0,
     overwrite: _Overwrite = False,
 ) -> None:
@@ -269,7 +282,7 @@ def ablate_posthoc(
     from analysis.synthetic import CLASSES, MAPPING
     from analysis.training import FolderImages, InMemory
 
-    (loaded,) = load_models([model], checkpoint, None, None, True, seed, untrained=False)
+    (loaded,) = load_models([model], checkpoint, None, None, True, seed, False, device, dtype)
     module = loaded.module
     if not isinstance(module, replknet.RepLKNet):
         raise ValueError(f"model={model!r}: expected a RepLKNet")
@@ -319,6 +332,7 @@ def ablate_posthoc(
         "num_images": num_images,
         "seed": seed,
         "labels": [list(pair) for pair in mapping.indices],
+        **computed_on(device, dtype),
     }
     outputs = ["variants", "posthoc.csv", "energy.csv", "posthoc.png", "posthoc.pdf"]
     keep_freed_memory()

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import replknet
-from replknet import reparam
+from replknet import folding
 from tests.networks import randomize_norms, tiny_model
 
 IMAGES = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -115,7 +115,7 @@ def test_unknown_level_and_missing_statistics_are_refused() -> None:
     with pytest.raises(ValueError, match="level='half'"):
         replknet.reparameterize(tiny_model(), level="half")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="running statistics"):
-        reparam.batch_norm_affine(nn.BatchNorm2d(3, track_running_stats=False))
+        folding.batch_norm_affine(nn.BatchNorm2d(3, track_running_stats=False))
 
 
 @settings(deadline=None, max_examples=20)
@@ -126,17 +126,17 @@ def test_pure_functions_on_random_layers(channels: int, size: int, small: int, a
     bn = nn.BatchNorm2d(channels, affine=affine).double().eval()
     if affine:
         randomize_norms(bn, seed)
-    scale, shift = reparam.batch_norm_affine(bn)
+    scale, shift = folding.batch_norm_affine(bn)
     weight = torch.randn(channels, 1, size, size, dtype=torch.float64)
-    folded = reparam.fold_norm_after(weight, None, scale, shift)
+    folded = folding.fold_norm_after(weight, None, scale, shift)
     conv = F.conv2d(x, weight, padding=size // 2, groups=channels)
     torch.testing.assert_close(F.conv2d(x, *folded, padding=size // 2, groups=channels), bn(conv))
     pointwise = torch.randn(4, channels, 1, 1, dtype=torch.float64)
     bias = torch.randn(4, dtype=torch.float64)
-    before = reparam.fold_norm_before(pointwise, bias, scale, shift)
+    before = folding.fold_norm_before(pointwise, bias, scale, shift)
     torch.testing.assert_close(F.conv2d(x, *before), F.conv2d(bn(x), pointwise, bias))
     kernel = torch.randn(channels, 1, small, small, dtype=torch.float64)
     torch.testing.assert_close(
-        F.conv2d(x, reparam.embed_kernel(kernel, size), padding=size // 2, groups=channels),
+        F.conv2d(x, folding.embed_kernel(kernel, size), padding=size // 2, groups=channels),
         F.conv2d(x, kernel, padding=small // 2, groups=channels),
     )

@@ -1,0 +1,77 @@
+"""Image files through a network, in batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from analysis.images import ImageError, read_rgb
+from analysis.preprocessing import Transform
+
+_Item = tuple[int, Tensor | None, str]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some prepared images.
+
+    Args:
+        indices: Which files they are.
+        images: Shape (N, 3, H, W); None where no file of the batch could be used.
+        skipped: Index and reason of each file that could not be used.
+    """
+
+    indices: tuple[int, ...]
+    images: Tensor | None
+    skipped: tuple[tuple[int, str], ...]
+
+
+class _Files(Dataset[_Item]):
+    def __init__(self, files: Sequence[Path], transform: Transform) -> None:
+        self._files, self._transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> _Item:
+        try:
+            return index, self._transform(read_rgb(self._files[index])), ""
+        except ImageError as error:
+            return index, None, str(error)
+
+
+def _collate(items: Sequence[_Item]) -> Batch:
+    used = [(index, image) for index, image, _ in items if image is not None]
+    shapes = sorted({tuple(image.shape) for _, image in used})
+    if len(shapes) > 1:
+        raise ValueError(f"images: the model's preprocessing gives images of different shapes {shapes}; pass a size")
+    return Batch(
+        indices=tuple(index for index, _ in used),
+        images=torch.stack([image for _, image in used]) if used else None,
+        skipped=tuple((index, reason) for index, image, reason in items if image is None),
+    )
+
+
+def batches(
+    files: Sequence[Path], transform: Transform, *, batch_size: int, num_workers: int = 0, start: int = 0
+) -> Iterator[Batch]:
+    """The files from `start` on, in order, each prepared by `transform`; unusable ones are named in their batch.
+
+    Raises:
+        ValueError: If `batch_size` or `num_workers` is out of range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    if num_workers < 0:
+        raise ValueError(f"num_workers={num_workers}: expected 0 or more processes")
+    rest = Subset(_Files(files, transform), range(start, len(files)))
+    yield from DataLoader(rest, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
+
+
+def place_of(module: nn.Module) -> Tensor:
+    """A tensor of the device and dtype that the network's input must have."""
+    floating = (tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point())
+    return next(floating, torch.zeros(()))

@@ -1,0 +1,356 @@
+"""Accuracy of a classifier on an image folder."""
+
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import nn
+
+from analysis.batches import batches, place_of
+from analysis.features import evaluation_mode
+from analysis.identity import describe_environment, hash_weights
+from analysis.images import IMAGE_SUFFIXES
+from analysis.models import NUM_IMAGENET_CLASSES, LoadedModel, as_loaded
+from analysis.prediction import class_names, classify, imagenet_classes
+from analysis.results import load_partial, load_result, save_result, store_partial
+
+KIND = "evaluation"
+_TOP = 5
+_SECONDS_BETWEEN_PARTIALS = 20.0
+
+
+class DataError(ValueError):
+    """A folder or labels file whose classes are not those of the model; the message says what was expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFiles:
+    """Image files and the output of the network that each belongs to.
+
+    Args:
+        root: The folder.
+        files: The images.
+        labels: Output of the network for each.
+        rule: How the classes were matched, in words.
+    """
+
+    root: Path
+    files: tuple[Path, ...] = field(repr=False)
+    labels: tuple[int, ...] = field(repr=False)
+    rule: str
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of names, sizes and labels."""
+        digest = hashlib.sha256()
+        for file, label in zip(self.files, self.labels, strict=True):
+            digest.update(f"{file.relative_to(self.root)} {file.stat().st_size} {label}\n".encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluationResult:
+    """The best classes of every image of a set.
+
+    Args:
+        model: Its name.
+        classes: Names of its outputs.
+        images: Names of the files, relative to the folder.
+        labels: The right output for each, shape (N,).
+        best: The best outputs, the best first, shape (N, 5), or fewer columns with fewer classes.
+        skipped: Files that could not be used, with the reason.
+        seconds: Spent in reading and classifying the images.
+        published: Accuracies in percent that the publisher of the weights reports, "top1" and "top5".
+        settings: Everything needed to do it again.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    images: tuple[str, ...] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+    best: NDArray[np.int64] = field(repr=False)
+    skipped: tuple[tuple[str, str], ...] = ()
+    seconds: float
+    published: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def num_correct(self, top: int = 1) -> int:
+        """Images whose label is among the `top` best classes."""
+        return int((self.best[:, :top] == self.labels[:, None]).any(1).sum())
+
+    def accuracy(self, top: int = 1) -> float:
+        """The share of `num_correct`, from 0 to 1."""
+        return self.num_correct(top) / len(self.labels)
+
+    def interval(self, top: int = 1, *, confidence: float = 0.95) -> tuple[float, float]:
+        """Wilson's interval of an accuracy, for images that are independent draws.
+
+        References:
+            Wilson 1927, JASA 22; `scipy.stats.binomtest`.
+        """
+        test = stats.binomtest(self.num_correct(top), len(self.labels))
+        found = test.proportion_ci(confidence_level=confidence, method="wilson")
+        return float(found.low), float(found.high)
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput of reading and classifying together."""
+        return len(self.labels) / self.seconds if self.seconds > 0 else float("nan")
+
+    def by_class(self) -> pd.DataFrame:
+        """One row for each class that occurs: class_index, class, images, top1, top5."""
+        rows = []
+        for index in np.unique(self.labels):
+            own = self.labels == index
+            hits = self.best[own] == index
+            rows.append((index, self.classes[index], int(own.sum()), hits[:, 0].mean(), hits.any(1).mean()))
+        return pd.DataFrame(rows, columns=["class_index", "class", "images", "top1", "top5"])
+
+    def confusion(self) -> pd.DataFrame:
+        """Counts by right class (rows) and best class (columns), for the classes that occur as either."""
+        present = np.unique(np.concatenate([self.labels, self.best[:, 0]]))
+        names = [self.classes[index] for index in present]
+        counts = np.zeros((len(present), len(present)), np.int64)
+        rows, columns = np.searchsorted(present, self.labels), np.searchsorted(present, self.best[:, 0])
+        np.add.at(counts, (rows, columns), 1)
+        return pd.DataFrame(counts, pd.Index(names, name="right class"), pd.Index(names, name="answered"))
+
+    def decisions(self) -> pd.DataFrame:
+        """One row for each image: image, class, answer, correct, and whether the class is among the best five."""
+        return pd.DataFrame(
+            {
+                "image": self.images,
+                "class": [self.classes[label] for label in self.labels],
+                "answer": [self.classes[answer] for answer in self.best[:, 0]],
+                "correct": self.best[:, 0] == self.labels,
+                "in_top5": (self.best == self.labels[:, None]).any(1),
+            }
+        )
+
+    def save(self, directory: str | PathLike[str], *, overwrite: bool = False) -> None:
+        """Write `result.json` and `arrays.npz`.
+
+        Raises:
+            FileExistsError: If `directory` exists and `overwrite` is false.
+        """
+        fields = {
+            "model": self.model,
+            "classes": self.classes,
+            "images": self.images,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "published": dict(self.published),
+            "settings": dict(self.settings),
+        }
+        save_result(directory, KIND, fields, {"labels": self.labels, "best": self.best}, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, directory: str | PathLike[str]) -> "EvaluationResult":
+        """What `save` wrote.
+
+        Raises:
+            ResultError: If it is of another kind or version, or cannot be read.
+        """
+        fields, arrays = load_result(directory, KIND)
+        return cls(
+            model=fields["model"],
+            classes=tuple(fields["classes"]),
+            images=tuple(fields["images"]),
+            labels=arrays["labels"],
+            best=arrays["best"],
+            skipped=tuple((name, reason) for name, reason in fields["skipped"]),
+            seconds=fields["seconds"],
+            published=fields["published"],
+            settings=fields["settings"],
+        )
+
+
+def labelled_files(
+    data: str | PathLike[str], classes: Sequence[str], *, labels: str | PathLike[str] | None = None
+) -> LabelledFiles:
+    """Image files with their labels.
+
+    Args:
+        data: A folder with a sub-folder for each class. Its name is one of `classes`, or, for ImageNet-1K, a WordNet id
+            such as n01440764, or the number of the output. If no name is any of these and there are as many
+            sub-folders as classes, they are taken in sorted order.
+        classes: Names of the network's outputs.
+        labels: A CSV without a header, `file,class`, for a folder without sub-folders; the class as above.
+
+    Raises:
+        FileNotFoundError: If `data` or `labels` does not exist.
+        DataError: If a class is none of the network's, or there is no image.
+    """
+    root = Path(data)
+    if not root.is_dir():
+        raise FileNotFoundError(f"data={str(root)!r}: no such folder")
+    if labels is not None:
+        return _from_table(root, Path(labels), classes)
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise DataError(f"data={str(root)!r}: expected a sub-folder for each class, or a labels file")
+    names = _outputs_by_name(classes)
+    unknown = [folder.name for folder in folders if folder.name not in names]
+    if not unknown:
+        outputs, rule = [names[folder.name] for folder in folders], "by the names of the folders"
+    elif len(unknown) == len(folders) == len(classes):
+        outputs, rule = list(range(len(classes))), "folders in sorted order: none is named like a class"
+    else:
+        raise DataError(
+            f"data={str(root)!r}: the folder {unknown[0]!r} is no class of the model; expected names such as "
+            f"{', '.join(list(names)[:3])}"
+        )
+    pairs = [
+        (file, output)
+        for folder, output in zip(folders, outputs, strict=True)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not pairs:
+        raise DataError(f"data={str(root)!r}: no image in {len(folders)} folders")
+    return LabelledFiles(root=root, files=tuple(p[0] for p in pairs), labels=tuple(p[1] for p in pairs), rule=rule)
+
+
+def _from_table(root: Path, table: Path, classes: Sequence[str]) -> LabelledFiles:
+    if not table.is_file():
+        raise FileNotFoundError(f"labels={str(table)!r}: no such file")
+    names = _outputs_by_name(classes)
+    files, outputs = [], []
+    with table.open(newline="") as lines:
+        for number, row in enumerate(csv.reader(lines), 1):
+            if not row:
+                continue
+            if len(row) != 2 or row[1].strip() not in names:
+                raise DataError(
+                    f"labels={str(table)!r}: line {number} is {','.join(row)!r}; expected file,class with a class such "
+                    f"as {', '.join(list(names)[:3])}"
+                )
+            files.append(root / row[0].strip())
+            outputs.append(names[row[1].strip()])
+    absent = [file for file in files if not file.is_file()]
+    if absent or not files:
+        what = f"names {absent[0]}, which is not there" if absent else "names no file"
+        raise DataError(f"labels={str(table)!r}: {what}")
+    return LabelledFiles(root=root, files=tuple(files), labels=tuple(outputs), rule=f"by {table.name}")
+
+
+def _outputs_by_name(classes: Sequence[str]) -> dict[str, int]:
+    names = {name: index for index, name in enumerate(classes)}
+    if len(classes) == NUM_IMAGENET_CLASSES:
+        names |= {wordnet_id: index for index, (wordnet_id, _) in enumerate(imagenet_classes())}
+    return names | {str(index): index for index in range(len(classes)) if str(index) not in names}
+
+
+def num_outputs(loaded: LoadedModel) -> int:
+    """How many classes a classifier tells apart, by one image of zeros."""
+    reference = place_of(loaded.module)
+    size = loaded.input_size or 224
+    with evaluation_mode(loaded.module), torch.no_grad():
+        return classify(loaded, torch.zeros(1, 3, size, size, device=reference.device, dtype=reference.dtype)).shape[1]
+
+
+def evaluate(
+    model: LoadedModel | nn.Module | str,
+    data: str | PathLike[str] | LabelledFiles,
+    *,
+    labels: str | PathLike[str] | None = None,
+    size: int | None = None,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    partial: str | PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Classify the images of a folder and compare with their labels.
+
+    Args:
+        model: What `load_model` returns or takes, or a module, fed with ImageNet's mean and standard deviation.
+        data: A folder, see `labelled_files`, or what that returns.
+        labels: For a folder without sub-folders; see `labelled_files`.
+        size: Side of the input in pixels, with RepLKNet's resizing; by default the model's own preparation.
+        batch_size: Images in one forward pass.
+        num_workers: Processes that read images; 0 reads them in this one.
+        partial: A file that keeps the state of an unfinished run; the same call goes on from there.
+        progress: Called with the number of images done and of all.
+
+    Raises:
+        FileNotFoundError: If a folder or file does not exist.
+        ValueError: If a value is out of range, the model is no classifier, classes do not fit, or no file is usable.
+    """
+    loaded = as_loaded(model)
+    classes = class_names(loaded, num_outputs(loaded))
+    files = data if isinstance(data, LabelledFiles) else labelled_files(data, classes, labels=labels)
+    transform = loaded.preparation(size)
+    reference = place_of(loaded.module)
+    settings: dict[str, Any] = {
+        "weights": hash_weights(loaded.module),
+        "data": str(files.root),
+        "images": files.fingerprint(),
+        "classes_matched": files.rule,
+        "preparation": str(transform),
+        **describe_environment(reference),
+    }
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    used: list[int] = []
+    skipped: list[tuple[int, str]] = []
+    best: list[NDArray[np.int64]] = []
+    seconds = 0.0
+    state = None if partial is None else load_partial(partial, fingerprint)
+    if state is not None:
+        header, arrays = state
+        skipped = [(int(index), reason) for index, reason in header["skipped"]]
+        seconds, used, best = header["seconds"], arrays["used"].tolist(), [arrays["best"]]
+
+    def store() -> None:
+        if partial is not None and used:
+            header = {"fingerprint": fingerprint, "skipped": skipped, "seconds": seconds}
+            store_partial(Path(partial), header, {"used": np.array(used), "best": np.concatenate(best)})
+
+    done = len(used) + len(skipped)
+    if progress is not None:
+        progress(done, len(files.files))
+    last_stored = began = time.monotonic()
+    try:
+        with evaluation_mode(loaded.module), torch.no_grad():
+            for batch in batches(files.files, transform, batch_size=batch_size, num_workers=num_workers, start=done):
+                skipped += batch.skipped
+                if batch.images is not None:
+                    logits = classify(loaded, batch.images.to(reference.device, reference.dtype))
+                    best.append(logits.topk(min(_TOP, logits.shape[1])).indices.cpu().numpy())
+                    used += batch.indices
+                now = time.monotonic()
+                seconds, began = seconds + now - began, now
+                if now - last_stored > _SECONDS_BETWEEN_PARTIALS:
+                    store()
+                    last_stored = now
+                if progress is not None:
+                    progress(len(used) + len(skipped), len(files.files))
+    except KeyboardInterrupt:
+        store()
+        raise
+    if not used:
+        index, reason = skipped[0]
+        raise DataError(f"data={str(files.root)!r}: no file is a usable image; {files.files[index].name}: {reason}")
+    if partial is not None:
+        Path(partial).unlink(missing_ok=True)
+    names = [str(file.relative_to(files.root)) for file in files.files]
+    return EvaluationResult(
+        model=loaded.name,
+        classes=classes,
+        images=tuple(names[index] for index in used),
+        labels=np.array([files.labels[index] for index in used], np.int64),
+        best=np.concatenate(best),
+        skipped=tuple((names[index], reason) for index, reason in skipped),
+        seconds=seconds,
+        published=loaded.published,
+        settings=settings,
+    )

@@ -1,0 +1,70 @@
+"""The documentation site: `make docs`."""
+
+import importlib
+import importlib.metadata
+import inspect
+import shutil
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from analysis.cli import _COMMANDS
+
+HERE = Path(__file__).parent
+project = "replknet"
+author = "The replknet authors"
+release = importlib.metadata.version("replknet")
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_title = f"replknet {release}"
+exclude_patterns = ["_build"]
+templates_path: list[str] = []
+default_role = "code"
+nb_execution_mode = "off"  # the tests execute the notebooks
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the signatures have them
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+suppress_warnings = ["ref.python"]  # a name exported by two packages
+
+
+def _parameter(parameter: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+    if parameter.param_type_name == "argument":
+        names = f"`{parameter.name.upper()}`"
+    default = parameter.default
+    shown = default is not None and default is not False and not callable(default) and str(default) not in ("", "()")
+    text = (getattr(parameter, "help", None) or "").replace("|", "\\|")
+    return f"| {names} | {text} | {f'`{default}`' if shown else ''} |"
+
+
+def _section(command: Any, name: str, level: int) -> list[str]:
+    lines = [f"{'#' * level} `{name}`", "", inspect.cleandoc(command.help or ""), ""]
+    children = getattr(command, "commands", {})
+    shown = [parameter for parameter in command.params if parameter.name != "help"]
+    if shown and not children:
+        lines += ["| | | default |", "|---|---|---|", *map(_parameter, shown), ""]
+    for child, own in children.items():
+        lines += _section(own, f"{name} {child}", level + 1)
+    return lines
+
+
+def _write_commands() -> None:
+    """One page of every command and option, from the commands themselves."""
+    lines = ["# Commands", "", "Every command prints this with `--help`.", ""]
+    for name, (module, _) in _COMMANDS.items():
+        group: Any = typer.main.get_command(importlib.import_module(f"analysis.cli.{module}").app)
+        lines += _section(group.get_command(None, name), f"replknet {name}", 2)
+    (HERE / "commands.md").write_text("\n".join(lines))
+
+
+def _copy_notebooks() -> None:
+    (HERE / "notebooks").mkdir(exist_ok=True)
+    for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
+        shutil.copy(notebook, HERE / "notebooks")
+
+
+_write_commands()
+_copy_notebooks()

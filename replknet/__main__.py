@@ -1,0 +1,5 @@
+"""`python -m replknet`: the command line."""
+
+from analysis.cli import main
+
+main()

@@ -1,0 +1,236 @@
+"""The family in timm's registry: `timm.create_model("replknet_31b.in1k_224", pretrained=True)` and all around it.
+
+Imported by itself as soon as both replknet and timm are (`replknet.registration`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import resources
+from typing import Any, cast
+
+from timm.layers import SelectAdaptivePool2d
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from replknet.checkpoints import convert_state_dict, load_state_dict
+from replknet.config import PRESETS, RepLKNetConfig
+from replknet.model import SHIPPED, RepLKNet, Stage
+from replknet.zoo import PUBLISHED, download_weights
+
+_FIELDS = ("layers", "channels", "kernel_sizes", "small_kernel", "shortcut", "dw_ratio", "ffn_ratio")
+_MERGE_WITH_PREVIOUS = 99999
+"""timm's mark for a group of parameters that joins the one before it."""
+
+
+class TimmRepLKNet(RepLKNet):
+    """A RepLKNet with the constructor and the methods of timm's models; its weights have the same names.
+
+    Args:
+        cfg: The architecture; what is named below replaces its fields.
+        in_chans: Channels of the input image.
+        num_classes: Outputs of the head; 0 for none.
+        global_pool: "avg" as published, "max", "avgmax", "catavgmax" without a head, or "" for none.
+        drop_rate: Dropout before the head.
+        drop_path_rate: Drop-path rate of the last pair of blocks.
+        **architecture: Other fields of `RepLKNetConfig`, such as `kernel_sizes`.
+    """
+
+    def __init__(
+        self,
+        cfg: RepLKNetConfig,
+        *,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **architecture: Any,
+    ) -> None:
+        unknown = sorted(set(architecture) - set(_FIELDS))
+        if unknown:
+            raise TypeError(f"{unknown[0]}={architecture[unknown[0]]!r}: expected one of {', '.join(_FIELDS)}")
+        super().__init__(
+            replace(
+                cfg,
+                in_channels=in_chans,
+                num_classes=num_classes,
+                drop_path_rate=drop_path_rate,
+                **architecture,
+            )
+        )
+        channels = self.config.channels
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = channels[-1]
+        self.feature_info = [
+            {"num_chs": width, "reduction": 4 * 2**stage, "module": f"stages.{stage}"}
+            for stage, width in enumerate(channels)
+        ]
+        self.grad_checkpointing = False
+        self.global_pool: Any = self._pooling(num_classes, global_pool)
+        self.head_drop = nn.Dropout(drop_rate)
+
+    def _pooling(self, num_classes: int, pool_type: str) -> Any:
+        pooling = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+        if num_classes > 0 and (not pool_type or pooling.feat_mult() != 1):
+            raise ValueError(
+                f"global_pool={pool_type!r}: expected avg, max or avgmax with a head of {num_classes} classes"
+            )
+        return pooling
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Final norm, pooling, dropout and the linear head; with `pre_logits` what enters the head."""
+        x = self.head_drop(self.global_pool(self.norm(x)))
+        return x if pre_logits else self.head(x)
+
+    def fold_final_norm(self) -> None:
+        """Fold the norm into the head: only average pooling commutes with it."""
+        if self.global_pool.pool_type == "avg":
+            super().fold_final_norm()
+
+    def forward_intermediates(  # type: ignore[override]
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Stage maps as timm returns them.
+
+        Args:
+            x: Normalised images, shape (N, in_chans, H, W).
+            indices: The last n stages, or stage numbers, negative ones from the end; None for all.
+            norm: Apply the final norm to the last stage's map.
+            stop_early: Do not run the stages after the last one that is asked for.
+            output_fmt: "NCHW", the only layout there is.
+            intermediates_only: Return the maps only.
+
+        Returns:
+            The maps, or the last feature map (normalised where it is the last stage's) and the maps.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW'")
+        wanted, last_wanted = feature_take_indices(len(self.stages), indices)
+        maps = []
+        x = self._forward_stem(x)
+        stage = 0
+        for stage in range(last_wanted + 1 if stop_early else len(self.stages)):
+            x = self._forward_stage(x, stage)
+            if stage in wanted:
+                is_last = stage == len(self.stages) - 1
+                maps.append(self.norm(x) if norm and is_last else x)
+        if intermediates_only:
+            return maps
+        return self.norm(x) if stage == len(self.stages) - 1 else x, maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the maps of `indices` do not need; returns the stage numbers that were meant."""
+        wanted, last = feature_take_indices(len(self.stages), indices)
+        cut = last < len(self.stages) - 1
+        if prune_norm or cut:
+            self.norm = nn.Identity()
+        self.stages = self.stages[: last + 1]
+        self.transitions = self.transitions[:last]
+        self.num_features = self.head_hidden_size = self.config.channels[last]
+        if prune_head or cut:
+            self.reset_classifier(0, "")
+        return wanted  # type: ignore[no-any-return]
+
+    def get_classifier(self) -> nn.Module:
+        """The linear head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a new one; 0 removes it. `global_pool` changes the pooling, "" for none."""
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        pooling = self._pooling(num_classes, pool_type)
+        super().reset_classifier(num_classes)
+        self.num_classes = num_classes
+        self.global_pool = pooling
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute block activations in the backward pass to save memory."""
+        self.grad_checkpointing = enable
+        for stage in self.stages:
+            cast("Stage", stage).gradient_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters in the order of depth, for layer-wise learning-rate decay: by stage, or by block."""
+        stages = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"
+        return {
+            "stem": r"^stem",
+            "blocks": [(stages, None), (r"^transitions\.(\d+)", (_MERGE_WITH_PREVIOUS,))],
+        }
+
+
+def _configuration(variant: str) -> dict[str, Any]:
+    """What timm keeps beside a network of this architecture."""
+    common = {"first_conv": "stem.0.conv", "classifier": "head", "license": "mit", "interpolation": "bicubic"}
+    common |= {"paper_ids": "arXiv:2203.06717", "origin_url": "https://github.com/DingXiaoH/RepLKNet-pytorch"}
+    if variant in SHIPPED:
+        file = resources.files("replknet") / "weights" / f"{variant}.safetensors"
+        size = {"input_size": (3, 64, 64), "pool_size": (2, 2), "crop_pct": 1.0, "crop_mode": "squash"}
+        return {f"{variant}.synthetic": common | size | {"file": str(file), "num_classes": 12}}
+    return {
+        name: common
+        | {
+            "url": weights.url,
+            "input_size": (3, weights.image_size, weights.image_size),
+            "pool_size": (weights.image_size // 32, weights.image_size // 32),
+            "crop_pct": weights.crop,
+            "crop_mode": "center" if weights.crop < 1 else "squash",
+            "mean": weights.mean,
+            "std": weights.std,
+            "num_classes": 1000,
+        }
+        for name, weights in PUBLISHED.items()
+        if weights.architecture == variant
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {name: cfg for variant in PRESETS for name, cfg in _configuration(variant).items()}
+)
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    tag = kwargs.get("pretrained_cfg")
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    own_source = isinstance(tag, Mapping) or any(overlay.get(key) for key in ("file", "url", "state_dict", "hf_hub_id"))
+    if pretrained and variant not in SHIPPED and not own_source:
+        # Ours verifies what it downloads, and says where to put a file by hand.
+        overlay["state_dict"] = load_state_dict(download_weights(f"{variant}.{tag}" if tag else variant))
+    model: nn.Module = build_model_with_cfg(
+        TimmRepLKNet,
+        variant,
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=_official_names,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        model_cfg=PRESETS[variant],
+        **kwargs,
+    )
+    return model
+
+
+def _official_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    return convert_state_dict(state, to="official")
+
+
+def _entrypoint(variant: str) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(variant, pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = variant
+    create.__doc__ = f"RepLKNet, architecture {variant} (Ding et al. 2022)."
+    return create
+
+
+__all__ = ["TimmRepLKNet", "default_cfgs"]
+for _variant in PRESETS:
+    if not is_model(_variant):
+        globals()[_variant] = register_model(_entrypoint(_variant))
