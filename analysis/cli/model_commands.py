@@ -137,7 +137,10 @@ def export(
     seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a network for other engines: RepLKNets re-parameterised, any batch and image size, verified by running."""
+    """Write a network as ONNX, TorchScript or a program of torch.export, for any batch and image size.
+
+    RepLKNets are re-parameterised first. The file is run and its outputs are compared before it gets its name.
+    """
     from analysis.exporting import export_model, format_of
 
     kind = format_of(out, format_)

@@ -74,7 +74,7 @@ def test_erf_writes_results_table_and_figures(photos: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["replknet_31x"], "model='replknet_31x': expected replknet_31b"),
+        (["replknet_31x"], "model='replknet_31x': expected a RepLKNet"),
         (["timm:no_such_net", "--no-pretrained"], "timm has no such model"),
         (["torchvision:no_such_net"], "torchvision has no such model"),
         (["tests.analysis.test_cli:absent"], "cannot be imported"),
@@ -86,7 +86,7 @@ def test_erf_writes_results_table_and_figures(photos: Path, tmp_path: Path, caps
         ([MODEL, "--mean", "1,2"], "--mean='1,2'"),
         ([MODEL, "--std", "0,1,1"], "--std='0,1,1'"),
         ([MODEL, "--layers", "nope"], "layer='nope'"),
-        ([MODEL, "--checkpoint", "w.pth"], "applies to RepLKNets only"),
+        ([MODEL, "--checkpoint", "w.pth"], "applies to RepLKNets by name only"),
         ([MODEL, MODEL], "not all different"),
         (["replknet_31b", "--kernel-sizes", "31,30,27,13"], "kernel_sizes="),
         (["replknet_31b", "--kernel-sizes", "31,29"], "kernel_sizes="),
