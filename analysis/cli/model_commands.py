@@ -37,6 +37,7 @@ def models() -> None:
         ("replknet_nano_k31", 64, {}),
         ("replknet_31b", 224, three),
     ]
+    counts: dict[tuple[str, int], tuple[str, str]] = {}
     for name, size, overrides in rows:
         with torch.device("meta"):
             model = replknet.create_model(name, **overrides).eval()
@@ -45,13 +46,16 @@ def models() -> None:
         parameters = [f"{num_parameters(form):,}" for form in forms]
         macs = [f"{num_macs(form, (size, size)):,}" for form in forms]
         table.add_row(label, str(size), *parameters, *macs)
+        counts[label, size] = (parameters[0], macs[0])
     print_table(table)
-    published = Table("model", "trained on", "input", "top-1 (%)", "top-5 (%)", "licence", title="Published weights")
+    columns = ("model", "trained on", "input", "parameters", "MACs", "top-1 (%)", "top-5 (%)", "licence")
+    published = Table(*columns, title="Published weights")
     for name, weights in replknet.PUBLISHED.items():
         accuracies = [f"{value:.2f}" for value in (weights.top1, weights.top5)]
-        published.add_row(name, weights.training_data, str(weights.image_size), *accuracies, weights.license)
+        cost = counts[weights.architecture, weights.image_size]
+        published.add_row(name, weights.training_data, str(weights.image_size), *cost, *accuracies, weights.license)
     for name in replknet.SHIPPED:
-        published.add_row(name, "generated images of this project", "64", "-", "-", "MIT")
+        published.add_row(name, "generated images of this project", "64", *counts[name, 64], "-", "-", "MIT")
     print_table(published)
     typer.echo(f"source: {next(iter(replknet.PUBLISHED.values())).source}; ImageNet-1K accuracies as it reports them")
 
