@@ -141,3 +141,24 @@ def test_device_and_dtype(tmp_path: Path) -> None:
     # The meta device computes shapes alone: nothing on the way may assume the CPU.
     meta = placed(load_model("replknet_nano_k31"), "meta", "float16")
     assert meta.module(torch.zeros(2, 3, 64, 64, device="meta", dtype=torch.float16)).shape == (2, 12)
+
+
+ACCELERATORS = [
+    name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there
+]
+
+
+@pytest.mark.skipif(not ACCELERATORS, reason="no CUDA or MPS device")
+@pytest.mark.parametrize("device", ACCELERATORS)
+def test_an_accelerator_gives_the_same_results(device: str, image: Image.Image, tmp_path: Path) -> None:
+    from analysis.cli.console import placed
+
+    image.save(tmp_path / "image.png")
+    here = load_model("replknet_nano_k31")
+    there = placed(load_model("replknet_nano_k31"), device, "float32")
+    expected, found = (analysis.predict(model, tmp_path / "image.png", top=12)[0] for model in (here, there))
+    assert sorted(found.indices) == sorted(expected.indices)
+    np.testing.assert_allclose(sorted(found.scores), sorted(expected.scores), atol=1e-4)
+    images = torch.rand(1, 3, 64, 64)
+    maps = [effective_receptive_field(model.module, images).mean_map for model in (here, there)]
+    np.testing.assert_allclose(maps[1], maps[0], rtol=1e-2, atol=1e-4 * float(maps[0].max()))
