@@ -1,7 +1,7 @@
 """Image files through a network, in batches."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,9 +56,17 @@ def _collate(items: Sequence[_Item]) -> Batch:
 
 
 def batches(
-    files: Sequence[Path], transform: Transform, *, batch_size: int, num_workers: int = 0, start: int = 0
+    module: nn.Module,
+    files: Sequence[Path],
+    transform: Transform,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    start: int = 0,
 ) -> Iterator[Batch]:
     """The files from `start` on, in order, each prepared by `transform`; unusable ones are named in their batch.
+
+    Images are on the device and in the dtype of `module`.
 
     Raises:
         ValueError: If `batch_size` or `num_workers` is out of range.
@@ -68,7 +76,10 @@ def batches(
     if num_workers < 0:
         raise ValueError(f"num_workers={num_workers}: expected 0 or more processes")
     rest = Subset(_Files(files, transform), range(start, len(files)))
-    yield from DataLoader(rest, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
+    place = place_of(module)
+    for batch in DataLoader(rest, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate):
+        images = None if batch.images is None else batch.images.to(place.device, place.dtype)
+        yield replace(batch, images=images)
 
 
 def place_of(module: nn.Module) -> Tensor:

@@ -321,10 +321,12 @@ def evaluate(
     last_stored = began = time.monotonic()
     try:
         with evaluation_mode(loaded.module), torch.no_grad():
-            for batch in batches(files.files, transform, batch_size=batch_size, num_workers=num_workers, start=done):
+            for batch in batches(
+                loaded.module, files.files, transform, batch_size=batch_size, num_workers=num_workers, start=done
+            ):
                 skipped += batch.skipped
                 if batch.images is not None:
-                    logits = classify(loaded, batch.images.to(reference.device, reference.dtype))
+                    logits = classify(loaded, batch.images)
                     best.append(logits.topk(min(_TOP, logits.shape[1])).indices.cpu().numpy())
                     used += batch.indices
                 now = time.monotonic()

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from analysis.batches import batches, place_of
+from analysis.batches import batches
 from analysis.features import LayerError, evaluation_mode
 from analysis.images import find_images
 from analysis.models import LoadedModel, as_loaded
@@ -102,15 +102,13 @@ def extract_features(
     parts: dict[str, list[NDArray[Any]]] = {}
     used: list[str] = []
     skipped: list[tuple[str, str]] = []
-    reference = place_of(loaded.module)
-    with evaluation_mode(loaded.module), torch.no_grad():
-        for batch in batches(files, loaded.preparation(size), batch_size=batch_size, num_workers=num_workers):
+    module, transform = loaded.module, loaded.preparation(size)
+    with evaluation_mode(module), torch.no_grad():
+        for batch in batches(module, files, transform, batch_size=batch_size, num_workers=num_workers):
             skipped += [(str(files[index]), reason) for index, reason in batch.skipped]
             used += [str(files[index]) for index in batch.indices]
             if batch.images is not None:
-                for name, value in _features(
-                    loaded.module, batch.images.to(reference.device, reference.dtype), wanted
-                ).items():
+                for name, value in _features(module, batch.images, wanted).items():
                     own = value.mean((2, 3)) if average and value.ndim == 4 else value
                     own = own.float() if own.dtype in (torch.bfloat16, torch.float16) else own
                     parts.setdefault(name, []).append(own.cpu().contiguous().numpy())

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from analysis.batches import batches, place_of
+from analysis.batches import batches
 from analysis.features import evaluation_mode
 from analysis.images import find_images
 from analysis.models import NUM_IMAGENET_CLASSES, LoadedModel, as_loaded
@@ -96,12 +96,12 @@ def predict(
     items: list[Prediction] = []
     skipped: list[tuple[str, str]] = []
     names: tuple[str, ...] = ()
-    reference = place_of(loaded.module)
-    with evaluation_mode(loaded.module), torch.no_grad():
-        for batch in batches(files, loaded.preparation(size), batch_size=batch_size, num_workers=num_workers):
+    module, transform = loaded.module, loaded.preparation(size)
+    with evaluation_mode(module), torch.no_grad():
+        for batch in batches(module, files, transform, batch_size=batch_size, num_workers=num_workers):
             skipped += [(str(files[index]), reason) for index, reason in batch.skipped]
             if batch.images is not None:
-                logits = classify(loaded, batch.images.to(reference.device, reference.dtype))
+                logits = classify(loaded, batch.images)
                 names = names or class_names(loaded, logits.shape[1])
                 scores, best = logits.double().softmax(1).topk(min(top, logits.shape[1]))
                 items += [
