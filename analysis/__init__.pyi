@@ -7,7 +7,8 @@ from .evaluation import EvaluationResult, LabelledFiles, evaluate, labelled_file
 from .feature_extraction import Features, extract_features
 from .features import LayerError
 from .images import ImageSet, find_images, load_images
-from .models import LoadedModel, load_model, untrained_copy
+from .loaded_model import LoadedModel
+from .models import load_model, untrained_copy
 from .prediction import Prediction, Predictions, predict
 from .receptive_field import TheoreticalReceptiveField, theoretical_receptive_field
 from .responses import read_observers, read_responses, write_responses

@@ -31,7 +31,8 @@ from analysis.complexity import num_macs, num_parameters
 from analysis.cue_conflict import StimulusSet, evaluate_shape_bias
 from analysis.erf import ErfResult, effective_receptive_field
 from analysis.identity import describe_environment, hash_weights, processor_name
-from analysis.models import load_model, save_network
+from analysis.model_files import save_network
+from analysis.models import load_model
 from analysis.psychometric import PsychometricFit, fit_psychometric
 from analysis.results import ResultError, load_result, save_result, write_json
 from analysis.shape_bias import ShapeBiasResult

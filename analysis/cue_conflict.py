@@ -22,7 +22,7 @@ from analysis.categories import IMAGENET, LabelMapping
 from analysis.features import evaluation_mode
 from analysis.identity import describe_environment, hash_code, hash_weights
 from analysis.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD, ImageError, read_rgb
-from analysis.models import LoadedModel
+from analysis.loaded_model import LoadedModel
 from analysis.results import load_partial, store_partial
 from analysis.shape_bias import ShapeBiasOptions, ShapeBiasResult, check_categories
 

@@ -21,7 +21,8 @@ from analysis.batches import batches, place_of
 from analysis.features import evaluation_mode
 from analysis.identity import describe_environment, hash_weights
 from analysis.images import IMAGE_SUFFIXES
-from analysis.models import NUM_IMAGENET_CLASSES, LoadedModel, as_loaded
+from analysis.loaded_model import NUM_IMAGENET_CLASSES, LoadedModel
+from analysis.models import as_loaded
 from analysis.prediction import class_names, classify, imagenet_classes
 from analysis.results import load_partial, load_result, save_result, store_partial
 

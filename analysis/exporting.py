@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import replknet
 from analysis.features import evaluation_mode
-from analysis.models import LoadedModel
+from analysis.loaded_model import LoadedModel
 
 Format = Literal["onnx", "torchscript", "export"]
 _BY_SUFFIX: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".ts": "torchscript", ".pt2": "export"}

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from analysis.batches import batches
 from analysis.features import LayerError, evaluation_mode
 from analysis.images import find_images
-from analysis.models import LoadedModel, as_loaded
+from analysis.loaded_model import LoadedModel
+from analysis.models import as_loaded
 
 POOLED = "pooled"
 """Name of the vector that enters the last linear layer."""

@@ -22,7 +22,7 @@ from analysis.cue_conflict import StimulusSet, evaluate_shape_bias
 from analysis.erf import ErfResult, effective_receptive_field
 from analysis.identity import hash_weights
 from analysis.images import ImageSet
-from analysis.models import LoadedModel
+from analysis.loaded_model import LoadedModel
 from analysis.results import ResultError, load_result, save_result
 from analysis.training import LabelledImages, accuracy
 

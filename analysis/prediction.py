@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from analysis.batches import batches
 from analysis.features import evaluation_mode
 from analysis.images import find_images
-from analysis.models import NUM_IMAGENET_CLASSES, LoadedModel, as_loaded
+from analysis.loaded_model import NUM_IMAGENET_CLASSES, LoadedModel
+from analysis.models import as_loaded
 
 
 @dataclass(frozen=True, kw_only=True)

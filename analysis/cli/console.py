@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from analysis.models import LoadedModel, is_replknet, load_model, untrained_copy
+from analysis.loaded_model import LoadedModel
+from analysis.models import is_replknet, load_model, untrained_copy
 from analysis.results import write_json
 
 RUN_FILE = "run.json"

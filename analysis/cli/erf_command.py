@@ -31,7 +31,7 @@ from analysis.cli.console import (
 from analysis.erf import PROTOCOLS, THRESHOLDS, ErfResult, effective_receptive_field
 from analysis.identity import hash_code, hash_weights
 from analysis.images import ImageSet, load_images
-from analysis.models import LoadedModel
+from analysis.loaded_model import LoadedModel
 from analysis.receptive_field import theoretical_receptive_field
 
 _FIGURES = ("erf", "contribution", "growth")

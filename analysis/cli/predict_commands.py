@@ -28,7 +28,7 @@ from analysis.cli.console import (
 )
 from analysis.evaluation import EvaluationResult, evaluate, labelled_files, num_outputs
 from analysis.feature_extraction import POOLED, extract_features
-from analysis.models import LoadedModel
+from analysis.loaded_model import LoadedModel
 from analysis.prediction import class_names, predict
 
 app = typer.Typer()

@@ -38,7 +38,7 @@ from analysis.cue_conflict import (
     missing_stimuli,
     preprocessing_of,
 )
-from analysis.models import LoadedModel
+from analysis.loaded_model import LoadedModel
 from analysis.responses import read_observers, read_responses, write_responses
 from analysis.results import ResultError, write_json
 from analysis.shape_bias import (

@@ -10,7 +10,7 @@ from torch import nn
 import analysis
 import replknet
 from analysis import effective_receptive_field, load_model
-from analysis.models import save_network
+from analysis.model_files import save_network
 from tests.networks import tiny_model
 
 

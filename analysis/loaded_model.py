@@ -1,0 +1,51 @@
+"""A model and how its input is prepared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from analysis.images import IMAGENET_MEAN, IMAGENET_STD
+from analysis.preprocessing import Transform, evaluation_transform
+
+NUM_IMAGENET_CLASSES = 1000
+HALF = (0.5, 0.5, 0.5)
+"""Mean and standard deviation of RepLKNet-XL."""
+_DEFAULT_SIZE = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model and how its input is prepared.
+
+    Args:
+        name: For tables and figures.
+        module: The network, in evaluation mode.
+        mean: Per channel, subtracted from images in [0, 1].
+        std: Per channel, divided by.
+        input_size: Side in pixels that the model was trained for; None if any.
+        transform: Its own preparation of an image file for a test; None for RepLKNet's.
+        classes: Names of its outputs, where they are known and not those of ImageNet-1K.
+        published: Accuracies in percent on ImageNet-1K that its publisher reports, "top1" and "top5"; empty if there
+            are none.
+        training: How it was trained, as `save_network` was told; empty if it is not known.
+        notes: What was decided while loading, for the user to read.
+    """
+
+    name: str
+    module: nn.Module
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    input_size: int | None = None
+    transform: Transform | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def preparation(self, size: int | None = None) -> Transform:
+        """From an RGB image to the network's input; `size` in pixels replaces the model's own way by RepLKNet's."""
+        if size is None and self.transform is not None:
+            return self.transform
+        return evaluation_transform(size or self.input_size or _DEFAULT_SIZE, mean=self.mean, std=self.std)

@@ -1,0 +1,131 @@
+"""Networks of other libraries, by name, with their own preprocessing: timm, torchvision, transformers."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from analysis.loaded_model import NUM_IMAGENET_CLASSES, LoadedModel
+
+
+def _load_timm(name: str, pretrained: bool) -> LoadedModel:
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
+        raise ValueError(f"model='timm:{name}': timm has no such model; near are {', '.join(near) or 'none'}")
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.CRITICAL)  # it prints every retry; the error below says it once
+    try:
+        module = timm.create_model(name, pretrained=pretrained)
+    except Exception as error:  # the hub's client raises its own, requests' and httpx's types
+        raise _unavailable(f"timm:{name}", error) from error
+    finally:
+        hub_log.setLevel(level)
+    config: Any = module.pretrained_cfg
+    chosen = timm.data.resolve_data_config({}, model=module)
+    return LoadedModel(
+        name=name if pretrained else f"{name} (random weights)",
+        module=module,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        input_size=config["input_size"][-1],
+        transform=timm.data.create_transform(**chosen, is_training=False),
+    )
+
+
+def _load_torchvision(name: str, pretrained: bool) -> LoadedModel:
+    import torchvision
+
+    try:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+    except ValueError:
+        raise ValueError(f"model='torchvision:{name}': torchvision has no such model") from None
+    try:
+        module = torchvision.models.get_model(name, weights=weights if pretrained else None)
+    except OSError as error:
+        raise _unavailable(f"torchvision:{name}", error) from error
+    preset = weights.transforms()
+    metrics = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}) if pretrained else {}
+    return LoadedModel(
+        name=name if pretrained else f"{name} (random weights)",
+        module=module,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        input_size=preset.crop_size[0],
+        transform=preset,
+        published={f"top{k}": metrics[f"acc@{k}"] for k in (1, 5) if f"acc@{k}" in metrics},
+    )
+
+
+class _Logits(nn.Module):
+    """A classifier of transformers as a function of an image batch."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(pixel_values=x).logits
+        return logits
+
+
+@dataclass(frozen=True)
+class _Processed:
+    """A transform by an image processor of transformers."""
+
+    processor: Any
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels: torch.Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+
+def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(f"model='hf:{name}': needs the package transformers (extra 'transformers')") from error
+    family = transformers.AutoModelForImageClassification
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(name)
+        if pretrained:
+            network = family.from_pretrained(name)
+        else:
+            network = family.from_config(transformers.AutoConfig.from_pretrained(name))
+    except (OSError, ValueError) as error:
+        raise _unavailable(f"hf:{name}", error) from error
+    labels = network.config.id2label
+    size: dict[str, int] = next(
+        (part for part in (getattr(processor, key, None) for key in ("crop_size", "size")) if part), {}
+    )
+    classes = tuple(str(labels[index]) for index in range(len(labels)))
+    return LoadedModel(
+        name=name if pretrained else f"{name} (random weights)",
+        module=_Logits(network),
+        mean=tuple(processor.image_mean),
+        std=tuple(processor.image_std),
+        input_size=size.get("height") or size.get("shortest_edge"),
+        transform=_Processed(processor),
+        classes=() if len(classes) == NUM_IMAGENET_CLASSES else classes,
+    )
+
+
+def _unavailable(spec: str, error: Exception) -> ValueError:
+    reason = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+    return ValueError(
+        f"model={spec!r}: its weights could not be loaded ({reason}); go online once, or ask for random weights"
+    )
+
+
+LIBRARIES: Mapping[str, Callable[[str, bool], LoadedModel]] = {
+    "timm": _load_timm,
+    "torchvision": _load_torchvision,
+    "hf": _load_transformers,
+}
+"""From the prefix of a name to the function of the rest of it and of whether its published weights are loaded."""
