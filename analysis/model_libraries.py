@@ -1,7 +1,8 @@
 """Networks of other libraries, by name, with their own preprocessing: timm, torchvision, transformers."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +19,11 @@ def _load_timm(name: str, pretrained: bool) -> LoadedModel:
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
         raise ValueError(f"model='timm:{name}': timm has no such model; near are {', '.join(near) or 'none'}")
-    hub_log = logging.getLogger("huggingface_hub")
-    level = hub_log.level
-    hub_log.setLevel(logging.CRITICAL)  # it prints every retry; the error below says it once
     try:
-        module = timm.create_model(name, pretrained=pretrained)
+        with _quiet_hub():
+            module = timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # the hub's client raises its own, requests' and httpx's types
         raise _unavailable(f"timm:{name}", error) from error
-    finally:
-        hub_log.setLevel(level)
     config: Any = module.pretrained_cfg
     chosen = timm.data.resolve_data_config({}, model=module)
     return LoadedModel(
@@ -93,11 +90,10 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
         raise ValueError(f"model='hf:{name}': needs the package transformers (extra 'transformers')") from error
     family = transformers.AutoModelForImageClassification
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name)
-        if pretrained:
-            network = family.from_pretrained(name)
-        else:
-            network = family.from_config(transformers.AutoConfig.from_pretrained(name))
+        with _quiet_hub():
+            config = transformers.AutoConfig.from_pretrained(name)  # first: without a network one wait is enough
+            processor = transformers.AutoImageProcessor.from_pretrained(name)
+            network = family.from_pretrained(name) if pretrained else family.from_config(config)
     except (OSError, ValueError) as error:
         raise _unavailable(f"hf:{name}", error) from error
     labels = network.config.id2label
@@ -114,6 +110,18 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
         transform=_Processed(processor),
         classes=() if len(classes) == NUM_IMAGENET_CLASSES else classes,
     )
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """The hub's client prints every retry; our error says it once."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _unavailable(spec: str, error: Exception) -> ValueError:
