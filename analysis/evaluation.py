@@ -283,6 +283,9 @@ def evaluate(
         partial: A file that keeps the state of an unfinished run; the same call goes on from there.
         progress: Called with the number of images done and of all.
 
+    Returns:
+        The five best classes of each image; `accuracy()`, `interval()`, `confusion()` and `decisions()` are of them.
+
     Raises:
         FileNotFoundError: If a folder or file does not exist.
         ValueError: If a value is out of range, the model is no classifier, classes do not fit, or no file is usable.

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import replknet
 from analysis.features import evaluation_mode
 from analysis.loaded_model import LoadedModel
+from analysis.model_files import PREPARATION, describe_preparation
+from analysis.results import check_writable
 
 Format = Literal["onnx", "torchscript", "export"]
 _BY_SUFFIX: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".ts": "torchscript", ".pt2": "export"}
@@ -77,7 +79,7 @@ def export_model(
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"path={str(path)!r}: exists already; pass overwrite to replace it")
+        raise FileExistsError(f"path={str(path)!r}: exists already; overwrite (--overwrite) replaces it")
     side = size or loaded.input_size or 224
     module = loaded.module
     if isinstance(module, replknet.RepLKNet):
@@ -88,16 +90,19 @@ def export_model(
     temporary = path.with_name(f"{path.stem}.new{path.suffix}")
     try:
         with evaluation_mode(module), torch.no_grad():
+            check_writable(path)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # tracing warns of every shape that it takes for fixed
-                    _WRITERS[format](module, images, temporary)
+                    _WRITERS[format](module, images, temporary, describe_preparation(loaded))
             except ImportError as error:
                 raise ValueError(f"format={format!r}: needs {error.name} (extra 'export')") from error
             except Exception as error:  # each exporter has its own types
                 reason = " ".join(str(error).split())[:300]
                 raise ValueError(f"model: {loaded.name} cannot be exported as {format} ({reason})") from error
-            run, engine = _READERS[format](temporary)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                run, engine = _READERS[format](temporary)
             difference = 0.0
             shapes = []
             for batch in (images, others):
@@ -117,7 +122,7 @@ def _dynamic_shapes() -> tuple[dict[int, Any]]:
     return ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
 
 
-def _write_onnx(module: nn.Module, images: Tensor, path: Path) -> None:
+def _write_onnx(module: nn.Module, images: Tensor, path: Path, _description: str) -> None:
     import onnx  # noqa: F401  the exporter's own message on its absence is a page long
     import onnxscript  # noqa: F401
 
@@ -134,13 +139,14 @@ def _write_onnx(module: nn.Module, images: Tensor, path: Path) -> None:
     )
 
 
-def _write_torchscript(module: nn.Module, images: Tensor, path: Path) -> None:
+def _write_torchscript(module: nn.Module, images: Tensor, path: Path, description: str) -> None:
     traced = torch.jit.trace(module, images, check_trace=False)  # type: ignore[no-untyped-call]
-    torch.jit.save(traced, path)
+    torch.jit.save(traced, path, _extra_files={PREPARATION: description})
 
 
-def _write_program(module: nn.Module, images: Tensor, path: Path) -> None:
-    torch.export.save(torch.export.export(module, (images,), dynamic_shapes=_dynamic_shapes()), path)
+def _write_program(module: nn.Module, images: Tensor, path: Path, description: str) -> None:
+    program = torch.export.export(module, (images,), dynamic_shapes=_dynamic_shapes())
+    torch.export.save(program, path, extra_files={PREPARATION: description})
 
 
 def _run_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
@@ -160,7 +166,7 @@ def _run_program(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
     return torch.export.load(path).module(), f"torch {torch.__version__}"
 
 
-_WRITERS: dict[Format, Callable[[nn.Module, Tensor, Path], None]] = {
+_WRITERS: dict[Format, Callable[[nn.Module, Tensor, Path, str], None]] = {
     "onnx": _write_onnx,
     "torchscript": _write_torchscript,
     "export": _write_program,

@@ -53,8 +53,10 @@ class Features:
             FileExistsError: If `path` exists and `overwrite` is false.
         """
         path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"path={str(path)!r}: expected a name that ends in .npz")
         if path.exists() and not overwrite:
-            raise FileExistsError(f"path={str(path)!r}: exists already; pass overwrite to replace it")
+            raise FileExistsError(f"path={str(path)!r}: exists already; overwrite (--overwrite) replaces it")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".new")
         try:
@@ -89,6 +91,9 @@ def extract_features(
         batch_size: Images in one forward pass.
         num_workers: Processes that read images; 0 reads them in this one.
         progress: Called with the number of images done and of all.
+
+    Returns:
+        `arrays` by name, of which the first axis follows `images`; `save` writes them.
 
     Raises:
         FileNotFoundError: If a source does not exist.

@@ -12,7 +12,7 @@ from analysis.preprocessing import Transform, evaluation_transform
 NUM_IMAGENET_CLASSES = 1000
 HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation of RepLKNet-XL."""
-_DEFAULT_SIZE = 224
+DEFAULT_SIZE = 224
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,4 +48,4 @@ class LoadedModel:
         """From an RGB image to the network's input; `size` in pixels replaces the model's own way by RepLKNet's."""
         if size is None and self.transform is not None:
             return self.transform
-        return evaluation_transform(size or self.input_size or _DEFAULT_SIZE, mean=self.mean, std=self.std)
+        return evaluation_transform(size or self.input_size or DEFAULT_SIZE, mean=self.mean, std=self.std)

@@ -17,14 +17,26 @@ from torch import nn
 
 import replknet
 from analysis.images import IMAGENET_MEAN, IMAGENET_STD
-from analysis.loaded_model import HALF, LoadedModel
-from replknet.checkpoints import DESCRIPTION, read_metadata
+from analysis.loaded_model import DEFAULT_SIZE, HALF, LoadedModel
+from replknet.checkpoints import DESCRIPTION, architecture_of, read_metadata
 
 NETWORK_SUFFIX = ".safetensors"
 STUDY_NETWORK = "network"
 """Name, without its suffix, of the file of a cell of a study, which is then named for its folder."""
 EXPORTED_SUFFIX = ".pt2"
+ONNX_SUFFIX = ".onnx"
+PREPARATION = "replknet.json"
+"""Name inside an exported program of the description of its preprocessing."""
 SUFFIXES = (NETWORK_SUFFIX, ".pth", ".pt", ".tar", ".bin", ".ckpt", ".ts", EXPORTED_SUFFIX)
+
+
+def input_size_of(architecture: str) -> int | None:
+    """Side in pixels that the networks of this package were trained for; None for another architecture."""
+    if architecture not in replknet.SHIPPED:
+        return None
+    with replknet.shipped_weights(architecture) as file:
+        size: int = json.loads(read_metadata(file)[DESCRIPTION])["input_size"]
+        return size
 
 
 def save_network(
@@ -69,12 +81,12 @@ def load_file(path: Path) -> LoadedModel:
     if not path.is_file():
         raise FileNotFoundError(f"model={str(path)!r}: no such file")
     if path.suffix == EXPORTED_SUFFIX:
-        return _load_program(path, lambda: torch.export.unflatten(torch.export.load(path)))
+        return _load_program(path, lambda kept: torch.export.unflatten(torch.export.load(path, extra_files=kept)))
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             scripted = any("/code/" in name for name in archive.namelist())
         if scripted:
-            return _load_program(path, lambda: _Scripted(torch.jit.load(path, map_location="cpu")))  # type: ignore[no-untyped-call]
+            return _load_program(path, lambda kept: _Scripted(torch.jit.load(path, "cpu", kept)))  # type: ignore[no-untyped-call]
     if path.suffix == NETWORK_SUFFIX:
         try:
             description = read_metadata(path).get(DESCRIPTION)
@@ -107,12 +119,17 @@ def _load_weights(path: Path) -> LoadedModel:
     """A RepLKNet's weights in any format, whose architecture is read from their shapes."""
     module = replknet.load_checkpoint(path)
     half = module.config.channels == replknet.PRESETS["replknet_xl"].channels
+    size = input_size_of(architecture_of(module.config))
     return LoadedModel(
         name=path.stem,
         module=module,
         mean=HALF if half else IMAGENET_MEAN,
         std=HALF if half else IMAGENET_STD,
-        notes=(f"{path.name}: the architecture was read from the weights, the preprocessing is that of its family",),
+        input_size=size,
+        notes=(
+            f"{path.name}: bare weights; the architecture was read from them, images get the preprocessing of its "
+            f"family at {size or DEFAULT_SIZE} pixels, and the classes have no names",
+        ),
     )
 
 
@@ -127,14 +144,31 @@ class _Scripted(nn.Module):
         return self.program(x)
 
 
-def _load_program(path: Path, load: Callable[[], nn.Module]) -> LoadedModel:
+def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> LoadedModel:
+    kept: dict[str, Any] = {PREPARATION: ""}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is on its way out; its files are still there
-            module = load()
+            warnings.simplefilter("ignore")  # TorchScript is on its way out; its files are still there
+            module = load(kept)
     except Exception as error:  # torch raises RuntimeErrors, KeyErrors and its own types here
         raise ValueError(
             f"model={str(path)!r}: cannot be loaded ({str(error).strip().partition(chr(10))[0]})"
         ) from error
-    note = f"{path.name}: a program names no preprocessing; ImageNet's mean and standard deviation are used"
-    return LoadedModel(name=path.stem, module=module, notes=(note,))
+    if not kept[PREPARATION]:
+        note = f"{path.name}: names no preprocessing; ImageNet's at {DEFAULT_SIZE} pixels is used"
+        return LoadedModel(name=path.stem, module=module, notes=(note,))
+    known = json.loads(kept[PREPARATION])
+    return LoadedModel(
+        name=path.stem,
+        module=module,
+        mean=tuple(known["mean"]),
+        std=tuple(known["std"]),
+        input_size=known["input_size"],
+        classes=tuple(known["classes"]),
+    )
+
+
+def describe_preparation(loaded: LoadedModel) -> str:
+    """What an exported program keeps of the preprocessing, as JSON."""
+    names = ("mean", "std", "input_size", "classes")
+    return json.dumps({name: getattr(loaded, name) for name in names})

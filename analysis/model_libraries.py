@@ -1,8 +1,10 @@
 """Networks of other libraries, by name, with their own preprocessing: timm, torchvision, transformers."""
 
 import logging
+import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +20,27 @@ def _load_timm(name: str, pretrained: bool) -> LoadedModel:
 
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
-        raise ValueError(f"model='timm:{name}': timm has no such model; near are {', '.join(near) or 'none'}")
+        raise ValueError(
+            f"model='timm:{name}': timm has no such model" + (f"; near are {', '.join(near)}" if near else "")
+        )
     try:
         with _quiet_hub():
             module = timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # the hub's client raises its own, requests' and httpx's types
-        raise _unavailable(f"timm:{name}", error) from error
+        config = timm.models.get_pretrained_cfg(name)
+        address = "" if config is None else config.url or f"https://huggingface.co/{config.hf_hub_id}"
+        raise _unavailable(f"timm:{name}", error, address) from error
+    return from_timm(module, name if pretrained else f"{name} (random weights)")
+
+
+def from_timm(module: nn.Module, name: str) -> LoadedModel:
+    """A module of timm with the preprocessing that it names."""
+    import timm
+
     config: Any = module.pretrained_cfg
     chosen = timm.data.resolve_data_config({}, model=module)
     return LoadedModel(
-        name=name if pretrained else f"{name} (random weights)",
+        name=name,
         module=module,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
@@ -44,9 +57,10 @@ def _load_torchvision(name: str, pretrained: bool) -> LoadedModel:
     except ValueError:
         raise ValueError(f"model='torchvision:{name}': torchvision has no such model") from None
     try:
-        module = torchvision.models.get_model(name, weights=weights if pretrained else None)
+        with redirect_stdout(sys.stderr):  # it prints the address
+            module = torchvision.models.get_model(name, weights=weights if pretrained else None)
     except OSError as error:
-        raise _unavailable(f"torchvision:{name}", error) from error
+        raise _unavailable(f"torchvision:{name}", error, weights.url) from error
     preset = weights.transforms()
     metrics = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}) if pretrained else {}
     return LoadedModel(
@@ -95,7 +109,7 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
             processor = transformers.AutoImageProcessor.from_pretrained(name)
             network = family.from_pretrained(name) if pretrained else family.from_config(config)
     except (OSError, ValueError) as error:
-        raise _unavailable(f"hf:{name}", error) from error
+        raise _unavailable(f"hf:{name}", error, f"https://huggingface.co/{name}") from error
     labels = network.config.id2label
     size: dict[str, int] = next(
         (part for part in (getattr(processor, key, None) for key in ("crop_size", "size")) if part), {}
@@ -124,10 +138,11 @@ def _quiet_hub() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _unavailable(spec: str, error: Exception) -> ValueError:
-    reason = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+def _unavailable(spec: str, error: Exception, address: str) -> ValueError:
+    reason = textwrap.shorten(str(error).strip().partition("\n")[0], 160, placeholder=" ...") or type(error).__name__
     return ValueError(
-        f"model={spec!r}: its weights could not be loaded ({reason}); go online once, or ask for random weights"
+        f"model={spec!r}: its weights could not be loaded from {address or 'the hub'} ({reason}); go online once to fill "
+        "the cache, or take random weights (--no-pretrained, pretrained=False)"
     )
 
 

@@ -14,8 +14,8 @@ from torch import nn
 import replknet
 from analysis.images import IMAGENET_MEAN, IMAGENET_STD
 from analysis.loaded_model import HALF, LoadedModel
-from analysis.model_files import SUFFIXES, load_file
-from analysis.model_libraries import LIBRARIES
+from analysis.model_files import ONNX_SUFFIX, SUFFIXES, input_size_of, load_file
+from analysis.model_libraries import LIBRARIES, from_timm
 
 SPECS = (
     "a RepLKNet (replknet models lists them), timm:NAME, torchvision:NAME, hf:NAME (transformers), "
@@ -25,11 +25,16 @@ SPECS = (
 
 
 def as_loaded(model: LoadedModel | nn.Module | str) -> LoadedModel:
-    """A model with its preprocessing: of a bare module ImageNet's, of a name what `load_model` gives."""
+    """A model with its preprocessing: of a name what `load_model` gives, of a module of timm its own.
+
+    Of any other module ImageNet's mean and standard deviation at 224 pixels.
+    """
     if isinstance(model, str):
         return load_model(model)
     if isinstance(model, LoadedModel):
         return model
+    if isinstance(getattr(model, "pretrained_cfg", None), dict):
+        return from_timm(model, type(model).__name__)
     return LoadedModel(name=type(model).__name__, module=model)
 
 
@@ -83,6 +88,8 @@ def load_model(
         loaded = LIBRARIES[prefix](rest, pretrained)
     elif spec.endswith(SUFFIXES):
         loaded = load_file(Path(spec))
+    elif spec.endswith(ONNX_SUFFIX):
+        raise ValueError(f"model={spec!r}: ONNX files cannot be read back into PyTorch; export to .pt or .pt2 for that")
     elif rest:
         loaded = _load_callable(spec)
     else:
@@ -130,13 +137,16 @@ def _load_replknet(
         published = {"top1": weights.top1, "top5": weights.top5}
     else:
         label += " (random weights)"
+    if checkpoint is None and not published and pretrained:
+        known = [full for full, entry in replknet.PUBLISHED.items() if entry.architecture == architecture]
+        notes.append(f"{label}: no weights were named; published ones are {', '.join(known) or 'none for this form'}")
     module = replknet.create_model(name, pretrained=bool(published), checkpoint=checkpoint, **overrides)
     return LoadedModel(
         name=label,
         module=module,
         mean=mean,
         std=std,
-        input_size=None if weights is None else weights.image_size,
+        input_size=input_size_of(architecture) if weights is None else weights.image_size,
         published=published,
         notes=tuple(notes),
     )
@@ -175,7 +185,7 @@ def untrained_copy(loaded: LoadedModel, *, seed: int = 0) -> LoadedModel:
             reset()
         else:
             kept.extend(own)
-    notes = loaded.notes
+    notes = (*loaded.notes, f"{loaded.name}: the untrained copy has each layer's default initialisation in PyTorch")
     if kept:
         notes = (*notes, f"{loaded.name}: not reset in the untrained copy: {', '.join(kept[:5])}")
     return replace(loaded, name=f"{loaded.name}, untrained", module=module, notes=notes)

@@ -1,7 +1,7 @@
 """What a classifier sees in image files: class names and scores."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 
 import pandas as pd
@@ -43,7 +43,7 @@ class Predictions(Sequence[Prediction]):
     """
 
     model: str
-    items: tuple[Prediction, ...] = field(repr=False)
+    items: tuple[Prediction, ...]
     skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
@@ -86,9 +86,22 @@ def predict(
         num_workers: Processes that read images; 0 reads them in this one.
         progress: Called with the number of images done and of all.
 
+    Returns:
+        A sequence with one `Prediction` for each image, which has `names` and `scores`; `table()` gives a pandas
+        DataFrame, and `skipped` the files that are no images.
+
     Raises:
         FileNotFoundError: If a source does not exist.
         ValueError: If a value is out of range, the model is no classifier, or no file is a usable image.
+
+    Example:
+        >>> import tempfile
+        >>> from analysis.synthetic import SyntheticImages, save_stimuli
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_stimuli(SyntheticImages(kind="congruent", num_images=9), folder)
+        ...     predictions = predict("replknet_nano_k31", f"{folder}/ring")
+        >>> predictions[0].names[0]
+        'ring'
     """
     if top < 1:
         raise ValueError(f"top={top}: expected at least 1")

@@ -53,7 +53,7 @@ def load_state_dict(path: str | PathLike[str], *, use_ema: bool = True) -> dict[
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint={str(path)!r}: no such file")
+        raise FileNotFoundError(f"checkpoint={str(path)!r}: {'is a folder' if path.is_dir() else 'no such file'}")
     return convert_state_dict(_unwrap(_read(path), path, use_ema), to="official")
 
 
@@ -164,7 +164,9 @@ def _read(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        # torch's own text on what it refuses to unpickle advises to do it unsafely.
+        refused = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds something else than tensors" if refused else str(error).strip().partition("\n")[0]
         raise CheckpointError(f"checkpoint={str(path)!r}: not a readable weight file ({reason})") from error
 
 

@@ -59,6 +59,13 @@ class CheckpointInfo:
 def inspect_checkpoint(path: str | PathLike[str]) -> CheckpointInfo:
     """What a weight file holds, and what is wrong with it.
 
+    Example:
+        >>> from replknet import shipped_weights
+        >>> with shipped_weights("replknet_nano_k3") as file:
+        ...     info = inspect_checkpoint(file)
+        >>> info.architecture, info.form, info.num_parameters, info.problems
+        ('replknet_nano_k3', 'training', 287292, ())
+
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointError: If it is not a weight file.
@@ -134,7 +141,9 @@ def convert_checkpoint(
     if destination.suffix not in SUFFIXES:
         raise ValueError(f"destination={str(destination)!r}: expected a name that ends in {', '.join(SUFFIXES)}")
     if destination.exists() and not overwrite:
-        raise FileExistsError(f"destination={str(destination)!r}: exists already; pass overwrite to replace it")
+        raise FileExistsError(f"destination={str(destination)!r}: exists already; overwrite (--overwrite) replaces it")
+    if destination.exists() and destination.samefile(source):
+        raise ValueError(f"destination={str(destination)!r}: is the source itself; choose another name")
     before = load_checkpoint(source).eval()
     after = before if level is None else reparameterize(before, level=level)
     state = after.state_dict()

@@ -169,6 +169,7 @@ def _depthwise_conv2d(
         not (trains or autocast or compiling)
         and method == "auto"
         and x.dtype is weight.dtype
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and _is_plain(x.shape, x.stride(), kernel, x.dtype, torch.get_num_threads(), cache is not None)
     ):
         return _conv2d(x, weight, bias)

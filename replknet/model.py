@@ -186,7 +186,7 @@ def create_model(
     checkpoint: str | PathLike[str] | None = None,
     **overrides: Any,
 ) -> RepLKNet:
-    """A RepLKNet by name, in evaluation-ready float32, with or without somebody's weights.
+    """A RepLKNet by name, in float32, with or without somebody's weights.
 
     Args:
         name: A key of `PRESETS`, such as "replknet_31b", or of `PUBLISHED`, such as "replknet_31b.in1k_224".

@@ -33,7 +33,8 @@ Dtype = Annotated[str, typer.Option(help=f"Of weights and images: {', '.join(DTY
 BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=1)]
 Workers = Annotated[int, typer.Option(help="Processes that read images.", min=0)]
 InputSize = Annotated[
-    int | None, typer.Option(help="Side of the input in pixels, with RepLKNet's resizing; else the model's own.", min=1)
+    int | None,
+    typer.Option(help="Side of the input in pixels, with RepLKNet's resizing; else the model's own.", min=8, max=4096),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
@@ -49,6 +50,14 @@ def load_models(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> list[LoadedModel]:
+    if not any(is_replknet(spec) for spec in specs):
+        for name, value in (
+            ("--checkpoint", checkpoint),
+            ("--kernel-sizes", kernel_sizes),
+            ("--small-kernel", small_kernel),
+        ):
+            if value is not None:
+                raise ValueError(f"{name}={value}: applies to RepLKNets by name only; none was named")
     kernels = [parse_kernels(text) for text in kernel_sizes] if kernel_sizes else [None]
     loaded = []
     for spec in specs:
@@ -66,14 +75,6 @@ def load_models(
             loaded.append(item)
             if untrained:
                 loaded.append(untrained_copy(item, seed=seed))
-    if not any(is_replknet(spec) for spec in specs):
-        for name, value in (
-            ("--checkpoint", checkpoint),
-            ("--kernel-sizes", kernel_sizes),
-            ("--small-kernel", small_kernel),
-        ):
-            if value is not None:
-                raise ValueError(f"{name}={value}: applies to RepLKNets by name only; none was named")
     names = [item.name for item in loaded]
     if len(set(names)) < len(names):
         raise ValueError(f"model: {', '.join(names)} are not all different")
@@ -194,7 +195,8 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
         try:
             yield lambda done, total, now=label: bar.update(task, completed=done, total=total, description=now)
         except Exception:
-            bar.remove_task(task)  # the error is the only line
+            bar.live.transient = True  # the error is the only line
+            bar.remove_task(task)
             raise
 
 

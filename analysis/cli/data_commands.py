@@ -55,7 +55,7 @@ def synthetic(
     ] = 0.0,
     size: Annotated[int, typer.Option(help="Side in pixels.")] = 64,
     texture_region: Annotated[str, typer.Option(help="Where the texture is: image or figure.")] = "image",
-    seed: Annotated[int, typer.Option(help="Of the set.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the set.", min=0)] = 0,
 ) -> None:
     """Generate images with a shape and a texture, for the networks of a study (replknet_nano_k31)."""
     from analysis.synthetic import SyntheticImages, SyntheticOptions, save_stimuli
@@ -71,4 +71,7 @@ def synthetic(
     with progress_bar("images") as progress:
         written = save_stimuli(images, to, progress=progress)
     typer.echo(f"{num_images} stimuli are in {to} ({written} written now)")
-    typer.echo(f"replknet shape-bias replknet_nano_k3 replknet_nano_k31 --stimuli {to} --out OUT answers them")
+    if kind == "congruent":
+        typer.echo(f"replknet evaluate replknet_nano_k31 --data {to} classifies them")
+    else:
+        typer.echo(f"replknet shape-bias replknet_nano_k3 replknet_nano_k31 --stimuli {to} --out OUT answers them")

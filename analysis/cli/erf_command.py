@@ -69,7 +69,7 @@ def erf(
     std: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    seed: Annotated[int, typer.Option(help="Of the image draw and of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the image draw and of random weights.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run's results in OUT.")] = False,
 ) -> None:
     """Measure effective receptive fields. The same command again resumes, or answers from what is saved."""

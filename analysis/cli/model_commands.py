@@ -116,6 +116,7 @@ def reparameterize(
     """Merge the kernels and batch norms of a weight file; the new file is read again and compared."""
     if level not in ("full", "kernels"):
         raise ValueError(f"--level={level}: expected full or kernels")
+    before = replknet.inspect_checkpoint(source).num_parameters
     difference = replknet.convert_checkpoint(
         source,
         destination,
@@ -123,7 +124,7 @@ def reparameterize(
         level=level,  # type: ignore[arg-type]
         overwrite=overwrite,
     )
-    before, after = (replknet.inspect_checkpoint(path).num_parameters for path in (source, destination))
+    after = replknet.inspect_checkpoint(destination).num_parameters
     typer.echo(f"{destination}: {before:,} parameters became {after:,}")
     typer.echo(f"read again, its outputs differ by at most {difference:.1e} of the largest one")
 
@@ -131,14 +132,14 @@ def reparameterize(
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    out: Annotated[Path, typer.Option(help="The file: .onnx, .pt (TorchScript) or .pt2 (torch.export).")],
+    out: Annotated[Path, typer.Option(help="The file: .onnx, .pt or .ts (TorchScript), or .pt2 (torch.export).")],
     format_: Annotated[
         str | None, typer.Option("--format", help="onnx, torchscript or export; by default what OUT ends in.")
     ] = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     size: Annotated[int | None, typer.Option(help="Side in pixels of the image it is traced with.", min=32)] = None,
-    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random weights.", min=0)] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a network as ONNX, TorchScript or a program of torch.export, for any batch and image size.

@@ -30,11 +30,12 @@ from analysis.evaluation import EvaluationResult, evaluate, labelled_files, num_
 from analysis.feature_extraction import POOLED, extract_features
 from analysis.loaded_model import LoadedModel
 from analysis.prediction import class_names, predict
+from analysis.results import check_writable
 
 app = typer.Typer()
 _Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
 _Images = Annotated[list[str], typer.Argument(help="Files, folders and patterns such as 'photos/*.jpg'.")]
-_Seed = Annotated[int, typer.Option(help="Of random weights.")]
+_Seed = Annotated[int, typer.Option(help="Of random weights.", min=0)]
 
 
 @app.command("predict")
@@ -108,9 +109,12 @@ def features(
     overwrite: Overwrite = False,
 ) -> None:
     """Extract features of images into an .npz file, which numpy.load opens."""
+    if out.suffix != ".npz":
+        raise ValueError(f"--out={str(out)!r}: expected a name that ends in .npz")
     if out.exists() and not overwrite:
         raise FileExistsError(f"--out={str(out)!r}: exists already; choose another file or pass --overwrite")
     loaded = _load(model, checkpoint, pretrained, seed, device, dtype)
+    check_writable(out)
     wanted = [int(stage) if stage.strip().isdecimal() else stage.strip() for stage in stages.split(",")]
     with progress_bar("images") as progress:
         found = extract_features(

@@ -98,7 +98,7 @@ def shape_bias(
     batch_size: BatchSize = 16,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random weights.", min=0)] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another run's tables in OUT; logits that fit are kept.")
     ] = False,

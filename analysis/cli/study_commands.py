@@ -264,7 +264,7 @@ def ablate_posthoc(
     num_images: Annotated[int, typer.Option(help="How many of them.", min=1)] = 12,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    seed: Annotated[int, typer.Option(help="Of random weights and of the image draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random weights and of the image draw.", min=0)] = 0,
     overwrite: _Overwrite = False,
 ) -> None:
     """Crop the large kernels of a trained network, without retraining, and measure what that does.
