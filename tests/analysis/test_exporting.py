@@ -44,6 +44,19 @@ def test_an_exported_network_gives_the_same_outputs_at_other_sizes(
         export_model(network, path, format=format_of(path))
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".pt", ".pt2"])
+def test_the_shipped_networks_are_exported_with_their_preprocessing(tmp_path: Path, suffix: str) -> None:
+    loaded = analysis.load_model("replknet_nano_k31")
+    path = tmp_path / f"nano{suffix}"
+    assert export_model(loaded, path, format=format_of(path)).difference < 1e-4
+    if suffix == ".onnx":
+        with pytest.raises(ValueError, match="ONNX files cannot be read back"):
+            analysis.load_model(str(path))
+    else:
+        again = analysis.load_model(str(path))
+        assert (again.classes, again.input_size, again.mean) == (loaded.classes, 64, loaded.mean)
+
+
 def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path) -> None:
     class Undecided(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

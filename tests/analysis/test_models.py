@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -11,6 +12,7 @@ import analysis
 import replknet
 from analysis import effective_receptive_field, load_model
 from analysis.model_files import save_network
+from analysis.models import as_loaded
 from tests.networks import tiny_model
 
 
@@ -30,7 +32,7 @@ def test_weights_in_a_file_are_a_model(tmp_path: Path) -> None:
             replknet.convert_checkpoint(tmp_path / "official.pth", tmp_path / name, level="full")
         loaded = load_model(str(tmp_path / name))
         assert loaded.name == Path(name).stem
-        assert "read from the weights" in loaded.notes[0]
+        assert "the architecture was read from them" in loaded.notes[0]
         with torch.no_grad():
             assert torch.allclose(loaded.module(images), expected, atol=1e-5)
     with pytest.raises(FileNotFoundError, match="no such file"):
@@ -40,6 +42,15 @@ def test_weights_in_a_file_are_a_model(tmp_path: Path) -> None:
         load_model(str(tmp_path / "text.pth"))
     with pytest.raises(ValueError, match="applies to RepLKNets by name only"):
         load_model(str(tmp_path / "official.pth"), checkpoint="other.pth")
+
+
+def test_bare_weights_of_a_shipped_network_are_prepared_as_its_own(tmp_path: Path) -> None:
+    torch.save(replknet.create_model("replknet_nano_k3", pretrained=True).state_dict(), tmp_path / "bare.pth")
+    assert load_model(str(tmp_path / "bare.pth")).input_size == 64
+    assert load_model("replknet_nano_k3", checkpoint=tmp_path / "bare.pth").input_size == 64
+    assert "published ones are replknet_31b.in1k_224" in load_model("replknet_31b").notes[0]
+    module = timm.create_model("replknet_nano_k3", pretrained=True)
+    assert as_loaded(module).input_size == 64
 
 
 def test_a_folded_network_is_saved_with_its_description(tmp_path: Path) -> None:
@@ -68,7 +79,6 @@ def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_libraries_bring_their_own_preparation(image: Image.Image) -> None:
-    import timm
     from torchvision.models import ResNet18_Weights
 
     loaded = load_model("torchvision:resnet18", pretrained=False)
