@@ -25,7 +25,9 @@ class LoadedModel:
         mean: Per channel, subtracted from images in [0, 1].
         std: Per channel, divided by.
         input_size: Side in pixels that the model was trained for; None if any.
-        transform: Its own preparation of an image file for a test; None for RepLKNet's.
+        crop: Part of the short side that the central crop of a test image keeps, 1 for the whole image resized to a
+            square; by default RepLKNet's rule.
+        transform: Its own preparation of an image file for a test; None for resizing and that crop.
         classes: Names of its outputs, where they are known and not those of ImageNet-1K.
         published: Accuracies in percent on ImageNet-1K that its publisher reports, "top1" and "top5"; empty if there
             are none.
@@ -38,6 +40,7 @@ class LoadedModel:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     input_size: int | None = None
+    crop: float | None = None
     transform: Transform | None = None
     published: Mapping[str, float] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
@@ -48,4 +51,6 @@ class LoadedModel:
         """From an RGB image to the network's input; `size` in pixels replaces the model's own way by RepLKNet's."""
         if size is None and self.transform is not None:
             return self.transform
-        return evaluation_transform(size or self.input_size or DEFAULT_SIZE, mean=self.mean, std=self.std)
+        return evaluation_transform(
+            size or self.input_size or DEFAULT_SIZE, mean=self.mean, std=self.std, crop=self.crop
+        )

@@ -108,6 +108,7 @@ def _load_described(path: Path, description: str) -> LoadedModel:
             mean=tuple(content["mean"]),
             std=tuple(content["std"]),
             input_size=content["input_size"],
+            crop=1.0,  # networks of a study are trained and tested on whole images
             classes=tuple(content["classes"]),
             training=content["training"],
         )
@@ -126,6 +127,7 @@ def _load_weights(path: Path) -> LoadedModel:
         mean=HALF if half else IMAGENET_MEAN,
         std=HALF if half else IMAGENET_STD,
         input_size=size,
+        crop=None if size is None else 1.0,
         notes=(
             f"{path.name}: bare weights; the architecture was read from them, images get the preprocessing of its "
             f"family at {size or DEFAULT_SIZE} pixels, and the classes have no names",
@@ -164,11 +166,12 @@ def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> Lo
         mean=tuple(known["mean"]),
         std=tuple(known["std"]),
         input_size=known["input_size"],
+        crop=known["crop"],
         classes=tuple(known["classes"]),
     )
 
 
 def describe_preparation(loaded: LoadedModel) -> str:
     """What an exported program keeps of the preprocessing, as JSON."""
-    names = ("mean", "std", "input_size", "classes")
+    names = ("mean", "std", "input_size", "crop", "classes")
     return json.dumps({name: getattr(loaded, name) for name in names})

@@ -147,6 +147,7 @@ def _load_replknet(
         mean=mean,
         std=std,
         input_size=input_size_of(architecture) if weights is None else weights.image_size,
+        crop=1.0 if architecture in replknet.SHIPPED else None,
         published=published,
         notes=tuple(notes),
     )

@@ -54,7 +54,7 @@ def test_the_shipped_networks_are_exported_with_their_preprocessing(tmp_path: Pa
             analysis.load_model(str(path))
     else:
         again = analysis.load_model(str(path))
-        assert (again.classes, again.input_size, again.mean) == (loaded.classes, 64, loaded.mean)
+        assert (again.classes, again.input_size, again.mean, again.crop) == (loaded.classes, 64, loaded.mean, 1.0)
 
 
 def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 import analysis
 import replknet
 from analysis import effective_receptive_field, load_model
+from analysis.images import IMAGENET_MEAN, IMAGENET_STD
 from analysis.model_files import save_network
 from analysis.models import as_loaded
 from tests.networks import tiny_model
@@ -51,6 +52,12 @@ def test_bare_weights_of_a_shipped_network_are_prepared_as_its_own(tmp_path: Pat
     assert "published ones are replknet_31b.in1k_224" in load_model("replknet_31b").notes[0]
     module = timm.create_model("replknet_nano_k3", pretrained=True)
     assert as_loaded(module).input_size == 64
+    # Trained on whole images: no way of loading it crops or magnifies one of 64 pixels.
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    pixels = np.asarray(image, np.float32).transpose(2, 0, 1) / 255
+    mean, std = (np.array(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    for spec in (str(tmp_path / "bare.pth"), "replknet_nano_k3", "timm:replknet_nano_k3"):
+        np.testing.assert_allclose(load_model(spec).preparation()(image), (pixels - mean) / std, atol=1e-5)
 
 
 def test_a_folded_network_is_saved_with_its_description(tmp_path: Path) -> None:
