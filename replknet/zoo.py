@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import torch
@@ -170,6 +171,8 @@ def download_weights(name: str, *, url: str | None = None, progress: bool = True
             f"{full}: {address} arrived cut or is not the published file ({error}); try again, or {by_hand}"
         ) from error
     except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
         raise DownloadError(f"{full}: could not be fetched ({error}); {by_hand}") from error
     return target
 
