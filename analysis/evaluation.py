@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,19 @@ class LabelledFiles:
 
     Args:
         root: The folder.
+        classes: Names of the network's outputs.
         files: The images.
         labels: Output of the network for each.
         rule: How the classes were matched, in words.
     """
 
     root: Path
+    classes: tuple[str, ...] = field(repr=False)
     files: tuple[Path, ...] = field(repr=False)
     labels: tuple[int, ...] = field(repr=False)
     rule: str
 
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of names, sizes and labels."""
         digest = hashlib.sha256()
@@ -219,7 +223,13 @@ def labelled_files(
     ]
     if not pairs:
         raise DataError(f"data={str(root)!r}: no image in {len(folders)} folders")
-    return LabelledFiles(root=root, files=tuple(p[0] for p in pairs), labels=tuple(p[1] for p in pairs), rule=rule)
+    return LabelledFiles(
+        root=root,
+        classes=tuple(classes),
+        files=tuple(file for file, _ in pairs),
+        labels=tuple(output for _, output in pairs),
+        rule=rule,
+    )
 
 
 def _from_table(root: Path, table: Path, classes: Sequence[str]) -> LabelledFiles:
@@ -242,7 +252,9 @@ def _from_table(root: Path, table: Path, classes: Sequence[str]) -> LabelledFile
     if absent or not files:
         what = f"names {absent[0]}, which is not there" if absent else "names no file"
         raise DataError(f"labels={str(table)!r}: {what}")
-    return LabelledFiles(root=root, files=tuple(files), labels=tuple(outputs), rule=f"by {table.name}")
+    return LabelledFiles(
+        root=root, classes=tuple(classes), files=tuple(files), labels=tuple(outputs), rule=f"by {table.name}"
+    )
 
 
 def _outputs_by_name(classes: Sequence[str]) -> dict[str, int]:
@@ -291,14 +303,15 @@ def evaluate(
         ValueError: If a value is out of range, the model is no classifier, classes do not fit, or no file is usable.
     """
     loaded = as_loaded(model)
-    classes = class_names(loaded, num_outputs(loaded))
-    files = data if isinstance(data, LabelledFiles) else labelled_files(data, classes, labels=labels)
+    files = data
+    if not isinstance(files, LabelledFiles):
+        files = labelled_files(files, class_names(loaded, num_outputs(loaded)), labels=labels)
     transform = loaded.preparation(size)
     reference = place_of(loaded.module)
     settings: dict[str, Any] = {
         "weights": hash_weights(loaded.module),
         "data": str(files.root),
-        "images": files.fingerprint(),
+        "images": files.fingerprint,
         "classes_matched": files.rule,
         "preparation": str(transform),
         **describe_environment(reference),
@@ -351,7 +364,7 @@ def evaluate(
     names = [str(file.relative_to(files.root)) for file in files.files]
     return EvaluationResult(
         model=loaded.name,
-        classes=classes,
+        classes=files.classes,
         images=tuple(names[index] for index in used),
         labels=np.array([files.labels[index] for index in used], np.int64),
         best=np.concatenate(best),

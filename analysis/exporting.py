@@ -124,6 +124,7 @@ def _dynamic_shapes() -> tuple[dict[int, Any]]:
 
 def _write_onnx(module: nn.Module, images: Tensor, path: Path, _description: str) -> None:
     import onnx  # noqa: F401  the exporter's own message on its absence is a page long
+    import onnxruntime  # noqa: F401  it runs the file afterwards
     import onnxscript  # noqa: F401
 
     torch.onnx.export(

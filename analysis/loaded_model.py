@@ -10,8 +10,6 @@ from analysis.images import IMAGENET_MEAN, IMAGENET_STD
 from analysis.preprocessing import Transform, evaluation_transform
 
 NUM_IMAGENET_CLASSES = 1000
-HALF = (0.5, 0.5, 0.5)
-"""Mean and standard deviation of RepLKNet-XL."""
 DEFAULT_SIZE = 224
 
 

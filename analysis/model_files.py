@@ -17,7 +17,7 @@ from torch import nn
 
 import replknet
 from analysis.images import IMAGENET_MEAN, IMAGENET_STD
-from analysis.loaded_model import DEFAULT_SIZE, HALF, LoadedModel
+from analysis.loaded_model import DEFAULT_SIZE, LoadedModel
 from replknet.checkpoints import DESCRIPTION, architecture_of, read_metadata
 
 NETWORK_SUFFIX = ".safetensors"
@@ -30,13 +30,22 @@ PREPARATION = "replknet.json"
 SUFFIXES = (NETWORK_SUFFIX, ".pth", ".pt", ".tar", ".bin", ".ckpt", ".ts", EXPORTED_SUFFIX)
 
 
-def input_size_of(architecture: str) -> int | None:
-    """Side in pixels that the networks of this package were trained for; None for another architecture."""
-    if architecture not in replknet.SHIPPED:
-        return None
-    with replknet.shipped_weights(architecture) as file:
-        size: int = json.loads(read_metadata(file)[DESCRIPTION])["input_size"]
-        return size
+def family_preparation(architecture: str) -> dict[str, Any]:
+    """The preprocessing of an architecture of this family, as arguments of `LoadedModel`; empty for another.
+
+    Published weights of one architecture differ in the image size alone, which is left out.
+    """
+    if architecture in replknet.SHIPPED:
+        with replknet.shipped_weights(architecture) as file:
+            return _described_preparation(json.loads(read_metadata(file)[DESCRIPTION]))
+    weights = next((entry for entry in replknet.PUBLISHED.values() if entry.architecture == architecture), None)
+    return {} if weights is None else {"mean": weights.mean, "std": weights.std}
+
+
+def _described_preparation(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Networks of a study are trained and tested on whole images."""
+    mean, std = tuple(content["mean"]), tuple(content["std"])
+    return {"mean": mean, "std": std, "input_size": content["input_size"], "crop": 1.0}
 
 
 def save_network(
@@ -105,12 +114,9 @@ def _load_described(path: Path, description: str) -> LoadedModel:
         return LoadedModel(
             name=path.parent.name if path.stem == STUDY_NETWORK else path.stem,
             module=module,
-            mean=tuple(content["mean"]),
-            std=tuple(content["std"]),
-            input_size=content["input_size"],
-            crop=1.0,  # networks of a study are trained and tested on whole images
             classes=tuple(content["classes"]),
             training=content["training"],
+            **_described_preparation(content),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"model={str(path)!r}: its description does not fit ({error})") from error
@@ -119,19 +125,16 @@ def _load_described(path: Path, description: str) -> LoadedModel:
 def _load_weights(path: Path) -> LoadedModel:
     """A RepLKNet's weights in any format, whose architecture is read from their shapes."""
     module = replknet.load_checkpoint(path)
-    half = module.config.channels == replknet.PRESETS["replknet_xl"].channels
-    size = input_size_of(architecture_of(module.config))
+    own = family_preparation(architecture_of(module.config))
+    size = own.get("input_size", DEFAULT_SIZE)
     return LoadedModel(
         name=path.stem,
         module=module,
-        mean=HALF if half else IMAGENET_MEAN,
-        std=HALF if half else IMAGENET_STD,
-        input_size=size,
-        crop=None if size is None else 1.0,
         notes=(
             f"{path.name}: bare weights; the architecture was read from them, images get the preprocessing of its "
-            f"family at {size or DEFAULT_SIZE} pixels, and the classes have no names",
+            f"family at {size} pixels, and the classes have no names",
         ),
+        **own,
     )
 
 
@@ -160,6 +163,9 @@ def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> Lo
         note = f"{path.name}: names no preprocessing; ImageNet's at {DEFAULT_SIZE} pixels is used"
         return LoadedModel(name=path.stem, module=module, notes=(note,))
     known = json.loads(kept[PREPARATION])
+    notes: tuple[str, ...] = ()
+    if known["own_transform"]:
+        notes = (f"{path.name}: the file keeps size, mean and standard deviation, not the library's own resizing",)
     return LoadedModel(
         name=path.stem,
         module=module,
@@ -168,10 +174,12 @@ def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> Lo
         input_size=known["input_size"],
         crop=known["crop"],
         classes=tuple(known["classes"]),
+        notes=notes,
     )
 
 
 def describe_preparation(loaded: LoadedModel) -> str:
     """What an exported program keeps of the preprocessing, as JSON."""
     names = ("mean", "std", "input_size", "crop", "classes")
-    return json.dumps({name: getattr(loaded, name) for name in names})
+    kept = {name: getattr(loaded, name) for name in names}
+    return json.dumps(kept | {"own_transform": loaded.transform is not None})

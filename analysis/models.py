@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 import replknet
-from analysis.images import IMAGENET_MEAN, IMAGENET_STD
-from analysis.loaded_model import HALF, LoadedModel
-from analysis.model_files import ONNX_SUFFIX, SUFFIXES, input_size_of, load_file
+from analysis.loaded_model import LoadedModel
+from analysis.model_files import ONNX_SUFFIX, SUFFIXES, family_preparation, load_file
 from analysis.model_libraries import LIBRARIES, from_timm
 
 SPECS = (
@@ -122,7 +121,9 @@ def _load_replknet(
     elif kernel_sizes is not None and preset.small_kernel and min(kernel_sizes) < preset.small_kernel:
         overrides["small_kernel"] = None
         notes.append(f"{label}: the parallel {preset.small_kernel}x{preset.small_kernel} kernel does not fit, left out")
-    mean, std = (HALF, HALF) if architecture == "replknet_xl" else (IMAGENET_MEAN, IMAGENET_STD)
+    preparation = family_preparation(architecture)
+    if weights is not None:
+        preparation["input_size"] = weights.image_size
     published: dict[str, float] = {}
     if checkpoint is not None:
         # Any head will do for features, so the file decides how large it is.
@@ -144,12 +145,9 @@ def _load_replknet(
     return LoadedModel(
         name=label,
         module=module,
-        mean=mean,
-        std=std,
-        input_size=input_size_of(architecture) if weights is None else weights.image_size,
-        crop=1.0 if architecture in replknet.SHIPPED else None,
         published=published,
         notes=tuple(notes),
+        **preparation,
     )
 
 

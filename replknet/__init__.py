@@ -3,7 +3,7 @@
 from replknet.blocks import ReparamLargeKernelConv
 from replknet.checkpoints import CheckpointError, convert_state_dict, load_state_dict
 from replknet.config import PRESETS, RepLKNetConfig
-from replknet.conversion import CheckpointInfo, convert_checkpoint, inspect_checkpoint
+from replknet.conversion import CheckpointInfo, Conversion, convert_checkpoint, inspect_checkpoint
 from replknet.depthwise import DepthwiseConv2d, depthwise_conv2d
 from replknet.model import SHIPPED, RepLKNet, create_model, load_checkpoint, shipped_weights
 from replknet.registration import register_with_timm
@@ -16,6 +16,7 @@ __all__ = [
     "SHIPPED",
     "CheckpointError",
     "CheckpointInfo",
+    "Conversion",
     "DepthwiseConv2d",
     "DownloadError",
     "PublishedWeights",

@@ -56,6 +56,22 @@ class CheckpointInfo:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert_checkpoint` did.
+
+    Args:
+        num_parameters_before: Of the source.
+        num_parameters: Of the new file.
+        difference: The largest difference of the outputs, relative to the largest output; 0 without
+            re-parameterisation.
+    """
+
+    num_parameters_before: int
+    num_parameters: int
+    difference: float
+
+
 def inspect_checkpoint(path: str | PathLike[str]) -> CheckpointInfo:
     """What a weight file holds, and what is wrong with it.
 
@@ -81,7 +97,7 @@ def inspect_checkpoint(path: str | PathLike[str]) -> CheckpointInfo:
     negative = [key for key, value in state.items() if key.endswith("running_var") and bool((value < 0).any())]
     if negative:
         problems.append(f"negative variances in {len(negative)} batch norms, the first is {negative[0]}")
-    config = checkpoints.infer_config(state)
+    config = checkpoints.described_config(path) or checkpoints.infer_config(state)
     if config is None:
         problems.append("not a RepLKNet: its architecture cannot be read from the keys")
     else:
@@ -114,7 +130,7 @@ def convert_checkpoint(
     to: Naming = "official",
     level: Literal["kernels", "full"] | None = None,
     overwrite: bool = False,
-) -> float:
+) -> Conversion:
     """Write the weights of a file under other key names, in another format, or re-parameterised.
 
     The new file is written beside its place, read again, and compared with the source by the outputs of both networks
@@ -129,7 +145,7 @@ def convert_checkpoint(
         overwrite: Replace a file that is there.
 
     Returns:
-        The largest difference of the outputs, relative to the largest output; 0 without re-parameterisation.
+        How large both networks are, and how far their outputs differ.
 
     Raises:
         FileNotFoundError: If there is no such source.
@@ -165,7 +181,8 @@ def convert_checkpoint(
         os.replace(temporary, destination)  # noqa: PTH105
     finally:
         temporary.unlink(missing_ok=True)
-    return difference
+    old, new = (sum(parameter.numel() for parameter in model.parameters()) for model in (before, after))
+    return Conversion(num_parameters_before=old, num_parameters=new, difference=difference)
 
 
 def _write(state: Mapping[str, Tensor], path: Path, naming: Naming, metadata: Mapping[str, str]) -> None:

@@ -116,17 +116,15 @@ def reparameterize(
     """Merge the kernels and batch norms of a weight file; the new file is read again and compared."""
     if level not in ("full", "kernels"):
         raise ValueError(f"--level={level}: expected full or kernels")
-    before = replknet.inspect_checkpoint(source).num_parameters
-    difference = replknet.convert_checkpoint(
+    done = replknet.convert_checkpoint(
         source,
         destination,
         to=to,  # type: ignore[arg-type]
         level=level,  # type: ignore[arg-type]
         overwrite=overwrite,
     )
-    after = replknet.inspect_checkpoint(destination).num_parameters
-    typer.echo(f"{destination}: {before:,} parameters became {after:,}")
-    typer.echo(f"read again, its outputs differ by at most {difference:.1e} of the largest one")
+    typer.echo(f"{destination}: {done.num_parameters_before:,} parameters became {done.num_parameters:,}")
+    typer.echo(f"read again, its outputs differ by at most {done.difference:.1e} of the largest one")
 
 
 @app.command()

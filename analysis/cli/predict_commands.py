@@ -172,7 +172,7 @@ def evaluate_command(
             "model": loaded.name,
             "weights": hash_weights(loaded.module),
             "data": str(data),
-            "images": files.fingerprint(),
+            "images": files.fingerprint,
             "size": size,
             "dtype": dtype,
         }

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def test_the_shipped_networks_are_exported_with_their_preprocessing(tmp_path: Pa
     else:
         again = analysis.load_model(str(path))
         assert (again.classes, again.input_size, again.mean, again.crop) == (loaded.classes, 64, loaded.mean, 1.0)
+
+
+def test_what_an_exported_file_does_not_keep_is_said(tmp_path: Path) -> None:
+    export_model(analysis.load_model("timm:test_resnet", pretrained=False), tmp_path / "t.pt2", format="export")
+    assert "not the library's own resizing" in analysis.load_model(str(tmp_path / "t.pt2")).notes[0]
+
+
+def test_a_missing_runtime_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"format='onnx': needs onnxruntime \(extra 'export'\)"):
+        export_model(analysis.load_model("replknet_nano_k3"), tmp_path / "n.onnx", format="onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path) -> None:

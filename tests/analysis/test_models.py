@@ -50,6 +50,8 @@ def test_bare_weights_of_a_shipped_network_are_prepared_as_its_own(tmp_path: Pat
     assert load_model(str(tmp_path / "bare.pth")).input_size == 64
     assert load_model("replknet_nano_k3", checkpoint=tmp_path / "bare.pth").input_size == 64
     assert "published ones are replknet_31b.in1k_224" in load_model("replknet_31b").notes[0]
+    with torch.device("meta"):
+        assert load_model("replknet_xl").mean == load_model("replknet_xl").std == (0.5, 0.5, 0.5)
     module = timm.create_model("replknet_nano_k3", pretrained=True)
     assert as_loaded(module).input_size == 64
     # Trained on whole images: no way of loading it crops or magnifies one of 64 pixels.

@@ -30,7 +30,7 @@ def outputs(path: Path) -> torch.Tensor:
 @pytest.mark.parametrize("to", ["official", "mmpretrain"])
 def test_there_and_back_gives_the_same_tensors(source: Path, tmp_path: Path, suffix: str, to: Any) -> None:
     there, back = tmp_path / f"there{suffix}", tmp_path / "back.pth"
-    assert replknet.convert_checkpoint(source, there, to=to) == 0
+    assert replknet.convert_checkpoint(source, there, to=to).difference == 0
     info = replknet.inspect_checkpoint(there)
     assert info.naming == to
     assert info.format == ("safetensors" if suffix == ".safetensors" else "torch")
@@ -44,8 +44,9 @@ def test_there_and_back_gives_the_same_tensors(source: Path, tmp_path: Path, suf
 @pytest.mark.parametrize(("level", "form"), [("kernels", "merged"), ("full", "folded")])
 def test_a_reparameterised_file_gives_the_same_outputs(source: Path, tmp_path: Path, level: Any, form: str) -> None:
     merged = tmp_path / "merged.safetensors"
-    difference = replknet.convert_checkpoint(source, merged, level=level)
-    assert 0 < difference < 1e-5
+    done = replknet.convert_checkpoint(source, merged, level=level)
+    assert 0 < done.difference < 1e-5
+    assert done.num_parameters == replknet.inspect_checkpoint(merged).num_parameters < done.num_parameters_before
     assert replknet.inspect_checkpoint(merged).form == form
     assert torch.allclose(outputs(merged), outputs(source), rtol=1e-4, atol=1e-5)
     # Once more changes nothing, and neither does another format.
