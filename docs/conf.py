@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from analysis.cli import _COMMANDS
+from analysis.cli import COMMANDS
 
 HERE = Path(__file__).parent
 project = "replknet"
@@ -54,7 +54,7 @@ def _section(command: Any, name: str, level: int) -> list[str]:
 def _write_commands() -> None:
     """One page of every command and option, from the commands themselves."""
     lines = ["# Commands", "", "Every command prints this with `--help`.", ""]
-    for name, (module, _) in _COMMANDS.items():
+    for name, (module, _) in COMMANDS.items():
         group: Any = typer.main.get_command(importlib.import_module(f"analysis.cli.{module}").app)
         lines += _section(group.get_command(None, name), f"replknet {name}", 2)
     (HERE / "commands.md").write_text("\n".join(lines))

@@ -11,7 +11,7 @@ from typer.main import get_command
 
 import analysis
 import replknet
-from analysis.cli import _COMMANDS
+from analysis.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
@@ -59,8 +59,8 @@ def test_every_command_in_the_text_has_the_options_it_is_called_with(page: Path)
     for line in lines:
         words = line.replace("...", "").split()
         name = words[0]
-        assert name in _COMMANDS, line
-        module = importlib.import_module(f"analysis.cli.{_COMMANDS[name][0]}")
+        assert name in COMMANDS, line
+        module = importlib.import_module(f"analysis.cli.{COMMANDS[name][0]}")
         command = get_command(module.app).get_command(None, name)  # type: ignore[attr-defined]
         if hasattr(command, "commands"):
             command = command.commands[words[1]] if len(words) > 1 else command

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-_COMMANDS = {
+COMMANDS = {
     "models": ("model_commands", "List the RepLKNets and the published weights."),
     "predict": ("predict_commands", "Name what is in images."),
     "features": ("predict_commands", "Extract features of images into an .npz file."),
@@ -33,17 +33,17 @@ class _Deferred(TyperCommand):
     """Stands for a command in the list of all, and fetches it when it is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        module = importlib.import_module(f"analysis.cli.{_COMMANDS[str(self.name)][0]}")
+        module = importlib.import_module(f"analysis.cli.{COMMANDS[str(self.name)][0]}")
         group: Any = typer.main.get_command(module.app)
         return group.get_command(None, self.name).make_context(info_name, args, parent, **extra)
 
 
 class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return _Deferred(cmd_name, help=_COMMANDS[cmd_name][1]) if cmd_name in _COMMANDS else None
+        return _Deferred(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
 
 
 app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False)

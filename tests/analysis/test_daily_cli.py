@@ -184,7 +184,7 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
 def test_every_command_is_in_the_list_with_its_own_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     listed = " ".join(capsys.readouterr().out.split())
-    for name, (module, summary) in cli._COMMANDS.items():
+    for name, (module, summary) in cli.COMMANDS.items():
         assert name in listed
         assert run(name, "--help") == 0
         own = " ".join(capsys.readouterr().out.replace("│", " ").split())
