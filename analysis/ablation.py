@@ -29,6 +29,7 @@ from torch.optim.swa_utils import update_bn
 import replknet
 from analysis.complexity import num_macs, num_parameters
 from analysis.cue_conflict import StimulusSet, evaluate_shape_bias
+from analysis.distributed import by_first, num_processes
 from analysis.erf import ErfResult, effective_receptive_field
 from analysis.identity import describe_environment, hash_weights, processor_name
 from analysis.model_files import save_network
@@ -37,16 +38,10 @@ from analysis.psychometric import PsychometricFit, fit_psychometric
 from analysis.results import ResultError, load_result, save_result, write_json
 from analysis.shape_bias import ShapeBiasResult
 from analysis.synthetic import MAPPING, SyntheticImages, SyntheticOptions, stimulus_set
-from analysis.training import (
-    Curve,
-    FolderImages,
-    InMemory,
-    LabelledImages,
-    Recipe,
-    accuracy,
-    normalize,
-    train,
-)
+from analysis.training import Curve, accuracy, train
+from analysis.training_images import FolderImages, InMemory, LabelledImages, normalize
+from analysis.training_recipe import Recipe
+from analysis.training_state import remove_state
 
 _KIND = "ablation cell"
 _STRIDE = 4
@@ -123,6 +118,10 @@ class Study:
         stride = _STRIDE * 2 ** (len(self.layers) - 1)
         if self.size < stride:
             raise ValueError(f"size={self.size}: expected at least {stride} pixels, the stride of the last stage")
+        if self.recipe.augmentation == "imagenet" and self.recipe.image_size != self.size:
+            raise ValueError(
+                f"image_size={self.recipe.image_size}: expected {self.size}, the size of the study's images"
+            )
         for cell in self.cells():
             self.config(cell, num_classes=2)
 
@@ -150,6 +149,7 @@ class Study:
             small_kernel=cell.small_kernel or None,
             shortcut=cell.shortcut,
             drop_path_rate=self.recipe.drop_path_rate,
+            gradient_checkpointing=self.recipe.gradient_checkpointing,
             num_classes=num_classes,
         )
 
@@ -473,19 +473,40 @@ def run_study(
                 progress(start + done, len(cells) * effort, name)
 
         report(0)
-        settings = cell_settings(study, cell, images)
-        found = _finished(target, settings)
-        if found is not None:
-            outcomes.append(Outcome(cell=cell, result=found, reused=True))
-        else:
-            try:
-                result = _run_cell(study, cell, images, settings, target, num_workers, torch.device(device), report)
-                outcomes.append(Outcome(cell=cell, result=result))
-            except Exception as error:  # whatever it is, the other cells do not depend on it
-                (target / "error.txt").write_text(traceback.format_exc())
-                outcomes.append(Outcome(cell=cell, result=None, error=f"{type(error).__name__}: {error}"))
+        outcomes.append(run_cell(study, cell, images, target, num_workers=num_workers, device=device, report=report))
         report(effort)
     return outcomes
+
+
+def run_cell(
+    study: Study,
+    cell: Cell,
+    images: StudyImages,
+    target: Path,
+    *,
+    num_workers: int = 0,
+    device: str | torch.device = "cpu",
+    report: Callable[[int], None] = lambda done: None,
+) -> Outcome:
+    """Train and measure one cell in its folder, or read it if it is finished; a failure is an outcome, too.
+
+    In a process group, a failure is raised.
+
+    Raises:
+        ValueError: If the folder holds a finished cell of another study.
+    """
+    settings = cell_settings(study, cell, images)
+    found = by_first(lambda: _finished(target, settings))
+    if found is not None:
+        return Outcome(cell=cell, result=found, reused=True)
+    try:
+        result = _run_cell(study, cell, images, settings, target, num_workers, torch.device(device), report)
+    except Exception as error:  # whatever it is, the other cells do not depend on it
+        (target / "error.txt").write_text(traceback.format_exc())
+        if num_processes() > 1:
+            raise  # the other processes may know nothing of it: whoever started them ends all
+        return Outcome(cell=cell, result=None, error=f"{type(error).__name__}: {error}")
+    return Outcome(cell=cell, result=result)
 
 
 def cell_settings(study: Study, cell: Cell, images: StudyImages) -> dict[str, Any]:
@@ -534,12 +555,7 @@ def _run_cell(
     device: torch.device,
     report: Callable[[int], None],
 ) -> CellResult:
-    record = target / "cell.json"
-    if record.is_file() and _read_json(record) != settings:
-        shutil.rmtree(target)  # an unfinished cell of another study
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "error.txt").unlink(missing_ok=True)
-    write_json(record, settings)
+    by_first(lambda: _begin_cell(target, settings))
     classes = images.train.classes
     network = _new_network(study, cell, len(classes)).to(device)
     untrained = _measure_erf(_calibrated_copy(network, images), images, f"{cell.name}, untrained")
@@ -554,11 +570,8 @@ def _run_cell(
         checkpoint=checkpoint,
         progress=lambda done, _: report(done),
     )
-    save_network(
-        target / "network.safetensors", network, classes=classes, input_size=study.size, training=_described(study)
-    )
     curve = training.curve
-    pd.DataFrame(asdict(curve)).to_csv(target / "curve.csv", index=False)
+    by_first(lambda: _save_training(target, network, classes, study, curve))
     merged = replknet.reparameterize(network, level="kernels")
     fast = replknet.reparameterize(network)
     shape_only = texture_only = float("nan")
@@ -595,9 +608,27 @@ def _run_cell(
         untrained_erf=untrained,
         conflict=conflicts.get(0.0),
     )
-    result.save(target)
-    checkpoint.unlink(missing_ok=True)
+    by_first(lambda: result.save(target))
+    by_first(lambda: remove_state(checkpoint))
     return result
+
+
+def _begin_cell(target: Path, settings: dict[str, Any]) -> None:
+    record = target / "cell.json"
+    if record.is_file() and _read_json(record) != settings:
+        shutil.rmtree(target)  # an unfinished cell of another study
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "error.txt").unlink(missing_ok=True)
+    write_json(record, settings)
+
+
+def _save_training(
+    target: Path, network: replknet.RepLKNet, classes: tuple[str, ...], study: Study, curve: Curve
+) -> None:
+    save_network(
+        target / "network.safetensors", network, classes=classes, input_size=study.size, training=_described(study)
+    )
+    pd.DataFrame(asdict(curve)).to_csv(target / "curve.csv", index=False)
 
 
 def _environment(device: torch.device) -> dict[str, str]:

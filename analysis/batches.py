@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from analysis.images import ImageError, read_rgb
 from analysis.preprocessing import Transform
@@ -63,8 +63,11 @@ def batches(
     batch_size: int,
     num_workers: int = 0,
     start: int = 0,
+    turn: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """The files from `start` on, in order, each prepared by `transform`; unusable ones are named in their batch.
+
+    With `turn` = (k, n), of all batches only the k-th of each n.
 
     Images are on the device and in the dtype of `module`.
 
@@ -75,9 +78,13 @@ def batches(
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
     if num_workers < 0:
         raise ValueError(f"num_workers={num_workers}: expected 0 or more processes")
-    rest = Subset(_Files(files, transform), range(start, len(files)))
+    own = [
+        list(range(first, min(first + batch_size, len(files))))
+        for first in range(start + turn[0] * batch_size, len(files), turn[1] * batch_size)
+    ]
     place = place_of(module)
-    for batch in DataLoader(rest, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate):
+    loader = DataLoader(_Files(files, transform), batch_sampler=own, num_workers=num_workers, collate_fn=_collate)
+    for batch in loader:
         images = None if batch.images is None else batch.images.to(place.device, place.dtype)
         yield replace(batch, images=images)
 

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from analysis.categories import IMAGENET, LabelMapping
+from analysis.distributed import by_first, in_turns, rank
 from analysis.features import evaluation_mode
 from analysis.identity import describe_environment, hash_code, hash_weights
 from analysis.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD, ImageError, read_rgb
@@ -228,14 +229,20 @@ def evaluate_shape_bias(
     preprocessing = preprocessing_of(model, mean=mean, std=std, input_size=input_size)
     weights_hash = hash_weights(module)
     fingerprint = fingerprint_of(module, preprocessing, stimuli)
-    state = _State.resume(partial, fingerprint) if partial is not None else _State(fingerprint)
+    state = by_first(lambda: _State.resume(partial, fingerprint)) if partial is not None else _State(fingerprint)
     reference = next(iter(module.parameters()), torch.zeros(()))
+    firsts = range(state.done, len(stimuli), batch_size)
+
+    def run(number: int) -> dict[int, NDArray[np.float32] | str]:
+        chosen = range(firsts[number], min(firsts[number] + batch_size, len(stimuli)))
+        return _run(module, stimuli, chosen, preprocessing, reference, mapping)
+
     stored = time.monotonic()
     with evaluation_mode(module), torch.no_grad():
-        while state.done < len(stimuli):
-            last = min(state.done + batch_size, len(stimuli))
-            state.add(_run(module, stimuli, range(state.done, last), preprocessing, reference, mapping), stimuli)
-            if partial is not None and (time.monotonic() - stored > _SECONDS_BETWEEN_STORES or last == len(stimuli)):
+        for found in in_turns(len(firsts), run):
+            state.add(found, stimuli)
+            due = time.monotonic() - stored > _SECONDS_BETWEEN_STORES or state.done == len(stimuli)
+            if partial is not None and due and rank() == 0:
                 state.store(Path(partial))
                 stored = time.monotonic()
             if progress is not None:
@@ -269,7 +276,7 @@ def evaluate_shape_bias(
         environment=describe_environment(reference),
     )
     if partial is not None:
-        Path(partial).unlink(missing_ok=True)
+        by_first(lambda: Path(partial).unlink(missing_ok=True))
     return result
 
 

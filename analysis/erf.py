@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor, nn
 
+from analysis.distributed import by_first, in_turns, rank
 from analysis.features import LAST, as_nchw, evaluation_mode, feature_map, infer_layout
 from analysis.identity import describe_environment, hash_code, hash_weights
 from analysis.images import ImageError, ImageSet
@@ -411,21 +412,26 @@ def effective_receptive_field(
     position, center = _place_unit(options, field, size)
     weights_hash = hash_weights(model)
     fingerprint = _fingerprint(weights_hash + hash_code(model), layer, asdict(options), source, size)
-    state = _State.resume(partial, fingerprint) if partial is not None else _State(fingerprint)
+    state = by_first(lambda: _State.resume(partial, fingerprint)) if partial is not None else _State(fingerprint)
     reference = next(iter(model.parameters()), torch.zeros(()))
-    for index in range(state.done, len(images)):
+
+    def measure(index: int) -> FloatArray | str:
+        """The map of one image, or the reason why there is none."""
         try:
             image = images[index].to(reference.device, reference.dtype)
         except ImageError as error:  # the file was readable when it was chosen
-            state.skipped.append((source.names[index], str(error)))
+            return str(error)
+        gradient = _input_gradient(model, image, layer, position, options, field.grid)
+        return gradient if np.isfinite(gradient).all() else "the gradient is not finite"
+
+    # Processes take images in turn; all add up the maps in the order of the images, as one process does.
+    for found in in_turns(len(images), measure, start=state.done):
+        if isinstance(found, str):
+            state.skipped.append((source.names[state.done], found))
         else:
-            gradient = _input_gradient(model, image, layer, position, options, field.grid)
-            if np.isfinite(gradient).all():
-                state.add(gradient, center, index)
-            else:
-                state.skipped.append((source.names[index], "the gradient is not finite"))
-        state.done = index + 1
-        if partial is not None:
+            state.add(found, center, state.done)
+        state.done += 1
+        if partial is not None and rank() == 0:
             state.store(Path(partial))
         if progress is not None:
             progress(state.done, len(images))
@@ -455,7 +461,7 @@ def effective_receptive_field(
         environment=describe_environment(reference),
     )
     if partial is not None:
-        Path(partial).unlink(missing_ok=True)
+        by_first(lambda: Path(partial).unlink(missing_ok=True))
     return result
 
 

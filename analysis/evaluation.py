@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
-from analysis.batches import batches, place_of
+from analysis.batches import Batch, batches, place_of
+from analysis.distributed import by_first, in_turns, num_processes, rank
 from analysis.features import evaluation_mode
 from analysis.identity import describe_environment, hash_weights
 from analysis.images import IMAGE_SUFFIXES
@@ -302,6 +303,8 @@ def evaluate(
         FileNotFoundError: If a folder or file does not exist.
         ValueError: If a value is out of range, the model is no classifier, classes do not fit, or no file is usable.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
     loaded = as_loaded(model)
     files = data
     if not isinstance(files, LabelledFiles):
@@ -321,14 +324,14 @@ def evaluate(
     skipped: list[tuple[int, str]] = []
     best: list[NDArray[np.int64]] = []
     seconds = 0.0
-    state = None if partial is None else load_partial(partial, fingerprint)
+    state = None if partial is None else by_first(lambda: load_partial(partial, fingerprint))
     if state is not None:
         header, arrays = state
         skipped = [(int(index), reason) for index, reason in header["skipped"]]
         seconds, used, best = header["seconds"], arrays["used"].tolist(), [arrays["best"]]
 
     def store() -> None:
-        if partial is not None and used:
+        if partial is not None and used and rank() == 0:
             header = {"fingerprint": fingerprint, "skipped": skipped, "seconds": seconds}
             store_partial(Path(partial), header, {"used": np.array(used), "best": np.concatenate(best)})
 
@@ -336,15 +339,30 @@ def evaluate(
     if progress is not None:
         progress(done, len(files.files))
     last_stored = began = time.monotonic()
+    own = batches(
+        loaded.module,
+        files.files,
+        transform,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        start=done,
+        turn=(rank(), num_processes()),
+    )
+
+    def answer(_: int) -> tuple[Batch, NDArray[np.int64] | None]:
+        """The next batch of this process, without its pixels, and the best classes of its images."""
+        batch = next(own)
+        if batch.images is None:
+            return batch, None
+        logits = classify(loaded, batch.images)
+        return replace(batch, images=None), logits.topk(min(_TOP, logits.shape[1])).indices.cpu().numpy()
+
     try:
         with evaluation_mode(loaded.module), torch.no_grad():
-            for batch in batches(
-                loaded.module, files.files, transform, batch_size=batch_size, num_workers=num_workers, start=done
-            ):
+            for batch, answers in in_turns(-(-(len(files.files) - done) // batch_size), answer):
                 skipped += batch.skipped
-                if batch.images is not None:
-                    logits = classify(loaded, batch.images)
-                    best.append(logits.topk(min(_TOP, logits.shape[1])).indices.cpu().numpy())
+                if answers is not None:
+                    best.append(answers)
                     used += batch.indices
                 now = time.monotonic()
                 seconds, began = seconds + now - began, now
@@ -360,7 +378,7 @@ def evaluate(
         index, reason = skipped[0]
         raise DataError(f"data={str(files.root)!r}: no file is a usable image; {files.files[index].name}: {reason}")
     if partial is not None:
-        Path(partial).unlink(missing_ok=True)
+        by_first(lambda: Path(partial).unlink(missing_ok=True))
     names = [str(file.relative_to(files.root)) for file in files.files]
     return EvaluationResult(
         model=loaded.name,

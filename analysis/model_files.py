@@ -43,9 +43,9 @@ def family_preparation(architecture: str) -> dict[str, Any]:
 
 
 def _described_preparation(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Networks of a study are trained and tested on whole images."""
+    """Of a file of `save_network`; networks of a study are trained and tested on whole images."""
     mean, std = tuple(content["mean"]), tuple(content["std"])
-    return {"mean": mean, "std": std, "input_size": content["input_size"], "crop": 1.0}
+    return {"mean": mean, "std": std, "input_size": content["input_size"], "crop": content.get("crop", 1.0)}
 
 
 def save_network(
@@ -56,6 +56,7 @@ def save_network(
     input_size: int,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    crop: float | None = 1.0,
     training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights, architecture and preprocessing to one safetensors file, whole or not at all.
@@ -69,13 +70,19 @@ def save_network(
         input_size: Side in pixels that it was trained for.
         mean: Per channel, subtracted from images in [0, 1].
         std: Per channel, divided by.
+        crop: See `LoadedModel`.
         training: How it was trained, anything that JSON holds.
     """
     content = {"config": asdict(module.config), "classes": list(classes), "input_size": input_size}
-    content |= {"mean": list(mean), "std": list(std), "training": dict(training or {})}
+    content |= {"mean": list(mean), "std": list(std), "crop": crop, "training": dict(training or {})}
+    save_weights(path, module, {DESCRIPTION: json.dumps(content)})
+
+
+def save_weights(path: str | PathLike[str], module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the weights of any module to a safetensors file, whole or not at all."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     temporary = Path(f"{path}.new")
-    save_file(state, temporary, metadata={DESCRIPTION: json.dumps(content)})
+    save_file(state, temporary, metadata=dict(metadata or {}))
     temporary.chmod(0o644)
     os.replace(temporary, path)  # noqa: PTH105
 

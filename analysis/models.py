@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import replknet
+from analysis.images import IMAGENET_MEAN, IMAGENET_STD
 from analysis.loaded_model import LoadedModel
 from analysis.model_files import ONNX_SUFFIX, SUFFIXES, family_preparation, load_file
 from analysis.model_libraries import LIBRARIES, from_timm
@@ -149,6 +150,79 @@ def _load_replknet(
         notes=tuple(notes),
         **preparation,
     )
+
+
+def new_model(
+    spec: str,
+    *,
+    num_classes: int,
+    drop_path_rate: float = 0.0,
+    gradient_checkpointing: bool = False,
+    checkpoint: str | PathLike[str] | None = None,
+    kernel_sizes: Sequence[int] | None = None,
+    small_kernel: int | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """A network to train.
+
+    Args:
+        spec: "replknet_31b" or a sibling, from random weights; with a tag, such as "replknet_31b.in1k_224", from
+            published ones; or "timm:NAME".
+        num_classes: Outputs; a head of another size is replaced by a new one.
+        drop_path_rate: Of the last pair of blocks.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        checkpoint: Weights of a RepLKNet to begin with.
+        kernel_sizes: Large kernel of each stage; RepLKNets only. A small kernel that does not fit is left out.
+        small_kernel: Parallel kernel, 0 for none; RepLKNets only.
+        seed: Of the first weights.
+
+    Raises:
+        ValueError: If the name is unknown, an option does not apply to it, or its weights cannot be had.
+    """
+    import timm
+
+    architecture, _, tag = spec.partition(".")
+    options: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": drop_path_rate}
+    notes: tuple[str, ...] = ()
+    torch.manual_seed(seed)
+    try:
+        if not is_replknet(spec):
+            if not spec.startswith("timm:") or checkpoint or kernel_sizes or small_kernel is not None:
+                raise ValueError(f"model={spec!r}: expected a RepLKNet, or timm:NAME without options of RepLKNets")
+            module = timm.create_model(spec.removeprefix("timm:"), **options)
+        else:
+            small = replknet.PRESETS[architecture].small_kernel
+            if kernel_sizes is not None:
+                options["kernel_sizes"] = tuple(kernel_sizes)
+                small = small if small and min(kernel_sizes) >= small else None
+            options["small_kernel"] = small if small_kernel is None else small_kernel or None
+            module = timm.create_model(spec, pretrained=bool(tag), **options)
+            if checkpoint is not None:
+                notes = _put_weights(module, checkpoint)
+        if gradient_checkpointing:
+            module.set_grad_checkpointing(True)
+    except (RuntimeError, TypeError, AttributeError, AssertionError) as error:  # timm's own
+        raise ValueError(f"model={spec!r}: cannot be made ({str(error).partition(chr(10))[0]})") from error
+    preparation = family_preparation(architecture)
+    return LoadedModel(
+        name=spec,
+        module=module,
+        mean=preparation.get("mean", tuple(module.pretrained_cfg.get("mean", IMAGENET_MEAN))),
+        std=preparation.get("std", tuple(module.pretrained_cfg.get("std", IMAGENET_STD))),
+        notes=notes,
+    )
+
+
+def _put_weights(module: nn.Module, checkpoint: str | PathLike[str]) -> tuple[str, ...]:
+    """Load a RepLKNet's weights, but for a head of another size; returns what to tell the user."""
+    state = replknet.convert_state_dict(replknet.load_state_dict(checkpoint), to="official")
+    own = module.state_dict()
+    heads = [key for key in ("head.weight", "head.bias") if key in own]
+    fits = all(key in state and state[key].shape == own[key].shape for key in heads)
+    if not fits:
+        state |= {key: own[key] for key in heads}
+    module.load_state_dict(state)
+    return () if fits else (f"{Path(checkpoint).name}: its head has other classes; a new one is trained",)
 
 
 def _load_callable(spec: str) -> LoadedModel:

@@ -24,7 +24,8 @@ from analysis.identity import hash_weights
 from analysis.images import ImageSet
 from analysis.loaded_model import LoadedModel
 from analysis.results import ResultError, load_result, save_result
-from analysis.training import LabelledImages, accuracy
+from analysis.training import accuracy
+from analysis.training_images import LabelledImages
 
 _KIND = "post hoc variant"
 

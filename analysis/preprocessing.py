@@ -36,6 +36,20 @@ def evaluation_transform(
     """
     from torchvision import transforms  # not needed by who measures receptive fields
 
+    steps = [evaluation_crop(size, crop=crop, interpolation=interpolation), transforms.ToTensor()]
+    return transforms.Compose([*steps, transforms.Normalize(tuple(mean), tuple(std))])  # type: ignore[no-any-return]
+
+
+def evaluation_crop(
+    size: int, *, crop: float | None = None, interpolation: str = "bicubic"
+) -> Callable[[Image.Image], Image.Image]:
+    """What `evaluation_transform` does to the image itself.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    from torchvision import transforms
+
     kept = (0.875 if size < 384 else 1.0) if crop is None else crop
     if size < 1:
         raise ValueError(f"size={size}: expected a positive number of pixels")
@@ -45,5 +59,4 @@ def evaluation_transform(
     resize = [transforms.Resize((size, size), mode)]
     if kept < 1:
         resize = [transforms.Resize(int(size / kept), mode), transforms.CenterCrop(size)]
-    steps = [*resize, transforms.ToTensor(), transforms.Normalize(tuple(mean), tuple(std))]
-    return transforms.Compose(steps)  # type: ignore[no-any-return]
+    return transforms.Compose(resize)  # type: ignore[no-any-return]

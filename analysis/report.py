@@ -19,7 +19,7 @@ from analysis import study_plots
 from analysis.ablation import CellResult, Study, study_table
 from analysis.plots import OKABE_ITO, axes_or_new, paper_style
 from analysis.results import ResultError, write_json
-from analysis.training import Recipe
+from analysis.training_recipe import Recipe
 from analysis.verdict import chance_of_any, findings, interval_text, warnings_of
 
 STUDY_FILE = "study.json"

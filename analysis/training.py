@@ -1,260 +1,72 @@
-"""One training recipe and one loop, the same for every network of a study.
+"""One training recipe and one loop, the same for every network of a study and for ImageNet.
 
 Everything random in step k follows from the seed and k alone: an interrupted run that continues from its checkpoint
-ends with the same weights, bit for bit, on the same machine with the same number of threads, and so does a run with any
-number of loader processes.
+ends with the same weights, bit for bit, on the same machine with the same number of threads and processes, and so does
+a run with any number of loader processes.
 """
 
 import hashlib
 import json
 import math
-import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from types import FrameType
+from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from timm.optim import param_groups_weight_decay
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
-from torchvision import datasets
-from torchvision.transforms import v2
 
+from analysis.distributed import copy_buffers, gather, in_turns, num_processes, rank, total
 from analysis.features import evaluation_mode
 from analysis.identity import hash_code, hash_weights
-from analysis.images import IMAGENET_MEAN, IMAGENET_STD, ImageError, read_rgb
+from analysis.images import IMAGENET_MEAN, IMAGENET_STD
+from analysis.training_images import (
+    LabelledImages,
+    OrderedBatches,
+    TrainingBatches,
+    TrainingError,
+    mix,
+    normalize,
+    seeded,
+)
+from analysis.training_recipe import Recipe
+from analysis.training_state import load_state, store_state
 
-Augmentation = Literal["none", "flip", "flip-crop"]
-AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip-crop")
-_SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}
-_CACHE_BYTES = 2 * 1024**3
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
+_SHARE_OF_CHECKPOINTS = 0.05
+"""Of the time, where writing them takes long."""
 _NUM_EVALUATIONS = 10
-
-
-class TrainingError(ValueError):
-    """Training that cannot go on, such as a loss that is not finite."""
-
-
-class LabelledImages(Protocol):
-    """Images of one size with the number of their class."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        """Pixels of shape (H, W, 3) and the class."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything about a training but the network, the images and the seed.
-
-    Args:
-        steps: Updates of the weights.
-        batch_size: Images in a step.
-        learning_rate: Its peak, of AdamW.
-        weight_decay: Of the weights of convolutions and of the head; norms and biases have none.
-        warmup: Part of the steps in which the rate rises linearly from 0; it then falls along a cosine to 0.
-        label_smoothing: Probability that the target gives to all classes together.
-        drop_path_rate: Of the last pair of blocks; see `RepLKNetConfig`.
-        augmentation: "none", "flip" (left and right, half of the time), or "flip-crop" (also moved by up to an eighth
-            of the side, with mirrored borders).
-        ema_decay: Use the exponential moving average of the weights with this decay at the end, after t updates at most
-            (1 + t) / (10 + t), so that the first weights are soon forgotten; None for the last weights.
-        max_gradient_norm: A gradient that is longer is scaled down to it.
-
-    Raises:
-        ValueError: If a value is out of range.
-    """
-
-    steps: int = 450
-    batch_size: int = 64
-    learning_rate: float = 8e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    label_smoothing: float = 0.1
-    drop_path_rate: float = 0.0
-    augmentation: Augmentation = "flip"
-    ema_decay: float | None = None
-    max_gradient_norm: float = 5.0
-
-    def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float, str]] = {
-            "steps": (1, math.inf, "at least 1"),
-            "batch_size": (2, math.inf, "at least 2 (batch norm)"),
-            "learning_rate": (1e-12, math.inf, "a positive number"),
-            "weight_decay": (0, math.inf, "a number of at least 0"),
-            "warmup": (0, 0.999, "a part below 1"),
-            "label_smoothing": (0, 0.999, "a number in [0, 1)"),
-            "drop_path_rate": (0, 0.999, "a number in [0, 1)"),
-            "max_gradient_norm": (1e-12, math.inf, "a positive number"),
-        }
-        for name, (low, high, expected) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
-        if self.augmentation not in AUGMENTATIONS:
-            raise ValueError(f"augmentation={self.augmentation!r}: expected one of {', '.join(AUGMENTATIONS)}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay}: expected a number in [0, 1), or None")
-
-
-# Images ---------------------------------------------------------------------------------------------------------------
-
-
-class FolderImages:
-    """The images of one part of a folder in the usual layout, `<part>/<class>/<file>`.
-
-    Each is resized bicubically so that its shorter side is `size`, and its middle square is taken.
-
-    Args:
-        directory: Holds `train` and one of `val`, `validation` and `test`.
-        split: "train" or "val".
-        size: Side in pixels.
-
-    Raises:
-        FileNotFoundError: If a folder is missing, or a class has no image.
-    """
-
-    def __init__(self, directory: str | PathLike[str], split: Literal["train", "val"], *, size: int) -> None:
-        if not Path(directory).is_dir():
-            raise FileNotFoundError(f"data={str(directory)!r}: no such folder")
-        found = [Path(directory) / name for name in _SPLITS[split] if (Path(directory) / name).is_dir()]
-        if not found:
-            raise FileNotFoundError(f"data={str(directory)!r}: holds no folder {' or '.join(_SPLITS[split])}")
-        try:
-            self._files = datasets.ImageFolder(found[0])
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"data={str(found[0])!r}: {error}") from None
-        self.size = size
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the sub-folders, in alphabetical order."""
-        return tuple(self._files.classes)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        path, label = self._files.samples[index]
-        try:
-            image = read_rgb(Path(path))
-        except ImageError as error:
-            raise TrainingError(f"data: {path}: {error}") from None
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        square = image.resize((self.size, self.size), box=(left, top, left + side, top + side), resample=3)
-        return np.array(square), label
-
-    def fingerprint(self) -> str:
-        """SHA-256 of names and sizes of the files, in hexadecimal."""
-        listing = [(path, os.stat(path).st_size) for path, _ in self._files.samples]  # noqa: PTH116
-        root = self._files.root
-        text = "\n".join(f"{os.path.relpath(path, root)} {size}" for path, size in listing)
-        return hashlib.sha256(f"{self.size}\n{text}".encode()).hexdigest()
-
-
-class InMemory:
-    """Keeps the images that were asked for, as long as all together fit into two gigabytes."""
-
-    def __init__(self, images: LabelledImages) -> None:
-        self._images = images
-        self._kept: dict[int, tuple[NDArray[np.uint8], int]] = {}
-        self._fits = len(images) * images[0][0].nbytes <= _CACHE_BYTES
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self._images.classes
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        item = self._kept.get(index)
-        if item is None:
-            item = self._images[index]
-            if self._fits:
-                self._kept[index] = item
-        return item
-
-
-def normalize(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """Pixels of shape (N, 3, H, W), uint8, as a network's input: float32, channels last in memory."""
-    values = pixels.to(torch.float32, memory_format=torch.channels_last).div_(255)
-    return values.sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
-
-
-class _Batches(Dataset[tuple[Tensor, Tensor]]):
-    """The batch of every step: item k follows from the seed and k alone."""
-
-    def __init__(self, images: LabelledImages, recipe: Recipe, seed: int) -> None:
-        self.images = images
-        self.recipe = recipe
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return self.recipe.steps
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        count, size = len(self.images), self.recipe.batch_size
-        positions = range(step * size, (step + 1) * size)
-        # An epoch is a permutation of all images; a batch may reach into the next one.
-        orders = {epoch: self._order(epoch, count) for epoch in {position // count for position in positions}}
-        items = [self.images[int(orders[position // count][position % count])] for position in positions]
-        pixels = [torch.from_numpy(item[0]).permute(2, 0, 1) for item in items]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, step, "augmentation"))
-            transform = _augmentation(self.recipe.augmentation, pixels[0].shape[-1])
-            if transform is not None:
-                pixels = [transform(image) for image in pixels]
-        return torch.stack(pixels), torch.tensor([item[1] for item in items])
-
-    def _order(self, epoch: int, count: int) -> NDArray[np.intp]:
-        return np.random.default_rng((self.seed, epoch)).permutation(count)
-
-
-def _augmentation(name: Augmentation, size: int) -> Callable[[Tensor], Tensor] | None:
-    if name == "none":
-        return None
-    steps: list[nn.Module] = [v2.RandomHorizontalFlip()]
-    if name == "flip-crop":
-        steps.append(v2.RandomCrop(size, padding=size // 8, padding_mode="reflect"))
-    transform: Callable[[Tensor], Tensor] = v2.Compose(steps)
-    return transform
-
-
-def _mix(*parts: object) -> int:
-    """A seed that depends on every part."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7])
-
-
-# The loop -------------------------------------------------------------------------------------------------------------
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Learning curves: one entry for each evaluation during a training."""
+    """Learning curves: one entry for each record of a training."""
 
     step: tuple[int, ...] = ()
     learning_rate: tuple[float, ...] = ()
+    """The highest, where layers have their own."""
     train_loss: tuple[float, ...] = ()
-    """Mean over the steps since the last entry, with label smoothing."""
+    """Mean over the steps since the last entry, with label smoothing and mixing."""
     train_accuracy: tuple[float, ...] = ()
+    """On augmented images; of mixed ones, by the class of the first."""
     val_accuracy: tuple[float, ...] = ()
+    """NaN where it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,101 +76,126 @@ class Training:
     curve: Curve
     seconds_per_step: float
     """Median, without loading the images."""
+    notes: tuple[str, ...] = ()
+    """What happened on the way that a user should know."""
 
 
 def train(
     model: nn.Module,
     images: LabelledImages,
-    validation: LabelledImages,
+    validation: LabelledImages | None,
     recipe: Recipe,
     *,
     seed: int = 0,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     num_workers: int = 0,
     checkpoint: str | PathLike[str] | None = None,
+    stop_after: int | None = None,
+    record_every: int | None = None,
+    evaluate_every: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    recorded: Callable[[Curve], None] | None = None,
 ) -> Training:
     """Train a classifier in place, by AdamW with warm-up and a cosine; it is left in evaluation mode.
+
+    In a process group (`analysis.distributed`) every process takes an equal part of each batch, and gradients are
+    averaged (DistributedDataParallel). The images and their augmentation are those of one process; batch norms see the
+    process's own part, unless they are synchronised, and their running statistics are the first process's.
+
+    Where there is a checkpoint, a signal to end (SIGINT, SIGTERM, SIGUSR1, SIGUSR2) to any process takes effect in all
+    of them after the step at work, when the state has been written; a second SIGINT does at once.
 
     Args:
         model: Takes normalised images (N, 3, H, W), gives logits (N, classes).
         images: To train on.
-        validation: For the learning curve only; nothing is chosen by it.
+        validation: For the learning curve only; nothing is chosen by it. None for none.
         recipe: Everything else.
         seed: Of the order of the images, their augmentation and drop path. The caller's random state is left alone.
+        mean: Per channel, subtracted from images in [0, 1].
+        std: Per channel, divided by.
         num_workers: Processes that load images; without effect on the result.
-        checkpoint: A file that keeps the state every few seconds. A later call with the same new model, recipe, seed
-            and images continues from it. It is left there.
+        checkpoint: A file that keeps the state every few seconds, or less often where that would take long, and the
+            state before it beside it. A later call with the same new model, recipe, seed and images continues from it.
+            It is left there.
+        stop_after: Stop after this step, the schedule unchanged; a later call goes on from the checkpoint.
+        record_every: Steps between entries of the curve; by default a tenth of all.
+        evaluate_every: Steps between measurements of the validation accuracy; by default a tenth of all.
         progress: Called with the steps done and their total.
+        recorded: Called with the curve after each new entry, in the first process.
 
     Raises:
-        ValueError: If the images have other classes than the validation images.
-        TrainingError: If the loss is not finite, or an image cannot be read.
+        ValueError: If the images have other classes than the validation images, or a batch cannot be divided.
+        TrainingError: If the loss is not finite, an image cannot be read, or another process is gone.
+        OSError: If the checkpoint cannot be written.
 
     References:
         Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
-    if images.classes != validation.classes:
+    if validation is not None and images.classes != validation.classes:
         raise ValueError(f"validation: its classes {validation.classes} are not those of the images {images.classes}")
+    device = next(model.parameters()).device
+    _check_division(recipe, device)
     model.train()
     model.to(memory_format=torch.channels_last)
-    device = next(model.parameters()).device
-    groups = param_groups_weight_decay(model, recipe.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=recipe.steps,
-        warmup_t=round(recipe.warmup * recipe.steps),
-        warmup_lr_init=0.0,
-        warmup_prefix=False,
-        t_in_epochs=False,
-    )
-    average = None
-    if recipe.ema_decay is not None:
-        average = AveragedModel(model, multi_avg_fn=_moving_average(recipe.ema_decay), use_buffers=True)
-    fingerprint = _fingerprint(model, images, recipe, seed)
-    state = _resume(checkpoint, fingerprint, model, optimizer, average)
-    due = {round(recipe.steps * (part + 1) / _NUM_EVALUATIONS) for part in range(_NUM_EVALUATIONS)}
-    stored = time.monotonic()
-    batches = _load(_Batches(images, recipe, seed), range(state["step"], recipe.steps), num_workers)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        for step, (pixels, labels) in zip(range(state["step"], recipe.steps), batches, strict=True):
+    state = _State.begin(model, images, recipe, seed, None if checkpoint is None else Path(checkpoint))
+    last = min(recipe.steps, stop_after or recipe.steps)
+    records, evaluations = (_due(every, recipe.steps, last) for every in (record_every, evaluate_every))
+    batches = TrainingBatches(images, recipe, seed, (rank(), num_processes()))
+    loader = _load(batches, range(state.step, last), num_workers)
+    mixing = _Mixing(recipe, len(images.classes), device)
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.enable_grad(),
+        _prepared(model, recipe, device) as network,
+        _DeferredSignals(active=checkpoint is not None) as signals,
+        _lost_processes_named(),
+    ):
+        for step, (pixels, labels) in zip(range(state.step, last), loader, strict=True):
             start = time.perf_counter()
-            torch.manual_seed(_mix(seed, step, "drop path"))
-            schedule.step_update(step + 0.5)  # mid-step: the rate is never 0
-            logits = model(normalize(pixels).to(device))
-            loss = F.cross_entropy(logits, labels.to(device), label_smoothing=recipe.label_smoothing)
-            if not math.isfinite(loss.item()):
-                raise TrainingError(f"step {step}: the loss is {loss.item()}; try a lower learning_rate")
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.manual_seed(mix(seed, step, "drop path", *([rank()] if rank() else [])))
+            state.schedule.step_update(step + 0.5)  # mid-step: the rate is never 0
+            state.optimizer.zero_grad()
+            found = torch.zeros(3, dtype=torch.float64)  # loss, share of right answers, signal
+            parts = list(zip(pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True))
+            for number, (part, answers) in enumerate(parts):
+                answers = answers.to(device)
+                inputs = normalize(part.to(device), mean, std)
+                inputs, targets = mixing(inputs, answers, mix(seed, step, number, rank(), "mixing"))
+                with _unsynchronised(network, active=number < len(parts) - 1):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=bool(recipe.autocast)):
+                        logits = network(inputs)
+                        loss = F.cross_entropy(logits, targets, label_smoothing=mixing.smoothing)
+                    (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+                found[0] += loss.item() / len(parts)
+                found[1] += float((logits.argmax(1) == answers).double().mean()) / len(parts)
+            found[2] = signals.number
+            mean_loss, correct, signalled = (total(found) / num_processes()).tolist()
+            if not math.isfinite(mean_loss):
+                raise TrainingError(f"step {step}: the loss is {mean_loss}; try a lower learning_rate")
             nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
-            optimizer.step()
-            if average is not None:
-                average.update_parameters(model)
-            state["seconds"].append(time.perf_counter() - start)
-            state["loss"].append(loss.item())
-            state["correct"].append(float((logits.argmax(1) == labels.to(device)).float().mean()))
-            state["step"] = step + 1
-            if step + 1 in due:
-                accurate = accuracy(_averaged(model, average), validation)
-                row = (step + 1, optimizer.param_groups[0]["lr"], np.mean(state["loss"]), np.mean(state["correct"]))
-                state["rows"].append([*map(float, row), accurate])
-                state["loss"], state["correct"] = [], []
-                model.train()
-            if checkpoint is not None and (
-                time.monotonic() - stored > _SECONDS_BETWEEN_CHECKPOINTS or step + 1 == recipe.steps
-            ):
-                _store(Path(checkpoint), fingerprint, model, optimizer, average, state)
-                stored = time.monotonic()
+            state.optimizer.step()
+            if state.average is not None:
+                state.average.update_parameters(model)
+            state.add(mean_loss, correct, time.perf_counter() - start)
+            if step + 1 in records | evaluations:
+                measured = math.nan
+                if validation is not None and step + 1 in evaluations:
+                    measured = accuracy(state.averaged(), validation, mean=mean, std=std, num_workers=num_workers)
+                    model.train()
+                state.record(measured)
+                if recorded is not None and rank() == 0:
+                    recorded(state.curve())
+            state.store_if_due(now=signalled > 0 or step + 1 == last)
             if progress is not None:
-                progress(step + 1, recipe.steps)
-    if average is not None:
-        model.load_state_dict(average.module.state_dict())
+                progress(step + 1, last)
+            if signalled and step + 1 < last:
+                signals.take_effect(max(gather(signals.number)))
+    if state.average is not None:
+        model.load_state_dict(state.average.module.state_dict())
+    copy_buffers(model)
     model.eval()
-    steps, *columns = zip(*state["rows"], strict=True)
-    names = ("learning_rate", "train_loss", "train_accuracy", "val_accuracy")
-    curve = Curve(step=tuple(map(int, steps)), **dict(zip(names, columns, strict=True)))
-    return Training(curve=curve, seconds_per_step=float(np.median(state["seconds"])))
+    return Training(curve=state.curve(), seconds_per_step=float(np.median(state.seconds)), notes=state.notes)
 
 
 def accuracy(
@@ -368,17 +205,278 @@ def accuracy(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     batch_size: int = 64,
+    num_workers: int = 0,
 ) -> float:
-    """Part of the images that are named correctly; the model runs in evaluation mode, which is restored."""
+    """Part of the images that are named correctly; the model runs in evaluation mode, which is restored.
+
+    In a process group each process takes every n-th batch, and all have the buffers of the first process afterwards.
+    """
     reference = next(model.parameters())
-    correct = 0
+    copy_buffers(model)
+    batches = OrderedBatches(images, batch_size)
+    loader = _load(batches, range(rank(), len(batches), num_processes()), num_workers)
+
+    def num_correct(_: int) -> int:
+        pixels, labels = next(loader)
+        inputs = normalize(pixels.to(reference.device), mean, std).to(reference.dtype)
+        return int((model(inputs).argmax(1).cpu() == labels).sum())
+
     with evaluation_mode(model), torch.no_grad():
-        for first in range(0, len(images), batch_size):
-            items = [images[index] for index in range(first, min(first + batch_size, len(images)))]
-            pixels = torch.from_numpy(np.stack([item[0] for item in items])).permute(0, 3, 1, 2)
-            answers = model(normalize(pixels, mean, std).to(reference.device, reference.dtype)).argmax(1).cpu().numpy()
-            correct += int((answers == np.array([item[1] for item in items])).sum())
-    return correct / len(images)
+        return sum(in_turns(len(batches), num_correct)) / len(images)
+
+
+def _load(batches: Dataset[tuple[Tensor, Tensor]], items: Sequence[int], num_workers: int) -> Iterator[Any]:
+    if num_workers == 0:
+        return (batches[item] for item in items)
+    return iter(
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=items,
+            num_workers=num_workers,
+            worker_init_fn=_let_signals_end_it,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+
+
+def _let_signals_end_it(_: int) -> None:
+    """For a loader process, which inherits the handlers of its parent."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def _check_division(recipe: Recipe, device: torch.device) -> None:
+    pieces = num_processes() * recipe.accumulate
+    if recipe.batch_size % pieces:
+        raise ValueError(
+            f"batch_size={recipe.batch_size}: expected a multiple of {pieces}, the processes ({num_processes()}) times "
+            f"accumulate ({recipe.accumulate})"
+        )
+    if recipe.mixes and recipe.batch_size // pieces % 2:
+        raise ValueError(
+            f"batch_size={recipe.batch_size}: mixup and cutmix take an even number of images; each of {pieces} pieces "
+            f"would have {recipe.batch_size // pieces}"
+        )
+    if recipe.sync_batch_norm and num_processes() > 1 and device.type == "cpu":
+        raise ValueError("sync_batch_norm=True: PyTorch synchronises batch norms on GPUs only, not on the CPU")
+
+
+def _due(every: int | None, steps: int, last: int) -> set[int]:
+    """The steps after which something is done: every so many, or ten in all, and the last."""
+    if every is not None and every < 1:
+        raise ValueError(f"record_every, evaluate_every: {every}; expected at least 1")
+    found = range(every, last, every) if every else (round(steps * k / _NUM_EVALUATIONS) for k in range(1, 10))
+    return {step for step in found if 0 < step < last} | {last}
+
+
+class _Mixing:
+    """Random erasing, mixup and cutmix of a batch on its device, from a seed."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, device: torch.device) -> None:
+        self.smoothing = 0.0 if recipe.mixes else recipe.label_smoothing
+        self._erase = self._mix = None
+        if recipe.random_erasing:
+            self._erase = RandomErasing(recipe.random_erasing, mode="pixel", max_count=1, device=device)
+        if recipe.mixes:
+            self._mix = Mixup(
+                recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes
+            )
+
+    def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        if self._erase is None and self._mix is None:
+            return images, labels
+        with seeded(seed):
+            if self._erase is not None:
+                images = self._erase(images)
+            if self._mix is not None:
+                images, labels = self._mix(images, labels)
+        return images, labels
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _prepared(model: nn.Module, recipe: Recipe, device: torch.device) -> Iterator[nn.Module]:
+    """The model as one of several processes trains it; its batch norms are put back at the end."""
+    if num_processes() == 1:
+        yield model
+        return
+    norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    if recipe.sync_batch_norm:
+        # The same parameters and buffers in other layers.
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    try:
+        own = [torch.cuda.current_device()] if device.type == "cuda" else None
+        yield DistributedDataParallel(model, device_ids=own)
+    finally:
+        for name, layer in norms.items():
+            model.set_submodule(name, layer)
+
+
+def _unsynchronised(network: nn.Module, *, active: bool) -> AbstractContextManager[object]:
+    if active and isinstance(network, DistributedDataParallel):
+        return network.no_sync()
+    return nullcontext()
+
+
+@contextmanager
+def _lost_processes_named() -> Iterator[None]:
+    """Say in words what it means when the connection breaks."""
+    try:
+        yield
+    except RuntimeError as error:
+        signs = ("gloo", "Connection closed", "Connection reset", "NCCL", "ProcessGroup")
+        if num_processes() == 1 or not any(sign in str(error) for sign in signs):
+            raise
+        raise TrainingError(
+            f"process {rank()} lost the connection to the others ({str(error).partition(chr(10))[0]}): one of them is "
+            "gone; the same command continues from the last checkpoint"
+        ) from error
+
+
+class _DeferredSignals:
+    """Signals that ask the process to end wait until the step at work is done and its state is written."""
+
+    def __init__(self, *, active: bool) -> None:
+        self.number = 0
+        """The last one that came, 0 for none."""
+        self._active = active and threading.current_thread() is threading.main_thread()
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if self._active:
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                if handler is not signal.SIG_IGN:
+                    self._handlers[number] = handler
+                    signal.signal(number, self._defer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _defer(self, number: int, frame: FrameType | None) -> None:
+        if number == self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
+
+    def take_effect(self, number: int) -> None:
+        """Let a signal, which may have come to another process, do what it would have done; mostly, that is the end."""
+        self.__exit__()
+        self.number = 0
+        signal.raise_signal(number)
+        self.__enter__()
+
+
+# State ----------------------------------------------------------------------------------------------------------------
+
+
+class _State:
+    """Everything that changes during a training."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, path: Path | None, fingerprint: str) -> None:
+        self.model = model
+        if recipe.layer_decay < 1:
+            groups = param_groups_layer_decay(model, recipe.weight_decay, layer_decay=recipe.layer_decay)
+        else:
+            groups = param_groups_weight_decay(model, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+        self.schedule = CosineLRScheduler(
+            self.optimizer,
+            t_initial=recipe.steps,
+            lr_min=recipe.minimum_rate,
+            warmup_t=round(recipe.warmup * recipe.steps),
+            warmup_lr_init=0.0,
+            warmup_prefix=False,
+            t_in_epochs=False,
+        )
+        self.average: AveragedModel | None = None
+        if recipe.ema_decay is not None:
+            self.average = AveragedModel(model, multi_avg_fn=_moving_average(recipe.ema_decay), use_buffers=True)
+        self.step = 0
+        self.notes: tuple[str, ...] = ()
+        self.seconds: list[float] = []
+        self._loss: list[float] = []
+        self._correct: list[float] = []
+        self._rows: list[list[float]] = []
+        self._path, self._fingerprint = path, fingerprint
+        self._stored, self._seconds_to_store = time.monotonic(), 0.0
+
+    @classmethod
+    def begin(cls, model: nn.Module, images: LabelledImages, recipe: Recipe, seed: int, path: Path | None) -> Self:
+        """A new one, or that of the same training in a file, whose weights are put into the model."""
+        state = cls(model, recipe, path, _fingerprint(model, images, recipe, seed))
+        if path is None:
+            return state
+        content, note = load_state(path, state._fingerprint)
+        state.notes = (note,) if note else ()
+        steps = gather(0 if content is None else content["loop"]["step"])
+        if len(set(steps)) > 1:
+            raise TrainingError(
+                f"checkpoint={str(path)!r}: the processes see states of different steps {sorted(set(steps))}; expected "
+                "one file that all of them see"
+            )
+        if content is not None:
+            model.load_state_dict(content["model"])
+            state.optimizer.load_state_dict(content["optimizer"])
+            if state.average is not None:
+                state.average.load_state_dict(content["average"])
+            loop = content["loop"]
+            state.step, state._rows, state.seconds = loop["step"], loop["rows"], loop["seconds"]
+            state._loss, state._correct = loop["loss"], loop["correct"]
+        return state
+
+    def add(self, loss: float, correct: float, seconds: float) -> None:
+        """Note a step that is done."""
+        self._loss.append(loss)
+        self._correct.append(correct)
+        self.seconds.append(seconds)
+        self.step += 1
+
+    def record(self, accurate: float) -> None:
+        """Begin a new entry of the curve."""
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        loss, correct = (float(np.mean(values)) for values in (self._loss, self._correct))
+        self._rows.append([self.step, rate, loss, correct, accurate])
+        self._loss, self._correct = [], []
+
+    def curve(self) -> Curve:
+        """All entries so far."""
+        if not self._rows:
+            return Curve()
+        steps, *columns = zip(*self._rows, strict=True)
+        names = ("learning_rate", "train_loss", "train_accuracy", "val_accuracy")
+        return Curve(step=tuple(map(int, steps)), **dict(zip(names, columns, strict=True)))
+
+    def averaged(self) -> nn.Module:
+        """The network whose accuracy counts."""
+        if self.average is None:
+            return self.model
+        module: nn.Module = self.average.module
+        return module
+
+    def store_if_due(self, *, now: bool) -> None:
+        """Write the state, in the first process, if it is time to or it must be."""
+        wait = max(_SECONDS_BETWEEN_CHECKPOINTS, self._seconds_to_store / _SHARE_OF_CHECKPOINTS)
+        if self._path is None or rank() > 0 or not (now or time.monotonic() - self._stored > wait):
+            return
+        began = time.monotonic()
+        loop = {"step": self.step, "rows": self._rows, "seconds": self.seconds}
+        loop |= {"loss": self._loss, "correct": self._correct}
+        content = {
+            "fingerprint": self._fingerprint,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "loop": loop,
+        }
+        store_state(self._path, content)
+        self._stored = time.monotonic()
+        self._seconds_to_store = self._stored - began
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -395,66 +493,9 @@ def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
     return update
 
 
-def _averaged(model: nn.Module, average: AveragedModel | None) -> nn.Module:
-    if average is None:
-        return model
-    module: nn.Module = average.module
-    return module
-
-
-def _load(batches: _Batches, steps: Sequence[int], num_workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    if num_workers == 0:
-        return (batches[step] for step in steps)
-    return iter(DataLoader(batches, batch_size=None, sampler=steps, num_workers=num_workers))
-
-
 def _fingerprint(model: nn.Module, images: LabelledImages, recipe: Recipe, seed: int) -> str:
     """Of everything that decides the weights; of the images their number and two of them."""
     first = [hashlib.sha256(images[index][0].tobytes()).hexdigest() for index in (0, len(images) - 1)]
     network = [hash_weights(model), hash_code(model)]
     text = json.dumps([network, first, len(images), images.classes, asdict(recipe), seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _resume(
-    path: str | PathLike[str] | None,
-    fingerprint: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-) -> dict[str, Any]:
-    """The state of the loop; with a file of the same training, its weights are put into the arguments."""
-    state: dict[str, Any] = {"step": 0, "rows": [], "loss": [], "correct": [], "seconds": []}
-    if path is None or not Path(path).is_file():
-        return state
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if content["fingerprint"] != fingerprint:
-        return state
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    if average is not None:
-        average.load_state_dict(content["average"])
-    loop: dict[str, Any] = content["loop"]
-    return loop
-
-
-def _store(
-    path: Path,
-    fingerprint: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-    state: dict[str, Any],
-) -> None:
-    """Write the state, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    content = {
-        "fingerprint": fingerprint,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": None if average is None else average.state_dict(),
-        "loop": state,
-    }
-    torch.save(content, temporary)
-    os.replace(temporary, path)  # noqa: PTH105

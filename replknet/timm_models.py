@@ -21,6 +21,7 @@ from replknet.zoo import PUBLISHED, download_weights
 _FIELDS = ("layers", "channels", "kernel_sizes", "small_kernel", "shortcut", "dw_ratio", "ffn_ratio")
 _MERGE_WITH_PREVIOUS = 99999
 """timm's mark for a group of parameters that joins the one before it."""
+_BLOCKS_IN_A_GROUP = 4
 
 
 class TimmRepLKNet(RepLKNet):
@@ -159,12 +160,19 @@ class TimmRepLKNet(RepLKNet):
             cast("Stage", stage).gradient_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameters in the order of depth, for layer-wise learning-rate decay: by stage, or by block."""
-        stages = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"
-        return {
-            "stem": r"^stem",
-            "blocks": [(stages, None), (r"^transitions\.(\d+)", (_MERGE_WITH_PREVIOUS,))],
-        }
+        """Parameters in the order of depth, for layer-wise learning-rate decay.
+
+        By stage, or else, as in the official training code, by two pairs of blocks, which makes twelve groups of the
+        published networks beside stem and head; a transition joins the group before it.
+        """
+        blocks: list[tuple[str, tuple[int, ...] | None]] = [(r"^stages\.(\d+)", None)]
+        if not coarse:
+            blocks = []
+            for stage, layers in enumerate(self.config.layers):
+                for group, first in enumerate(range(0, 2 * layers, _BLOCKS_IN_A_GROUP)):
+                    own = "|".join(map(str, range(first, min(first + _BLOCKS_IN_A_GROUP, 2 * layers))))
+                    blocks.append((rf"^stages\.{stage}\.blocks\.(?:{own})\.", (stage, group)))
+        return {"stem": r"^stem", "blocks": [*blocks, (r"^transitions\.(\d+)", (_MERGE_WITH_PREVIOUS,))]}
 
 
 def _configuration(variant: str) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """The command line: parse, one library call, print, exit code."""
 
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ COMMANDS = {
     "predict": ("predict_commands", "Name what is in images."),
     "features": ("predict_commands", "Extract features of images into an .npz file."),
     "evaluate": ("predict_commands", "Measure the accuracy on an image folder."),
+    "train": ("train_command", "Train a network by a published recipe."),
     "erf": ("erf_command", "Measure effective receptive fields."),
     "shape-bias": ("shape_bias_command", "Measure shape bias."),
     "study": ("study_commands", "Train networks that differ in kernel size, measure them, write a report."),
@@ -50,6 +54,9 @@ app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False)
 # Typer keeps the base class of its parsing errors under another name in each version.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 _INTERRUPTED = 130
+_HEAD_START = 3.0
+"""Seconds."""
+_FOR_SEVERAL_PROCESSES = ("train", "evaluate", "erf", "shape-bias", "study", "ablate train")
 
 
 @app.callback()
@@ -62,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.path.append(str(Path.cwd()))  # so that package.module:callable finds the user's own files
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        code = app(args=given, prog_name="replknet", standalone_mode=False)
+        with _all_processes(given):
+            code = app(args=given, prog_name="replknet", standalone_mode=False)
     except _UsageError as error:
         _fail(error.format_message())
     except (ValueError, OSError) as error:
@@ -77,3 +85,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(message: str) -> None:
     typer.echo("replknet: " + " ".join(message.split()), err=True)
     sys.exit(2)
+
+
+@contextmanager
+def _all_processes(given: Sequence[str]) -> Iterator[None]:
+    """Where torchrun has started several processes, join them, and let the first one alone write to the terminal."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+        yield
+        return
+    number = int(os.environ["RANK"])
+    try:
+        with _quiet(number > 0):
+            command = " ".join(word for word in given[:2] if not word.startswith("-"))
+            if not command.startswith(_FOR_SEVERAL_PROCESSES):
+                raise ValueError(
+                    f"WORLD_SIZE={os.environ['WORLD_SIZE']}: {given[0]} runs in one process, without torchrun; "
+                    f"{', '.join(_FOR_SEVERAL_PROCESSES)} run in several"
+                )
+            from analysis.distributed import process_group
+
+            with process_group():
+                yield
+    except (ValueError, OSError, _UsageError):
+        if number > 0:
+            time.sleep(_HEAD_START)  # mostly the first process says the same, and torchrun ends this one
+        raise
+
+
+@contextmanager
+def _quiet(active: bool) -> Iterator[None]:
+    if not active:
+        yield
+        return
+    shown = sys.stdout, sys.stderr
+    with Path(os.devnull).open("w") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = shown

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from analysis.distributed import by_first
 from analysis.loaded_model import LoadedModel
 from analysis.models import is_replknet, load_model, untrained_copy
 from analysis.results import write_json
@@ -133,6 +134,17 @@ def claim(
     Raises:
         ValueError: If OUT holds something else, or another run and `overwrite` is false, or two outputs share a name.
     """
+    by_first(lambda: _claim(out, command, settings, outputs, overwrite, keep))
+
+
+def _claim(
+    out: Path,
+    command: str,
+    settings: dict[str, Any],
+    outputs: Collection[str],
+    overwrite: bool,
+    keep: Collection[str],
+) -> None:
     twice = sorted({name for name in outputs if list(outputs).count(name) > 1})
     if twice:
         raise ValueError(f"model: two results would be called {twice[0]!r}; give the models different names")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ from analysis.cli.console import (
     print_table,
     progress_bar,
 )
+from analysis.distributed import by_first
 from analysis.erf import PROTOCOLS, THRESHOLDS, ErfResult, effective_receptive_field
 from analysis.identity import hash_code, hash_weights
 from analysis.images import ImageSet, load_images
@@ -100,7 +102,7 @@ def erf(
     with clear_errors_for_files():
         claim(out, "erf", settings, outputs, overwrite)
         results = _measure_all(loaded, wanted, chosen, protocol, out, means, stds)
-        _write_outputs(results, out)
+        by_first(lambda: _write_outputs(results, out))
     _report(results, notes, out)
 
 
@@ -151,7 +153,7 @@ def _measure_all(
                     progress=progress,
                     partial=out / f"{target.name}.partial.npz",
                 )
-            result.save(target)
+            by_first(partial(result.save, target))
             results.append(result)
     return results
 

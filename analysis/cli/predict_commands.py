@@ -26,6 +26,7 @@ from analysis.cli.console import (
     print_table,
     progress_bar,
 )
+from analysis.distributed import by_first
 from analysis.evaluation import EvaluationResult, evaluate, labelled_files, num_outputs
 from analysis.feature_extraction import POOLED, extract_features
 from analysis.loaded_model import LoadedModel
@@ -195,17 +196,21 @@ def evaluate_command(
             )
     if out is not None:
         with clear_errors_for_files():
-            if not (out / "result").exists():
-                result.save(out / "result")
-            result.decisions().to_csv(out / "decisions.csv", index=False)
-            result.by_class().to_csv(out / "by_class.csv", index=False)
-            if confusion:
-                result.confusion().to_csv(out / "confusion.csv")
+            by_first(lambda: _write(result, out, confusion))
     _report(result)
     _notes(loaded, result.skipped)
     typer.echo(f"classes matched {files.rule}", err=True)
     if out is not None:
         typer.echo(f"result and tables: {out}")
+
+
+def _write(result: EvaluationResult, out: Path, confusion: bool) -> None:
+    if not (out / "result").exists():
+        result.save(out / "result")
+    result.decisions().to_csv(out / "decisions.csv", index=False)
+    result.by_class().to_csv(out / "by_class.csv", index=False)
+    if confusion:
+        result.confusion().to_csv(out / "confusion.csv")
 
 
 def _report(result: EvaluationResult) -> None:

@@ -38,6 +38,7 @@ from analysis.cue_conflict import (
     missing_stimuli,
     preprocessing_of,
 )
+from analysis.distributed import by_first
 from analysis.loaded_model import LoadedModel
 from analysis.responses import read_observers, read_responses, write_responses
 from analysis.results import ResultError, write_json
@@ -170,8 +171,8 @@ def shape_bias(
         summaries = [result.summary(cluster) for result in (*results, *people)]  # type: ignore[arg-type]
         consistency = consistency_table([*results, *people], people)
         reference = human_reference(people) if len(people) > 1 else None
-        _write_tables(results, people, summaries, consistency, reference, out)
-        _write_figures(results, people, consistency, reference, out, cluster)
+        by_first(lambda: _write_tables(results, people, summaries, consistency, reference, out))
+        by_first(lambda: _write_figures(results, people, consistency, reference, out, cluster))
     notes = [note for item in loaded for note in item.notes]
     if chosen is not None:
         notes += chosen.notes
@@ -259,7 +260,7 @@ def _evaluate(
         if known is not None and known.fingerprint == key:
             renewed = known.with_mapping(mapping).with_options(**dataclasses.asdict(options))
             if (renewed.options, renewed.mapping) != (known.options, known.mapping):
-                renewed.save(target, overwrite=True)
+                by_first(lambda: renewed.save(target, overwrite=True))
             return renewed
     with progress_bar(item.name) as progress, _clear_errors_of(item.name):
         result = evaluate_shape_bias(
@@ -272,7 +273,7 @@ def _evaluate(
             partial=out / f"{target.name}.partial.npz",
             **changes,
         )
-    result.save(target, overwrite=True)
+    by_first(lambda: result.save(target, overwrite=True))
     return result
 
 

@@ -26,6 +26,7 @@ from analysis.cli.console import (
     print_table,
     progress_bar,
 )
+from analysis.distributed import by_first
 
 app = typer.Typer()
 ablate = typer.Typer(help="Kernel-size ablations, trained anew or on a trained network.")
@@ -193,7 +194,7 @@ def _sweep(study: Any, out: Path, workers: int, device: str, overwrite: bool) ->
     outputs = ["cells", pages.STUDY_FILE, pages.TABLE, pages.REPORT, pages.FIGURES]
     with clear_errors_for_files():
         claim(out, "study", settings, outputs, overwrite)
-        pages.save_study(study, "replknet " + shlex.join(sys.argv[1:]), out)
+        by_first(lambda: pages.save_study(study, "replknet " + shlex.join(sys.argv[1:]), out))
         with progress_bar("study") as progress:
             outcomes = ablation.run_study(study, out, num_workers=workers, device=device, progress=progress)
     console = Console(stderr=True)
@@ -220,7 +221,7 @@ def _write_report(directory: Path) -> None:
     from analysis.verdict import findings, interval_text
 
     with clear_errors_for_files():
-        path = pages.write_report(directory)
+        path = by_first(lambda: pages.write_report(directory))
     rows = study_table(pages.load_study(directory).results)
     biased = rows["shape_bias"].notna().any()
     for label, own in settings_of(rows):
@@ -280,7 +281,7 @@ def ablate_posthoc(
     from analysis.identity import hash_weights
     from analysis.images import load_images
     from analysis.synthetic import CLASSES, MAPPING
-    from analysis.training import FolderImages, InMemory
+    from analysis.training_images import FolderImages, InMemory
 
     (loaded,) = load_models([model], checkpoint, None, None, True, seed, False, device, dtype)
     module = loaded.module

@@ -15,7 +15,8 @@ import replknet
 from analysis import ablation, load_model, training
 from analysis.ablation import Cell, CellResult, Outcome, Study, StudyImages, preset, run_study, study_table
 from analysis.results import ResultError
-from analysis.training import Recipe
+from analysis.training_images import normalize
+from analysis.training_recipe import Recipe
 
 TINY = Study(
     kernels=(3, 5),
@@ -116,7 +117,7 @@ def test_untrained_networks_are_calibrated(finished: tuple[Path, list[Outcome]])
     raw = ablation._new_network(TINY, result.cell, 12)
     calibrated = ablation._calibrated_copy(raw, images)
     assert all(torch.equal(p, q) for p, q in zip(raw.parameters(), calibrated.parameters(), strict=True))
-    batch = training.normalize(torch.stack([torch.from_numpy(images.train[i][0]).permute(2, 0, 1) for i in range(48)]))
+    batch = normalize(torch.stack([torch.from_numpy(images.train[i][0]).permute(2, 0, 1) for i in range(48)]))
     with torch.no_grad():
         stem = calibrated.stem[0].eval()(batch)
         expected = raw.stem[0].train()(batch)  # normalised by the batch itself: the same 48 images

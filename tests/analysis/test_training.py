@@ -11,7 +11,9 @@ from PIL import Image
 from torch import nn
 
 from analysis import training
-from analysis.training import FolderImages, InMemory, LabelledImages, Recipe, TrainingError, accuracy, normalize, train
+from analysis.training import accuracy, train
+from analysis.training_images import FolderImages, InMemory, LabelledImages, TrainingBatches, TrainingError, normalize
+from analysis.training_recipe import Recipe
 
 
 class Stripes:
@@ -155,7 +157,7 @@ def test_decays_matrices_only_and_average_of_no_memory_is_the_last() -> None:
 
 def test_flip_mirrors_half_of_the_images() -> None:
     images = Stripes(64)
-    batches = training._Batches(images, replace(RECIPE, batch_size=64, augmentation="flip"), seed=0)
+    batches = TrainingBatches(images, replace(RECIPE, batch_size=64, augmentation="flip"), seed=0)
     pixels, labels = batches[0]
     bright_left = pixels[..., :8].float().mean((1, 2, 3)) > pixels[..., 8:].float().mean((1, 2, 3))
     flipped = bright_left != (labels == 0)

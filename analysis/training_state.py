@@ -1,0 +1,80 @@
+"""The state of an unfinished training on disk.
+
+A new state is written to a file of its own, flushed to the disk and renamed, and the one before it is kept: whenever
+the machine stops, one of the two is whole.
+"""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def store_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a state; nothing that was there is lost if that fails.
+
+    Raises:
+        OSError: If it cannot be written, for want of space or otherwise.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, previous_of(path))  # noqa: PTH105
+        os.replace(temporary, path)  # noqa: PTH105
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
+        reason = _innermost(error)
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"checkpoint={str(path)!r}: cannot be written ({reason}); the state before it is kept, and the same "
+            "command goes on from there"
+        ) from error
+
+
+def load_state(path: Path, fingerprint: str) -> tuple[dict[str, Any] | None, str]:
+    """The newest state that can be read and has this fingerprint, or None; and a note where it is not the last one."""
+    note = ""
+    for candidate in (path, previous_of(path)):
+        if not candidate.is_file():
+            continue
+        try:
+            state: dict[str, Any] = torch.load(candidate, map_location="cpu", weights_only=True)
+            if state["fingerprint"] == fingerprint:
+                return state, note
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            note = f"{candidate.name} is damaged ({str(error).partition(chr(10))[0]}); the one before it is used"
+    return None, note.replace("the one before it is used", "there is no other, and the training begins anew")
+
+
+def remove_state(path: Path) -> None:
+    """Delete the states, once they are needed no more."""
+    for file in (path, previous_of(path)):
+        file.unlink(missing_ok=True)
+
+
+def previous_of(path: Path) -> Path:
+    """Where the state before the last one is kept."""
+    return path.with_name(path.name + ".previous")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the renaming itself last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _innermost(error: BaseException) -> str:
+    """The system's own message, where PyTorch's writer hides it behind another."""
+    while error.__context__ is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return str(error).partition("\n")[0]
