@@ -11,6 +11,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -309,7 +310,10 @@ def _prepared(model: nn.Module, recipe: Recipe, device: torch.device) -> Iterato
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     try:
         own = [torch.cuda.current_device()] if device.type == "cuda" else None
-        yield DistributedDataParallel(model, device_ids=own)
+        with warnings.catch_warnings():
+            # Gradients of depthwise kernels, few numbers, are copied: their axis of length 1 has another stride.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            yield DistributedDataParallel(model, device_ids=own)
     finally:
         for name, layer in norms.items():
             model.set_submodule(name, layer)

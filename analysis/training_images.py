@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -371,7 +371,16 @@ def _photographic_augmentation(size: int, rand_augment: str) -> Callable[[Image.
         interpolation="bicubic",
         normalize=False,
     )
+    for step in transform.transforms:  # type: ignore[attr-defined]
+        for operation in getattr(step, "ops", ()):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
     return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """As timm does it; at the strongest level, 0 bits, which Pillow refuses from version 13 on, the image is black."""
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`replknet train`."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -178,7 +179,8 @@ def _finished(out: Path, recipe: Recipe) -> Training | None:
 
 
 def _say_goodbye(number: int, frame: FrameType | None) -> None:
-    typer.echo(f"replknet: ended by {signal.Signals(number).name}; the same command continues", err=True)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"replknet: ended by {signal.Signals(number).name}; the same command continues", err=True)
     sys.exit(128 + number)
 
 

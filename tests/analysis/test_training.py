@@ -73,6 +73,7 @@ def test_continues_exactly_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float | None
 ) -> None:
     monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(training, "_SHARE_OF_CHECKPOINTS", float("inf"))
     recipe = replace(RECIPE, ema_decay=ema_decay, augmentation="flip-crop")
     whole, expected = run(recipe)
 
@@ -257,13 +258,14 @@ def test_validation_of_other_classes_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that breaks off leaves the former state."""
     monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(training, "_SHARE_OF_CHECKPOINTS", float("inf"))
     path = tmp_path / "state.pt"
     calls = []
 
     def broken(content: Any, target: Any) -> None:
         calls.append(1)
         if len(calls) == 5:
-            Path(target).write_bytes(b"half")
+            target.write(b"half")
             raise OSError("disk full")
         save(content, target)
 
