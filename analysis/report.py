@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from analysis import study_plots
 from analysis.ablation import CellResult, Study, study_table
+from analysis.jobs import CellState, cell_states
 from analysis.plots import OKABE_ITO, axes_or_new, paper_style
 from analysis.results import ResultError, write_json
 from analysis.training_recipe import Recipe
@@ -38,14 +39,13 @@ def save_study(study: Study, command: str, directory: str | PathLike[str]) -> No
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """A study as it lies in its folder: every cell that is finished, by whichever command."""
+    """A study as it lies in its folder: every cell that is finished, by whichever command, and the state of all."""
 
     study: Study
     """Of the last command; `results` may hold more kernels and seeds."""
     command: str
     results: tuple[CellResult, ...]
-    failed: tuple[tuple[str, str], ...]
-    """Names of cells that failed, and why."""
+    states: tuple[CellState, ...]
 
     @property
     def kernels(self) -> list[int]:
@@ -54,10 +54,23 @@ class StudyRecord:
 
 
 def load_study(directory: str | PathLike[str]) -> StudyRecord:
-    """Read a study and all its cells, finished or failed; cells that are not finished are left out.
+    """Read a study and its finished cells, in whatever state the others are.
 
     Raises:
-        ResultError: If the folder holds no study or no finished cell, or a file is damaged.
+        ResultError: If the folder holds no study, or a file is damaged.
+    """
+    study, command = read_study(directory)
+    states = cell_states(study, Path(directory))
+    done = [Path(directory) / "cells" / state.cell for state in states if state.state == "done"]
+    results = tuple(CellResult.load(cell) for cell in sorted(done))
+    return StudyRecord(study=study, command=command, results=results, states=tuple(states))
+
+
+def read_study(directory: str | PathLike[str]) -> tuple[Study, str]:
+    """The study of a folder, and the command that does it.
+
+    Raises:
+        ResultError: If the folder holds none, or the file is damaged.
     """
     path = Path(directory) / STUDY_FILE
     if not path.is_file():
@@ -65,20 +78,9 @@ def load_study(directory: str | PathLike[str]) -> StudyRecord:
     try:
         content = json.loads(path.read_text())
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["study"].items()}
-        study = Study(**plain | {"recipe": Recipe(**plain["recipe"])})
-        command = content["command"]
+        return Study(**plain | {"recipe": Recipe(**plain["recipe"])}), str(content["command"])
     except (KeyError, TypeError, ValueError) as error:
         raise ResultError(f"{str(path)!r}: unreadable ({error})") from error
-    cells = sorted((Path(directory) / "cells").glob("*/"))
-    results = [CellResult.load(cell) for cell in cells if (cell / "measures").is_dir()]
-    if not results:
-        raise ResultError(f"directory={str(directory)!r}: no cell is finished")
-    failed = [(cell.name, _last_line(cell / "error.txt")) for cell in cells if (cell / "error.txt").is_file()]
-    return StudyRecord(study=study, command=command, results=tuple(results), failed=tuple(failed))
-
-
-def _last_line(path: Path) -> str:
-    return (path.read_text().strip().splitlines() or [""])[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +97,20 @@ class _Panel:
 def write_report(directory: str | PathLike[str]) -> Path:
     """Write the table, every figure as PNG and PDF, and `report.html` into the folder of a study.
 
+    Of a study that is not finished, the page shows what there is and names the rest; while no cell is finished, it is
+    the only file.
+
     Returns:
         The path of the page.
 
     Raises:
-        ResultError: If the folder holds no study or no finished cell, or a file is damaged.
+        ResultError: If the folder holds no study, or a file is damaged.
     """
     directory = Path(directory)
     record = load_study(directory)
+    path = directory / REPORT
+    if not record.results:
+        return _write_page(path, _render(record, None, []))
     table = study_table(record.results)
     table.to_csv(directory / TABLE, index=False)
     sections = _sections(record, table)
@@ -117,8 +125,10 @@ def write_report(directory: str | PathLike[str]) -> Path:
         drawn = [{"svg": _inline_svg(panel), "caption": panel.caption, "wide": panel.wide} for panel in panels]
         columns = all(item["wide"] is False for item in drawn)
         shown.append({"title": title, "text": text, "figures": drawn, "columns": columns})
-    page = _render(record, table, shown)
-    path = directory / REPORT
+    return _write_page(path, _render(record, table, shown))
+
+
+def _write_page(path: Path, page: str) -> Path:
     temporary = path.with_suffix(".new")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
@@ -317,8 +327,26 @@ def _inline_svg(panel: _Panel) -> str:
     return svg.replace("<svg", f'<svg style="max-width: {1.7 * width:.0f}px"', 1)
 
 
-def _render(record: StudyRecord, table: pd.DataFrame, sections: list[dict[str, Any]]) -> str:
+def _render(record: StudyRecord, table: pd.DataFrame | None, sections: list[dict[str, Any]]) -> str:
     study = record.study
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("analysis"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    template = environment.get_template("report.html.j2")
+    num_done = sum(state.state == "done" for state in record.states)
+    common: dict[str, Any] = {
+        "title": "Does a larger kernel see further, and does it see shape?",
+        "question": _question(study),
+        "command": record.command,
+        "states": [] if num_done == len(record.states) else record.states,
+        "num_done": num_done,
+    }
+    if table is None:
+        return template.render(**common, finished=False, summary="No network is trained yet.")
     groups: list[dict[str, Any]] = []
     if len(set(table["kernel"])) > 1:
         groups = [
@@ -327,26 +355,18 @@ def _render(record: StudyRecord, table: pd.DataFrame, sections: list[dict[str, A
             if len(set(rows["kernel"])) > 1
         ]
     num_tests = sum(f.trend.test != "none" for group in groups for f in group["findings"])
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("analysis"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     kernels = ", ".join(map(str, record.kernels))
     what = "generated images with two cues" if study.data is None else f"the images of {Path(study.data).name}"
     num_seeds = table["seed"].nunique()
-    return environment.get_template("report.html.j2").render(
-        title="Does a larger kernel see further, and does it see shape?",
+    return template.render(
+        **common,
+        finished=True,
         summary=(
             f"{len(record.results)} RepLKNets with kernels of {kernels} pixels, trained on {what} by one recipe with "
             f"{num_seeds} seed{'s' * (num_seeds != 1)} and measured alike."
         ),
-        question=_question(study),
         groups=groups,
         warnings=warnings_of(table, chance=1 / len(record.results[0].classes)),
-        failures=record.failed,
         num_tests=num_tests,
         chance_of_any=round(100 * chance_of_any(num_tests)),
         num_seeds=num_seeds,
@@ -354,7 +374,6 @@ def _render(record: StudyRecord, table: pd.DataFrame, sections: list[dict[str, A
         sections=sections,
         columns=_COLUMNS if table["shape_bias"].notna().any() else [c for c in _COLUMNS if c not in _BIAS_COLUMNS],
         rows=_rows(table),
-        command=record.command,
         environment=sorted(record.results[0].environment.items()),
     )
 

@@ -3,6 +3,8 @@
 import json
 import shlex
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,9 +109,37 @@ def ablate_train(
     erf_images: Annotated[int | None, typer.Option(help="How many of them.")] = None,
     workers: _Workers = 0,
     device: Device = "cpu",
+    executor: Annotated[
+        str | None,
+        typer.Option(help="Each cell a job of its own, through submitit: slurm, or local for processes here."),
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="Of the cluster.")] = None,
+    nodes: Annotated[int, typer.Option(help="Machines for each job.", min=1)] = 1,
+    gpus: Annotated[int, typer.Option(help="On each machine; one process for each.", min=0)] = 0,
+    processes: Annotated[int, typer.Option(help="On each machine, where there are no GPUs.", min=1)] = 1,
+    cpus: Annotated[int, typer.Option(help="For each process.", min=1)] = 1,
+    memory: Annotated[float | None, typer.Option(help="Gigabytes for each machine.")] = None,
+    time: Annotated[
+        str, typer.Option(help="Of a job, as Slurm writes it, e.g. 90, 12:00:00 or 2-00; it then goes on in another.")
+    ] = "1-00:00:00",
+    array_parallelism: Annotated[
+        int | None, typer.Option(help="Jobs at the same time; by default 16 on a cluster, one here.", min=1)
+    ] = None,
+    signal_delay: Annotated[
+        int,
+        typer.Option(help="Seconds before its end at which a job writes its state and asks for another turn.", min=1),
+    ] = 90,
+    slurm: Annotated[
+        list[str] | None, typer.Option(help="Option of sbatch, e.g. account=vision; may be given several times.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script, submit nothing.")] = False,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Train and measure a sweep with every choice open; `replknet report OUT` makes its page."""
+    """Train and measure a sweep with every choice open; `replknet report OUT` makes its page.
+
+    With --executor, each cell is a job: `replknet ablate status OUT` tells how they are, and the same command again
+    submits what is neither done nor on its way.
+    """
     from analysis import ablation
 
     base = ablation.preset(preset, _resolved(data))
@@ -149,10 +179,41 @@ def ablate_train(
             raise ValueError(f"--train-balance={train_balance}: expected a number from -1 to 1, or random") from None
     kept = {name: value for name, value in settings.items() if value is not None or name == "train_balance"}
     changed = replace(base, **kept, recipe=replace(base.recipe, **given))
-    failed = _sweep(_changed(changed, kernels, seeds, steps), out, workers, device, overwrite)
+    chosen = _changed(changed, kernels, seeds, steps)
+    if executor is not None or dry_run:
+        from analysis.jobs import JobOptions
+
+        options = JobOptions(
+            executor=executor or "slurm",
+            partition=partition,
+            nodes=nodes,
+            gpus=gpus,
+            processes=processes,
+            cpus=cpus,
+            memory=memory,
+            minutes=_minutes(time),
+            at_once=array_parallelism or (1 if executor == "local" else 16),
+            signal_seconds=signal_delay,
+            slurm=_sbatch_options(slurm or []),
+        )
+        _submit(chosen, out, options, workers, device, dry_run, overwrite)
+        return
+    failed = _sweep(chosen, out, workers, device, overwrite)
     typer.echo(f"cells: {out / 'cells'}; replknet report {out} makes the page")
     if failed:
         raise typer.Exit(1)
+
+
+@ablate.command("status")
+def ablate_status(
+    directory: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
+) -> None:
+    """Tell of every cell of a sweep whether it is done, running, pending, failed or missing, with its last line."""
+    from analysis import jobs
+    from analysis import report as pages
+
+    study, _ = pages.read_study(directory)
+    _print_states(jobs.cell_states(study, directory))
 
 
 @app.command()
@@ -178,12 +239,69 @@ def _changed(study: Any, kernels: str | None, seeds: int | None, steps: int | No
     return replace(study, **changes)
 
 
-def _sweep(study: Any, out: Path, workers: int, device: str, overwrite: bool) -> int:
-    """Run a study in OUT; returns the number of failed cells."""
+def _minutes(text: str) -> int:
+    """Minutes of a time as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, dash, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdecimal() for part in (*parts, days or "0")) or len(parts) > 3 or (dash and not days):
+        raise ValueError(f"--time={text}: expected minutes, H:M:S or D-H:M:S")
+    numbers = list(map(int, parts))
+    if dash:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return 24 * 60 * int(days or 0) + 60 * hours + minutes + -(-seconds // 60)
+
+
+def _sbatch_options(texts: list[str]) -> dict[str, str]:
+    if not all("=" in text for text in texts):
+        raise ValueError(f"--slurm={', '.join(texts)}: expected name=value, such as account=vision")
+    return {name: value for name, _, value in (text.partition("=") for text in texts)}
+
+
+def _submit(study: Any, out: Path, options: Any, workers: int, device: str, dry_run: bool, overwrite: bool) -> None:
+    """Submit the cells that are neither done nor on their way."""
+    from analysis import jobs
+
+    states = {state.cell: state for state in jobs.cell_states(study, out)}
+    wanted = [states[cell.name] for cell in study.cells()]
+    names = [state.cell for state in wanted if state.state in ("failed", "missing")]
+    chosen = jobs.cell_jobs(study, names, out, options, num_workers=workers, device=device)
+    console = Console(stderr=True)
+    if dry_run:
+        typer.echo(jobs.job_script(chosen, out, options))
+        console.print(f"note: the cells would be {', '.join(names) or 'none: all are done or on their way'}")
+        return
+    _claim_study(study, out, device, overwrite)
+    if not chosen:
+        console.print("note: every cell is done or on its way; nothing is submitted", highlight=False)
+    elif options.executor == "local":
+        with progress_bar("cells") as progress:
+            jobs.run_locally(chosen, out, options, progress)
+    else:
+        numbers = jobs.submit(chosen, out, options)
+        console.print(f"submitted {len(numbers)} cells as {numbers[0].partition('_')[0]}", highlight=False)
+    _print_states(jobs.cell_states(study, out))
+    typer.echo(f"replknet ablate status {out} looks again; replknet report {out} makes the page")
+
+
+def _print_states(states: Sequence[Any]) -> None:
+    table = Table("cell", "state", "job", "last line")
+    for state in states:
+        table.add_row(state.cell, state.state, state.job, state.line)
+    print_table(table)
+    counts = Counter(state.state for state in states)
+    typer.echo(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+
+
+def _claim_study(study: Any, out: Path, device: str, overwrite: bool) -> None:
+    """Make OUT the folder of this study, if its images are fit."""
     from analysis import ablation
     from analysis import report as pages
+    from analysis.jobs import FOLDER
 
-    keep_freed_memory()
     check_device(device)
     settings = asdict(study)
     for name in ("kernels", "small_kernels", "shortcuts", "num_seeds"):
@@ -191,12 +309,20 @@ def _sweep(study: Any, out: Path, workers: int, device: str, overwrite: bool) ->
     images = ablation.StudyImages(study)
     images.check()  # what is wrong with the images is said before OUT is touched
     settings["images"] = images.fingerprint
-    outputs = ["cells", pages.STUDY_FILE, pages.TABLE, pages.REPORT, pages.FIGURES]
+    outputs = ["cells", FOLDER, pages.STUDY_FILE, pages.TABLE, pages.REPORT, pages.FIGURES]
     with clear_errors_for_files():
         claim(out, "study", settings, outputs, overwrite)
         by_first(lambda: pages.save_study(study, "replknet " + shlex.join(sys.argv[1:]), out))
-        with progress_bar("study") as progress:
-            outcomes = ablation.run_study(study, out, num_workers=workers, device=device, progress=progress)
+
+
+def _sweep(study: Any, out: Path, workers: int, device: str, overwrite: bool) -> int:
+    """Run a study in OUT; returns the number of failed cells."""
+    from analysis import ablation
+
+    keep_freed_memory()
+    _claim_study(study, out, device, overwrite)
+    with clear_errors_for_files(), progress_bar("study") as progress:
+        outcomes = ablation.run_study(study, out, num_workers=workers, device=device, progress=progress)
     console = Console(stderr=True)
     reused = sum(outcome.reused for outcome in outcomes)
     if reused:
@@ -222,7 +348,13 @@ def _write_report(directory: Path) -> None:
 
     with clear_errors_for_files():
         path = by_first(lambda: pages.write_report(directory))
-    rows = study_table(pages.load_study(directory).results)
+    record = pages.load_study(directory)
+    if any(state.state != "done" for state in record.states):
+        _print_states(record.states)
+    if not record.results:
+        typer.echo(f"report: {path}")
+        return
+    rows = study_table(record.results)
     biased = rows["shape_bias"].notna().any()
     for label, own in settings_of(rows):
         table = Table("kernel", "seeds", "accuracy (%)", "ERF 50 % area (%)", "untrained (%)", title=label or None)

@@ -174,10 +174,16 @@ def test_wrong_folders_are_named(tmp_path: Path, study: Path) -> None:
     (tmp_path / "study.json").write_text("[]")
     with pytest.raises(ResultError, match="unreadable"):
         report.write_report(tmp_path)
-    report.save_study(TINY, "", tmp_path)
-    with pytest.raises(ResultError, match="no cell is finished"):
-        report.write_report(tmp_path)
     record = report.load_study(study)
     assert record.study == TINY
     assert record.kernels == [3, 5]
-    assert record.failed == (("k5_small3_seed7", "RuntimeError: <b>no luck</b>"),)
+    failed = next(state for state in record.states if state.state == "failed")
+    assert (failed.cell, failed.line) == ("k5_small3_seed7", "RuntimeError: <b>no luck</b>")
+
+
+def test_a_study_without_a_finished_cell_has_a_page_that_says_so(tmp_path: Path) -> None:
+    report.save_study(TINY, "replknet study", tmp_path)
+    page = report.write_report(tmp_path).read_text()
+    assert "0 of 4 networks are trained and measured." in page
+    assert page.count("<td>missing</td>") == 4
+    assert [path.name for path in tmp_path.iterdir() if path.name != "study.json"] == ["report.html"]
