@@ -6,6 +6,7 @@ it writes its state and asks for another turn.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -184,7 +185,8 @@ def submit(jobs: Sequence[CellJob], directory: Path, options: JobOptions) -> lis
     """
     executor = _executor(directory, options)
     try:
-        submitted = executor.map_array(_call, jobs)
+        with executor.batch():
+            submitted = [executor.submit(job) for job in jobs]
     except Exception as error:  # submitit's own types, for what sbatch says
         raise ValueError(f"executor='slurm': {' '.join(str(error).split())}") from error
     _register(directory, dict(zip((job.name for job in jobs), (job.job_id for job in submitted), strict=True)), "slurm")
@@ -231,10 +233,6 @@ def job_script(jobs: Sequence[CellJob], directory: Path, options: JobOptions) ->
     return _make_sbatch_string(
         command=slurm._submitit_command_str, folder=slurm.folder, map_count=count, **slurm.parameters
     )
-
-
-def _call(job: CellJob) -> str:
-    return job()
 
 
 def _executor(directory: Path, options: JobOptions) -> Any:
@@ -335,15 +333,15 @@ def _is_alive(pid: str) -> bool:
 
 
 def _last_line(folder: Path, job: str) -> str:
-    """The last line of a job's logs: errors first, as submitit tells everyday things in both."""
+    """The last line of a job's logs that says more than that srun has seen it end, if there is one."""
+    lines: list[str] = []
     logs = [path for path in folder.glob(f"{job}_*_log.*") if path.suffix in (".out", ".err")]
-    for path in sorted(logs, key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in sorted(logs, key=lambda path: path.stat().st_mtime):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().decode(errors="replace").strip().splitlines()
-        if lines:
-            return lines[-1].strip()
-    return ""
+            lines += [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    telling = [line for line in lines if not re.match("srun: error: .*Exited with exit code", line)]
+    return (telling or lines or [""])[-1]
 
 
 def _registered(directory: Path) -> dict[str, dict[str, str]]:
