@@ -128,7 +128,7 @@ def train(
     Raises:
         ValueError: If the images have other classes than the validation images, or a batch cannot be divided.
         TrainingError: If the loss is not finite, an image cannot be read, or another process is gone.
-        OSError: If the checkpoint cannot be written.
+        StateError: If the checkpoint cannot be written.
 
     References:
         Loshchilov and Hutter 2019, arXiv:1711.05101.

@@ -12,11 +12,15 @@ from typing import Any
 import torch
 
 
+class StateError(ValueError):
+    """A state that cannot be written; the one before it is kept."""
+
+
 def store_state(path: Path, state: dict[str, Any]) -> None:
     """Write a state; nothing that was there is lost if that fails.
 
     Raises:
-        OSError: If it cannot be written, for want of space or otherwise.
+        StateError: If it cannot be written, for want of space or otherwise.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
@@ -32,8 +36,8 @@ def store_state(path: Path, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
         reason = _innermost(error)
         temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"checkpoint={str(path)!r}: cannot be written ({reason}); the state before it is kept, and the same "
+        raise StateError(
+            f"checkpoint={str(path)!r}: cannot be written ({reason}); the state before it is kept: the same "
             "command goes on from there"
         ) from error
 

@@ -14,6 +14,7 @@ from analysis import training
 from analysis.training import accuracy, train
 from analysis.training_images import FolderImages, InMemory, LabelledImages, TrainingBatches, TrainingError, normalize
 from analysis.training_recipe import Recipe
+from analysis.training_state import StateError
 
 
 class Stripes:
@@ -271,7 +272,7 @@ def test_a_checkpoint_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monk
 
     save = torch.save
     monkeypatch.setattr(torch, "save", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StateError, match="disk full"):
         run(checkpoint=path)
     monkeypatch.setattr(torch, "save", save)
     steps: list[int] = []
