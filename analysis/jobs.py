@@ -225,41 +225,57 @@ def job_script(jobs: Sequence[CellJob], directory: Path, options: JobOptions) ->
     """
     if options.executor != "slurm":
         raise ValueError("executor='local': there is no job script, but a process for each cell")
-    executor = _executor(directory, options)
-    from submitit.slurm.slurm import _make_sbatch_string  # it has no public name; submitting uses the same
-
-    slurm = executor._executor
-    count = len(jobs) if len(jobs) > 1 else None
-    return _make_sbatch_string(
-        command=slurm._submitit_command_str, folder=slurm.folder, map_count=count, **slurm.parameters
-    )
+    executor = _executor(directory, options, here=False)
+    if len(jobs) > 1:
+        executor.parameters["map_count"] = len(jobs)
+    # Submitting makes its script with this; submitit has no public name for it.
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "uid"))
 
 
-def _executor(directory: Path, options: JobOptions) -> Any:
+def _executor(directory: Path, options: JobOptions, *, here: bool = True) -> Any:
+    """Submitit's executor; with `here` false, one that describes jobs for a Slurm that need not be on this machine."""
     try:
         import submitit
     except ImportError:
         raise ValueError(
             f"executor={options.executor!r}: needs the package submitit; pip install 'replknet[scale]'"
         ) from None
+
+    class Elsewhere(submitit.SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
     folder = directory.resolve() / FOLDER
+    per_node = options.gpus or options.processes
+    if options.executor == "local":
+        executor: Any = submitit.LocalExecutor(folder, max_num_timeout=_MANY)
+        executor.update_parameters(
+            timeout_min=options.minutes,
+            tasks_per_node=per_node,
+            gpus_per_node=options.gpus,
+            signal_delay_s=options.signal_seconds,
+        )
+        return executor
     try:
-        executor = submitit.AutoExecutor(folder, cluster=options.executor, slurm_max_num_timeout=_MANY)
-    except RuntimeError as error:  # Slurm is not there
-        raise ValueError(f"executor={options.executor!r}: {error}") from error
-    executor.update_parameters(
-        name=f"replknet-{directory.resolve().name}",
-        timeout_min=options.minutes,
-        nodes=options.nodes,
-        tasks_per_node=options.gpus or options.processes,
-        cpus_per_task=options.cpus,
-        gpus_per_node=options.gpus or None,
-        mem_gb=options.memory,
-        slurm_partition=options.partition,
-        slurm_array_parallelism=options.at_once,
-        slurm_signal_delay_s=options.signal_seconds,
-        slurm_additional_parameters=dict(options.slurm) or None,
-    )
+        executor = (submitit.SlurmExecutor if here else Elsewhere)(folder, max_num_timeout=_MANY)
+    except RuntimeError as error:
+        raise ValueError(f"executor='slurm': {error}") from error
+    wanted = {
+        "job_name": f"replknet-{directory.resolve().name}",
+        "time": options.minutes,
+        "nodes": options.nodes,
+        "ntasks_per_node": per_node,
+        "cpus_per_task": options.cpus,
+        "gpus_per_node": options.gpus or None,
+        "mem": None if options.memory is None else f"{round(1024 * options.memory)}M",
+        "partition": options.partition,
+        "array_parallelism": options.at_once,
+        "signal_delay_s": options.signal_seconds,
+        "srun_args": ["--kill-on-bad-exit=1"],  # one process of several that fails ends the job
+        "additional_parameters": dict(options.slurm) or None,
+    }
+    executor.update_parameters(**{name: value for name, value in wanted.items() if value is not None})
     return executor
 
 
@@ -333,14 +349,14 @@ def _is_alive(pid: str) -> bool:
 
 
 def _last_line(folder: Path, job: str) -> str:
-    """The last line of a job's logs that says more than that srun has seen it end, if there is one."""
+    """The last line of a job's logs that is not everyday talk of srun and submitit, if there is one."""
     lines: list[str] = []
     logs = [path for path in folder.glob(f"{job}_*_log.*") if path.suffix in (".out", ".err")]
     for path in sorted(logs, key=lambda path: path.stat().st_mtime):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
             lines += [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if not re.match("srun: error: .*Exited with exit code", line)]
+    telling = [line for line in lines if not re.match("srun: error: .*Exited with exit code|submitit ", line)]
     return (telling or lines or [""])[-1]
 
 

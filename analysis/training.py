@@ -12,8 +12,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -143,13 +143,13 @@ def train(
     last = min(recipe.steps, stop_after or recipe.steps)
     records, evaluations = (_due(every, recipe.steps, last) for every in (record_every, evaluate_every))
     batches = TrainingBatches(images, recipe, seed, (rank(), num_processes()))
-    loader = _load(batches, range(state.step, last), num_workers)
     mixing = _Mixing(recipe, len(images.classes), device)
     with (
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
         _prepared(model, recipe, device) as network,
         _DeferredSignals(active=checkpoint is not None) as signals,
+        closing(_load(batches, range(state.step, last), num_workers)) as loader,
         _lost_processes_named(),
     ):
         for step, (pixels, labels) in zip(range(state.step, last), loader, strict=True):
@@ -215,36 +215,37 @@ def accuracy(
     reference = next(model.parameters())
     copy_buffers(model)
     batches = OrderedBatches(images, batch_size)
-    loader = _load(batches, range(rank(), len(batches), num_processes()), num_workers)
+    own = range(rank(), len(batches), num_processes())
+    with evaluation_mode(model), torch.no_grad(), closing(_load(batches, own, num_workers)) as loader:
 
-    def num_correct(_: int) -> int:
-        pixels, labels = next(loader)
-        inputs = normalize(pixels.to(reference.device), mean, std).to(reference.dtype)
-        return int((model(inputs).argmax(1).cpu() == labels).sum())
+        def num_correct(_: int) -> int:
+            pixels, labels = next(loader)
+            inputs = normalize(pixels.to(reference.device), mean, std).to(reference.dtype)
+            return int((model(inputs).argmax(1).cpu() == labels).sum())
 
-    with evaluation_mode(model), torch.no_grad():
         return sum(in_turns(len(batches), num_correct)) / len(images)
 
 
-def _load(batches: Dataset[tuple[Tensor, Tensor]], items: Sequence[int], num_workers: int) -> Iterator[Any]:
+def _load(
+    batches: Dataset[tuple[Tensor, Tensor]], items: Sequence[int], num_workers: int
+) -> Generator[tuple[Tensor, Tensor]]:
     if num_workers == 0:
-        return (batches[item] for item in items)
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            sampler=items,
-            num_workers=num_workers,
-            worker_init_fn=_let_signals_end_it,
-            pin_memory=torch.cuda.is_available(),
-        )
+        yield from (batches[item] for item in items)
+        return
+    yield from DataLoader(
+        batches,
+        batch_size=None,
+        sampler=items,
+        num_workers=num_workers,
+        worker_init_fn=_leave_signals_to_parent,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
-def _let_signals_end_it(_: int) -> None:
-    """For a loader process, which inherits the handlers of its parent."""
+def _leave_signals_to_parent(_: int) -> None:
+    """For a loader process: clusters signal all processes of a job, and a lost one would end the step at work."""
     for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _check_division(recipe: Recipe, device: torch.device) -> None:

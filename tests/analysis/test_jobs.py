@@ -83,13 +83,17 @@ def test_a_sweep_in_processes_of_this_machine(
     assert "step 5 of 5" in log
 
 
-def test_the_script_of_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_of_a_dry_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs no Slurm on this machine."""
+    monkeypatch.setenv("PATH", "")
     options = "--dry-run --partition gpu --gpus 4 --nodes 2 --cpus 8 --memory 100 --time 2-00 --array-parallelism 3"
     assert run(f"{SWEEP} {options} --slurm account=vision", "--out", tmp_path / "out") == 0
     printed = capsys.readouterr()
     expected = {
         "array=0-1%2", "partition=gpu", "gpus-per-node=4", "nodes=2", "ntasks-per-node=4", "cpus-per-task=8",
-        "mem=100GB", "time=2880", "account=vision", "signal=USR2@90",
+        "mem=102400M", "time=2880", "account=vision", "signal=USR2@90",
     }  # fmt: skip
     lines = {line.removeprefix("#SBATCH --") for line in printed.out.splitlines()}
     assert expected <= lines
