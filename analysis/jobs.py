@@ -6,7 +6,6 @@ it writes its state and asks for another turn.
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -296,20 +295,21 @@ def _state_of(
 ) -> CellState:
     folder = directory / "cells" / name
     job = entry["job"] if entry is not None else ""
-    line = _last_line(directory / FOLDER, job) if job else ""
     result = _result(folder)
     if result is not None:
         return CellState(cell=name, state="done", job=job, line=f"accuracy {100 * result.accuracy:.1f} %")
     if job in queued:
         state, reason = queued[job]
-        return CellState(cell=name, state=state, job=job, line=reason if state == "pending" else line)
+        line = reason if state == "pending" else _last_line(directory / FOLDER, job, ended=False)
+        return CellState(cell=name, state=state, job=job, line=line)
     if entry is not None and entry["executor"] == "local" and _is_alive(job):
-        return CellState(cell=name, state="running", job=job, line=line)
+        return CellState(cell=name, state="running", job=job, line=_last_line(directory / FOLDER, job, ended=False))
     error = folder / "error.txt"
     if error.is_file():
         return CellState(cell=name, state="failed", job=job, line=(error.read_text().strip().splitlines() or [""])[-1])
     if entry is not None:
-        return CellState(cell=name, state="failed", job=job, line=line or "ended without a word")
+        line = _last_line(directory / FOLDER, job, ended=True) or "ended without a word"
+        return CellState(cell=name, state="failed", job=job, line=line)
     return CellState(cell=name, state="missing", line="begun, not finished" if folder.is_dir() else "")
 
 
@@ -348,16 +348,19 @@ def _is_alive(pid: str) -> bool:
         return False
 
 
-def _last_line(folder: Path, job: str) -> str:
-    """The last line of a job's logs that is not everyday talk of srun and submitit, if there is one."""
+def _last_line(folder: Path, job: str, *, ended: bool) -> str:
+    """The last line of a job's own in its logs; of one that ended in the middle of its steps, what srun says of it."""
     lines: list[str] = []
     logs = [path for path in folder.glob(f"{job}_*_log.*") if path.suffix in (".out", ".err")]
     for path in sorted(logs, key=lambda path: path.stat().st_mtime):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
             lines += [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if not re.match("srun: error: .*Exited with exit code|submitit ", line)]
-    return (telling or lines or [""])[-1]
+    own = [line for line in lines if not line.startswith(("submitit ", "srun: "))]
+    of_slurm = [line for line in lines if line.startswith("srun: ")]
+    if ended and of_slurm and (not own or own[-1].startswith("step ")):
+        return of_slurm[-1]
+    return (own or lines or [""])[-1]
 
 
 def _registered(directory: Path) -> dict[str, dict[str, str]]:

@@ -49,6 +49,11 @@ def test_the_examples_of_docstrings_run() -> None:
     assert tried >= 12
 
 
+def test_the_arithmetic_of_the_plan_is_right() -> None:
+    found = doctest.testfile(str(ROOT / "docs" / "scaling.md"), module_relative=False)
+    assert (found.failed, found.attempted >= 12) == (0, True)
+
+
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("[a-z]*.md"))], ids=lambda page: page.name
 )
