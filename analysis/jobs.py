@@ -356,8 +356,8 @@ def _last_line(folder: Path, job: str, *, ended: bool) -> str:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
             lines += [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    own = [line for line in lines if not line.startswith(("submitit ", "srun: "))]
-    of_slurm = [line for line in lines if line.startswith("srun: ")]
+    own = [line for line in lines if not line.startswith(("submitit ", "srun: ", "slurmstepd"))]
+    of_slurm = [line for line in lines if line.startswith(("srun: ", "slurmstepd"))]
     if ended and of_slurm and (not own or own[-1].startswith("step ")):
         return of_slurm[-1]
     return (own or lines or [""])[-1]
