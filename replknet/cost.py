@@ -128,8 +128,7 @@ def meeting_taps(size: int, reach: int) -> float:
 
 def keeps_spectrum(geom: Geometry, channels: int, dtype: torch.dtype, largest: int = LARGEST_KEPT_SPECTRUM) -> bool:
     """Whether the spectrum of the kernels is small enough to be kept."""
-    size = 16 if dtype == torch.float64 else 8
-    return size * channels * geom.length[0] * geom.length[1] <= largest
+    return 2 * dtype.itemsize * channels * geom.num_frequencies <= largest
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def plan(
     if height * width <= LARGEST_SWAPPED_MAP:
         swapped = multiply_adds * (cpu.channels_last if wide else cpu.contiguous)
         swapped += 2 * (values + lags) * cpu.moved * (2.0 if wide else 1.4 if channels_last else 0.8)
-    fft = geom.num_pairs * points * (cpu.fft_channels_last if channels_last else cpu.fft)
+    fft = num_images / 2 * points * (cpu.fft_channels_last if channels_last else cpu.fft)
     if not (kept and keeps_spectrum(geom, channels, dtype)):
         fft += points * cpu.fft_kernel
 

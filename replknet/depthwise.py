@@ -30,6 +30,7 @@ from replknet.cost import (
     prefers_channels_last,
 )
 from replknet.inference import PackedWeight, is_plain_inference
+from replknet.layout import layout
 
 Method = Literal["auto", "direct", "fft"]
 METHODS = ("auto", "direct", "fft")
@@ -115,7 +116,7 @@ class DepthwiseConv2d(nn.Conv2d):
             [],
             "",
         )
-        return out.contiguous(memory_format=spectral.layout(x))
+        return out.contiguous(memory_format=layout(x))
 
 
 class SpectrumCache:
@@ -195,7 +196,7 @@ def _depthwise_conv2d(
     )
     # For channels_last maps, oneDNN skips the taps that never meet them by itself, but not in the weight gradient.
     if ways.crops and (
-        leaves_native or (trains and weight.requires_grad) or spectral.layout(x) is torch.contiguous_format
+        leaves_native or (trains and weight.requires_grad) or layout(x) is torch.contiguous_format
     ):
         weight = _meeting_taps(weight, *x.shape[2:])
     if not leaves_native:
@@ -204,7 +205,7 @@ def _depthwise_conv2d(
     if trains and ways.output == "fft":
         keep = (
             x.requires_grad and ways.input_gradient == "fft",
-            weight.requires_grad and ways.weight_gradient == "fft" and x.shape[0] % 2 == 0,
+            weight.requires_grad and ways.weight_gradient == "fft",
         )
     result: Tensor = _Correlate.apply(x, weight, bias, _Settings(method, cache, *keep))[0]
     return result
@@ -222,7 +223,7 @@ def _is_plain(
     """Whether the output is best had from `conv2d` on the tensors as they are; one lookup is all that a call pays."""
     if 0 in shape or not dtype.is_floating_point:
         return True
-    channels_last = spectral.layout(torch.empty_strided(shape, strides, device="meta")) is torch.channels_last
+    channels_last = layout(torch.empty_strided(shape, strides, device="meta")) is torch.channels_last
     chosen = plan(shape, kernel, dtype, channels_last, threads, kept)
     return chosen.output == "native" and (channels_last or not chosen.crops)
 
@@ -248,7 +249,7 @@ def _ways(x: Tensor, weight: Tensor, method: str, kept: bool = False) -> Plan | 
 
 def _key(x: Tensor, weight: Tensor) -> tuple[torch.Size, torch.Size, torch.dtype, bool, int]:
     """The arguments of `plan`; looking a plan up by them is most of what a small call costs."""
-    return x.shape, weight.shape, x.dtype, spectral.layout(x) is torch.channels_last, torch.get_num_threads()
+    return x.shape, weight.shape, x.dtype, layout(x) is torch.channels_last, torch.get_num_threads()
 
 
 # The two maps and both gradients, on plain tensors -----------------------------------------------------------------
@@ -293,7 +294,7 @@ def _correlate(
 def _direct(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Forward `conv2d` in the layout it is fastest in, returned in the layout of `x`."""
     # Half precision goes through float32 here: oneDNN's kernels for it are slow or, for some shapes, never return.
-    out_layout, dtype = spectral.layout(x), x.dtype
+    out_layout, dtype = layout(x), x.dtype
     x, weight, bias = _at_least_float32(x), _at_least_float32(weight), _at_least_float32(bias)
     reach = max(weight.shape[2:]) // 2
     wanted = prefers_channels_last(reach, x.dtype, out_layout is torch.channels_last)
@@ -529,12 +530,12 @@ def _into_channels(x: Tensor | None, dim: int | None, size: int, channel_dim: in
 
 @torch.library.custom_op("replknet::depthwise_conv2d", mutates_args=())
 def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Tensor:
-    return _correlate(x, weight, bias, _Settings(method))[0].contiguous(memory_format=spectral.layout(x))
+    return _correlate(x, weight, bias, _Settings(method))[0].contiguous(memory_format=layout(x))
 
 
 @_operator.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Tensor:
-    return torch.empty_like(x, memory_format=spectral.layout(x))
+    return torch.empty_like(x, memory_format=layout(x))
 
 
 @torch.library.custom_op("replknet::depthwise_conv2d_backward", mutates_args=())
@@ -545,7 +546,7 @@ def _operator_backward(
     found = _gradients(grad, x, weight, input_gradient, weight_gradient, _Settings(method))
     fake = _fake_backward(grad, x, weight, input_gradient, weight_gradient, method)
     grad_input, grad_weight = (
-        empty if tensor is None else tensor.contiguous(memory_format=spectral.layout(like))
+        empty if tensor is None else tensor.contiguous(memory_format=layout(like))
         for tensor, empty, like in zip(found, fake, (x, weight), strict=True)
     )
     return grad_input, grad_weight
@@ -554,8 +555,8 @@ def _operator_backward(
 def _fake_backward(
     grad: Tensor, x: Tensor, weight: Tensor, input_gradient: bool, weight_gradient: bool, method: str
 ) -> tuple[Tensor, Tensor]:
-    grad_input = torch.empty_like(x, memory_format=spectral.layout(x)) if input_gradient else x.new_empty(0)
-    grad_weight = torch.empty_like(weight, memory_format=spectral.layout(weight)) if weight_gradient else x.new_empty(0)
+    grad_input = torch.empty_like(x, memory_format=layout(x)) if input_gradient else x.new_empty(0)
+    grad_weight = torch.empty_like(weight, memory_format=layout(weight)) if weight_gradient else x.new_empty(0)
     return grad_input, grad_weight
 
 
