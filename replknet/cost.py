@@ -23,8 +23,10 @@ in its best layout. fft: `replknet.spectral`."""
 
 MARGIN = 1.25
 """What another way than PyTorch's own must promise, to make good for the model's errors."""
-DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 250e3
+DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 220e3
 """Nanoseconds that a call loses by leaving PyTorch's own path."""
+REAL_TRANSFORMS = 1.25
+"""Time of an image by real transforms over that of one of a pair."""
 LARGEST_KEPT_SPECTRUM = 64 * 2**20
 """Bytes of the largest kernel spectrum that a layer keeps between calls."""
 LARGEST_SAVED_SPECTRUM = 16 * 2**20
@@ -54,10 +56,10 @@ class Processor:
     weight_gradient: float
     blocked_reach: int
     slow_reach: int | None = None
-    fft: float = 8.6
+    fft: float = 9.0
     fft_channels_last: float = 10.0
-    fft_kernel: float = 3.9
-    moved: float = 2.0
+    fft_kernel: float = 3.3
+    moved: float = 0.6
 
 
 AVX512 = Processor(
@@ -65,9 +67,9 @@ AVX512 = Processor(
     contiguous_wide=1 / 2.2,
     channels_last=1 / 36,
     channels_last_slow=1 / 12,
-    input_gradient=1 / 25,
+    input_gradient=1 / 19,
     weight_gradient_3x3=1 / 12,
-    weight_gradient_channels_last=1 / 3.0,
+    weight_gradient_channels_last=1 / 2.9,
     weight_gradient=1 / 1.1,
     blocked_reach=6,
     slow_reach=6,
@@ -95,9 +97,9 @@ FLOAT64 = Processor(
     weight_gradient=1.0,
     blocked_reach=10**9,
     fft=17.0,
-    fft_channels_last=22.0,
-    fft_kernel=7.5,
-    moved=4.0,
+    fft_channels_last=19.0,
+    fft_kernel=6.5,
+    moved=1.2,
 )
 
 
@@ -177,6 +179,8 @@ def plan(
         swapped = multiply_adds * (cpu.channels_last if wide else cpu.contiguous)
         swapped += 2 * (values + lags) * cpu.moved * (2.0 if wide else 1.4 if channels_last else 0.8)
     fft = num_images / 2 * points * (cpu.fft_channels_last if channels_last else cpu.fft)
+    if not geom.pairs:
+        fft *= REAL_TRANSFORMS
     if not (kept and keeps_spectrum(geom, channels, dtype)):
         fft += points * cpu.fft_kernel
 
@@ -191,7 +195,7 @@ def plan(
 
     return Plan(
         output=fastest(multiply_adds * own_output, direct),
-        input_gradient=fastest(multiply_adds * cpu.input_gradient, direct if wide else inf),
+        input_gradient=fastest(multiply_adds * cpu.input_gradient, direct),
         # oneDNN's weight gradient multiplies by the zeros outside the map as well.
         weight_gradient=fastest(values * sides[0] * sides[1] * own_weight, swapped),
         crops=sides != (kernel[2], kernel[3]),

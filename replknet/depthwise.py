@@ -30,7 +30,7 @@ from replknet.cost import (
     prefers_channels_last,
 )
 from replknet.inference import PackedWeight, is_plain_inference
-from replknet.layout import layout
+from replknet.layout import layout, with_layout
 
 Method = Literal["auto", "direct", "fft"]
 METHODS = ("auto", "direct", "fft")
@@ -105,7 +105,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
         weight = self._packed.packed(self.weight, pack, x.shape)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x.contiguous(memory_format=torch.channels_last),
+            with_layout(x, torch.channels_last),
             weight,
             self.bias,
             padding,
@@ -116,7 +116,7 @@ class DepthwiseConv2d(nn.Conv2d):
             [],
             "",
         )
-        return out.contiguous(memory_format=layout(x))
+        return with_layout(out, layout(x))
 
 
 class SpectrumCache:
@@ -300,18 +300,18 @@ def _direct(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     wanted = prefers_channels_last(reach, x.dtype, out_layout is torch.channels_last)
     if wanted and is_slow(reach, x.shape[1], x.dtype):
         weight = F.pad(weight, (1, 1, 1, 1))
-    x = x.contiguous(memory_format=torch.channels_last if wanted else torch.contiguous_format)
-    return _conv2d(x, weight, bias).to(dtype).contiguous(memory_format=out_layout)
+    out = _conv2d(with_layout(x, torch.channels_last if wanted else torch.contiguous_format), weight, bias)
+    return with_layout(out.to(dtype), out_layout)
 
 
 def _direct_lags(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     """Weight gradient as a forward convolution in which every map of every image is a channel of its own."""
     num_images, channels, height, width = x.shape
     reach = (weight.shape[2] // 2, weight.shape[3] // 2)
-    maps = x.reshape(1, num_images * channels, height, width)
+    maps = with_layout(x, torch.contiguous_format).reshape(1, num_images * channels, height, width)
     if prefers_channels_last(max(reach), maps.dtype, False):
-        maps = maps.contiguous(memory_format=torch.channels_last)
-    kernels = grad.reshape(num_images * channels, 1, height, width)
+        maps = with_layout(maps, torch.channels_last)
+    kernels = with_layout(grad, torch.contiguous_format).reshape(num_images * channels, 1, height, width)
     lags = F.conv2d(maps, kernels, padding=reach, groups=num_images * channels)
     return lags.reshape(num_images, channels, *lags.shape[2:]).sum(0)[:, None].to(weight.dtype)
 
