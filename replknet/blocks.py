@@ -1,12 +1,15 @@
 """Building blocks of RepLKNet, with the module names of the official checkpoints."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from replknet.depthwise import DepthwiseConv2d
 from replknet.folding import assign, batch_norm_affine, embed_kernel, fold_norm_after, fold_norm_before
-from replknet.pointwise import PointwiseConv2d
+from replknet.inference import activate, is_hooked, is_plain_call
+from replknet.pointwise import PointwiseConv2d, pointwise
 
 
 class DropPath(nn.Module):
@@ -58,14 +61,28 @@ class ConvBN(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The output, plus `residual` where it is given."""
-        if (
-            isinstance(self.conv, PointwiseConv2d)
-            and isinstance(self.bn, nn.Identity)
-            and self.conv.fuses(x, self.nonlinear)
-        ):
-            return self.conv.fused(x, self.nonlinear, residual)
-        out: Tensor = self.nonlinear(self.bn(self.conv(x)))
+        if is_plain_call(x) and self.fuses():
+            return pointwise(x, [self.as_layer()], residual)
+        out: Tensor
+        if isinstance(self.bn, nn.Identity):
+            out = activate(self.nonlinear, self.bn(self.conv(x)), self.bn, self.conv)
+        else:
+            out = self.nonlinear(self.bn(self.conv(x)))
         return out if residual is None else residual + out
+
+    def fuses(self) -> bool:
+        """Whether `pointwise` can compute this in a plain call."""
+        conv, norm, activation = self.conv, self.bn, self.nonlinear
+        return (
+            isinstance(conv, PointwiseConv2d)
+            and isinstance(norm, nn.Identity)
+            and conv.fuses(activation)
+            and not is_hooked(conv, norm, activation)
+        )
+
+    def as_layer(self) -> tuple[PointwiseConv2d, nn.Module]:
+        """For `pointwise`."""
+        return cast("PointwiseConv2d", self.conv), self.nonlinear
 
     def reparameterize(self) -> None:
         """Fold the norm: `bn` becomes an identity, `conv` gets a bias. A no-op when already done."""
@@ -153,12 +170,23 @@ class RepLKBlock(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.pw1(self.prelkb_bn(x))
-        out = self.lk_nonlinear(self.large_kernel(out))
+        norm, first, large, last = self.prelkb_bn, self.pw1, self.large_kernel, self.pw2
+        merged = large.lkb_reparam if isinstance(large, ReparamLargeKernelConv) else None
+        if (
+            merged is not None
+            and is_plain_call(x)
+            and isinstance(norm, nn.Identity)
+            and first.fuses()
+            and last.fuses()
+            and not is_hooked(norm, first, large, last, self.drop_path)
+        ):
+            out = activate(self.lk_nonlinear, merged(pointwise(x, [first.as_layer()])), merged)
+            return pointwise(out, [last.as_layer()], x if self.shortcut else None)
+        out = self.lk_nonlinear(large(first(norm(x))))
         if not self.shortcut:
-            without: Tensor = self.pw2(out)
+            without: Tensor = last(out)
             return without
-        return add_residual(x, self.pw2, self.drop_path, out)
+        return add_residual(x, last, self.drop_path, out)
 
     def reparameterize(self) -> None:
         """Merge the kernels and fold every norm of the block. A no-op when already done."""
@@ -178,7 +206,16 @@ class ConvFFN(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return add_residual(x, self.pw2, self.drop_path, self.pw1(self.preffn_bn(x)))
+        norm, first, last = self.preffn_bn, self.pw1, self.pw2
+        if (
+            is_plain_call(x)
+            and isinstance(norm, nn.Identity)
+            and first.fuses()
+            and last.fuses()
+            and not is_hooked(norm, first, last, self.drop_path)
+        ):
+            return pointwise(x, [first.as_layer(), last.as_layer()], residual=x)
+        return add_residual(x, last, self.drop_path, first(norm(x)))
 
     def reparameterize(self) -> None:
         """Fold every norm of the block. A no-op when already done."""

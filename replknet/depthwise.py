@@ -195,9 +195,7 @@ def _depthwise_conv2d(
         )
     )
     # For channels_last maps, oneDNN skips the taps that never meet them by itself, but not in the weight gradient.
-    if ways.crops and (
-        leaves_native or (trains and weight.requires_grad) or layout(x) is torch.contiguous_format
-    ):
+    if ways.crops and (leaves_native or (trains and weight.requires_grad) or layout(x) is torch.contiguous_format):
         weight = _meeting_taps(weight, *x.shape[2:])
     if not leaves_native:
         return _conv2d(x, weight, bias)

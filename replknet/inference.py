@@ -1,9 +1,10 @@
-"""When a layer may call operators without gradients, and the packed weights that they multiply by."""
+"""When layers may be computed otherwise than by calling their modules, and the packed weights they multiply by."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
@@ -31,25 +32,73 @@ class PackedWeight:
 
 
 def is_plain_inference(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether operators without gradients can stand in: evaluation mode, float32, and a plain call on a CPU."""
+    """Whether operators without gradients can stand in."""
+    return is_plain(layer, x) and not torch.is_grad_enabled()
+
+
+def is_plain(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether the layer does nothing but compute: evaluation mode, float32, and a plain call on a CPU."""
+    return is_plain_call(x) and is_plain_layer(layer)
+
+
+def is_plain_call(x: Tensor) -> bool:
+    """The part of `is_plain` that is the same for all layers that see maps like `x`."""
     return (
         not torch.compiler.is_compiling()  # first: the compiler reads no further
-        and not layer.training
-        and not torch.is_grad_enabled()
-        and x.device.type == "cpu"
-        and x.dtype == layer.weight.dtype == torch.float32
+        and x.dtype is torch.float32
+        and x.is_cpu
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.is_inference(layer.weight)
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not is_in_torch_dispatch_mode()
         and not is_transformed(x)
-        and not is_transformed(layer.weight)
+    )
+
+
+def is_plain_layer(layer: nn.Conv2d) -> bool:
+    """The part of `is_plain` that differs between layers."""
+    weight = layer.weight
+    return (
+        not layer.training
+        and weight.dtype is torch.float32
+        and weight.is_cpu
+        and not torch.is_inference(weight)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(weight)
+    )
+
+
+def is_hooked(*modules: nn.Module) -> bool:
+    """Whether somebody listens to one of these modules, or to all: each must then be called by itself."""
+    return bool(
+        torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+        or any(
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+            for module in modules
+        )
     )
 
 
 def is_transformed(x: Tensor) -> bool:
-    """Whether `torch.func` maps over or differentiates this tensor; never while compiling, where it cannot be asked."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+    """Whether this tensor is mapped over or differentiated by `torch.func`, or in forward mode.
+
+    Never while compiling, where it cannot be asked.
+    """
+    return not torch.compiler.is_compiling() and (
+        torch._C._functorch.is_functorch_wrapped_tensor(x) or forward_ad._current_level >= 0
+    )
+
+
+def activate(activation: nn.Module, out: Tensor, *sources: nn.Module) -> Tensor:
+    """`activation(out)`; a ReLU in place where `out` is new from the convolution `sources[-1]`, for nobody else."""
+    conv = sources[-1]
+    if (
+        type(activation) is nn.ReLU
+        and isinstance(conv, nn.Conv2d)
+        and is_plain(conv, out)
+        and not is_hooked(activation, *sources)
+    ):
+        return out.relu_()
+    activated: Tensor = activation(out)
+    return activated

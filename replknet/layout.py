@@ -1,7 +1,7 @@
 """Memory layouts of maps, and a fast way from one to the other.
 
-A conversion is a transposition of pixels and channels. PyTorch copies element by element and takes up to 13 times as long
-as for a plain copy (measured: 512 channels of 64 x 64). Its `channel_shuffle` transposes, in vector registers, the
+A conversion is a transposition of pixels and channels. PyTorch copies element by element and takes up to 13 times as
+long as for a plain copy (measured: 512 channels of 64 x 64). Its `channel_shuffle` transposes, in vector registers, the
 channels of a channels_last map in groups; all values of some rows count as the channels of one pixel here.
 """
 
@@ -34,7 +34,7 @@ def with_layout(x: Tensor, memory_format: torch.memory_format) -> Tensor:
 def rows_of_pixels(x: Tensor) -> Tensor:
     """Maps (N, C, H, W) as (N, C, groups of rows, rows, W), with contiguous rows where they were channels_last."""
     if layout(x) is torch.contiguous_format:
-        return x.unflatten(2, (1, -1))
+        return x[:, :, None]
     num_images, channels, height, width = x.shape
     groups = _num_groups(num_images, height)
     pixels = x.permute(0, 2, 3, 1).reshape(num_images * groups, -1)
@@ -54,7 +54,7 @@ class Output:
     def put(self, images: slice, channels: slice, maps: Tensor, bias: Tensor | None) -> None:
         """Write maps (images, channels, H, W), adding the bias of each channel."""
         target = self._maps[images, :, channels].transpose(1, 2)
-        source = maps.unflatten(2, (self._groups, -1))
+        source = maps.view(*maps.shape[:2], self._groups, -1, maps.shape[3])
         if bias is None:
             target.copy_(source)
         else:
@@ -64,9 +64,14 @@ class Output:
         """All of them, (N, C, H, W)."""
         num_images, channels, height, width = self._shape
         if not self._channels_last:
-            return self._maps.reshape(self._shape)
+            return owned(self._maps.reshape(self._shape))
         pixels = _transposed(self._maps.reshape(num_images * self._groups, -1), channels)
-        return pixels.reshape(num_images, height, width, channels).permute(0, 3, 1, 2)
+        return owned(pixels.reshape(num_images, height, width, channels).permute(0, 3, 1, 2))
+
+
+def owned(view: Tensor) -> Tensor:
+    """The same memory as a tensor that is no view: a result of a `Function` that is one may not be changed in place."""
+    return view.new_empty(0).set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
 def _num_groups(num_images: int, height: int) -> int:

@@ -2,8 +2,8 @@
 
 The images of an even batch are paired and packed into one complex map, z = a + ib: a depthwise convolution is linear
 and its kernel real, so the real and the imaginary part of the result are the two results, and one complex transform
-serves both without any untangling. An odd batch goes through real transforms, which take some 1.2 times as long for each
-image. Only lags up to (K - 1) // 2 are wanted, so a transform of length H + (K - 1) // 2 holds all of them without
+serves both without any untangling. An odd batch goes through real transforms, which take some 1.2 times as long for
+each image. Only lags up to (K - 1) // 2 are wanted, so a transform of length H + (K - 1) // 2 holds all of them without
 wrapping.
 
 Convolution means cross-correlation here, as in `torch.nn.functional.conv2d`. Nothing in this module is differentiable.
@@ -208,10 +208,12 @@ def _zeros(x: Tensor, geom: Geometry) -> Tensor:
 def _transform(maps: Tensor, geom: Geometry, room: Tensor) -> Tensor:
     """Spectra of maps (N, c, groups of rows, rows, W), which are packed into `room`."""
     packed = room[:, : maps.shape[1]]
-    inside = packed[..., : geom.height, : geom.width].unflatten(2, maps.shape[2:4])
+    inside = packed[..., : geom.height, : geom.width]
+    inside = inside.view(*inside.shape[:2], *maps.shape[2:])
     if geom.pairs:
         torch.complex(maps[: geom.num_packed], maps[geom.num_packed :], out=inside)
-        return torch.fft.fft2(packed)
+        paired: Tensor = torch.fft.fft2(packed)
+        return paired
     inside.copy_(maps)
     spectra: Tensor = torch.ops.aten._fft_r2c(packed, (2, 3), 0, True)
     return spectra
