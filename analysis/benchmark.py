@@ -6,6 +6,7 @@ contenders of one case round by round, one call each, so that a change of the ma
 
 import gc
 import importlib.metadata
+import math
 import multiprocessing
 import os
 import platform
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import replknet
+from analysis.allocator import keep_freed_memory, return_freed_memory
 from analysis.identity import processor_name
 from replknet.blocks import ReparamLargeKernelConv
 from replknet.depthwise import DepthwiseConv2d
@@ -55,6 +57,8 @@ class Case:
 # Convolutions ------------------------------------------------------------------------------------------------------
 
 HEADLINE = ((8, 128, 56, 31), (8, 256, 28, 29), (8, 512, 14, 27), (8, 1024, 7, 13), (32, 16, 32, 31), (1, 128, 256, 31))
+WIDEST = ((8, 128, 56, 13), (8, 128, 56, 61))
+"""Beside `HEADLINE`: what a very large kernel costs more than a moderate one."""
 GRID_KERNELS = (3, 5, 7, 9, 13, 17, 21, 27, 31, 51)
 GRID_SIZES = (7, 14, 28, 56, 112)
 GRID_BATCHES = ((1, 64), (8, 64), (32, 16), (1, 512))
@@ -99,7 +103,7 @@ def _convolution_of(library: str, channels: int, kernel: int) -> Callable[[Tenso
 def convolution_cases(suite: str, threads: int) -> Iterator[Case]:
     """The cases of "headline" (forward+backward), "grid" (each direction alone) or "paper" (24 layers, forward)."""
     if suite == "headline":
-        for shape in HEADLINE:
+        for shape in HEADLINE + WIDEST:
             libraries = ("replknet", "conv2d", "torch-fftconv", "fft-conv-pytorch")
             yield _convolution_case(shape, "both", threads, libraries)
     elif suite == "grid":
@@ -108,7 +112,7 @@ def convolution_cases(suite: str, threads: int) -> Iterator[Case]:
                 for kernel in GRID_KERNELS:
                     for direction in SINGLE:
                         shape = (num_images, channels, size, kernel)
-                        yield _convolution_case(shape, direction, threads, ("replknet", "conv2d"))
+                        yield _convolution_case(shape, direction, threads, ("replknet", "conv2d", "torch-fftconv"))
     else:
         for size in (16, 32, 64):
             for kernel in PAPER_KERNELS:
@@ -140,8 +144,8 @@ def network(
         variant: "replknet"; "nn.Conv2d", the network from plain layers, as the official code runs; "nn.Conv2d,
             channels_last"; "without large convolutions", in which they are identities; "onnxruntime" or "openvino".
         task: "inference" (re-parameterised), "erf" (gradient of the central unit of the last map with respect to the
-            image, weights frozen; plain layers as the official script runs them, with their batch norms) or "train"
-            (forward, backward and AdamW).
+            image, weights frozen; plain layers as the official script runs them, with their batch norms; all others
+            with memory kept, as `replknet erf` does) or "train" (forward, backward and AdamW).
         size: Side of the images.
         batch: Number of images.
         threads: Threads of the library.
@@ -156,6 +160,8 @@ def network(
     if task == "train":
         return _training_step(model, images)
     model.eval().requires_grad_(False)
+    if task == "erf" and not variant.startswith("nn.Conv2d"):
+        keep_freed_memory()
     if task == "inference" or not variant.startswith("nn.Conv2d"):
         model = replknet.reparameterize(model)  # as `replknet erf` does; the official script does not
     if variant in ("onnxruntime", "openvino"):
@@ -295,7 +301,12 @@ def _seed(threads: int) -> None:
 
 
 def compare(
-    cases: Sequence[Case], *, repeats: int, seconds: float, progress: Callable[[int, int], None]
+    cases: Sequence[Case],
+    *,
+    repeats: int,
+    seconds: float,
+    hopeless: float = math.inf,
+    progress: Callable[[int, int], None],
 ) -> pd.DataFrame:
     """Time every contender of every case.
 
@@ -304,23 +315,45 @@ def compare(
         repeats: Rounds, in each of which every contender is called once (short calls several times, averaged, after
             one that is not timed).
         seconds: Time for the rounds of one case after which no new one begins; two are always made.
+        hopeless: A contender whose first call takes so many times as long as the fastest one's, and more than a
+            twentieth of a second, is not called again: that call is its time, and it has one round.
         progress: Called with the number of cases done and of all.
 
     Returns:
         One row per contender: the labels of its case, its name, median, minimum and maximum of the rounds in
         milliseconds, the number of rounds, `ratio`, its median over the first contender's, and `peak_mib`, the memory
-        that one call needs beyond what was there before it. A contender whose library is not installed has no times.
+        that the first call needs beyond what was there before it. A contender whose library is not installed has no times.
     """
     rows: list[dict[str, Any]] = []
     with _workers({contender.process for case in cases for contender in case.contenders}) as workers:
         for index, case in enumerate(cases):
             progress(index, len(cases))
-            rows += _measure(case, workers, repeats, seconds)
+            rows += _measure(case, workers, repeats, seconds, hopeless)
     progress(len(cases), len(cases))
     return pd.DataFrame(rows)
 
 
-def _measure(case: Case, workers: Mapping[str, Connection], repeats: int, seconds: float) -> list[dict[str, Any]]:
+def slowness(table: pd.DataFrame, other: str) -> pd.DataFrame:
+    """How long RepLKNet's convolution takes in its better layout, over another contender in its better one.
+
+    Args:
+        table: Of `compare`, for `convolution_cases`.
+        other: "conv2d" or "torch-fftconv".
+
+    Returns:
+        One row per case that both were timed in, slowest first: its labels, `ours_ms`, `other_ms` and `ratio`.
+    """
+    labels = list(table.columns[: list(table.columns).index("contender")])
+    family = table["contender"].str.removesuffix(", channels_last")
+    best = table.assign(family=family).pivot_table("median_ms", labels, "family", aggfunc="min").reset_index()
+    found = best[[*labels, "replknet", other]].rename(columns={"replknet": "ours_ms", other: "other_ms"}).dropna()
+    found["ratio"] = found["ours_ms"] / found["other_ms"]
+    return pd.DataFrame(found.sort_values("ratio", ascending=False, ignore_index=True))
+
+
+def _measure(
+    case: Case, workers: Mapping[str, Connection], repeats: int, seconds: float, hopeless: float
+) -> list[dict[str, Any]]:
     ready = []
     rows = []
     for position, contender in enumerate(case.contenders):
@@ -329,14 +362,18 @@ def _measure(case: Case, workers: Mapping[str, Connection], repeats: int, second
         if isinstance(answer, str):
             row["note"] = answer
         else:
-            row["peak_mib"] = answer
-            ready.append((position, contender, row, cast("list[float]", [])))
+            row["peak_mib"], first = answer
+            ready.append((position, contender, row, cast("list[float]", [first])))
         rows.append(row)
+    longest = max(50.0, hopeless * min((times[0] for *_, times in ready), default=0.0))
+    repeated = [entry for entry in ready if entry[3][0] <= longest]
+    for _, _, _, times in repeated:
+        times.clear()
     begin = time.monotonic()
     for done in range(repeats):
         if done >= 2 and time.monotonic() - begin > seconds:
             break
-        for position, contender, _, times in ready:
+        for position, contender, _, times in repeated:
             times.append(_ask(workers[contender.process], ("run", position)))
     for _, contender, row, times in ready:
         row |= {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times), "rounds": len(times)}
@@ -383,14 +420,15 @@ def _serve(connection: Connection) -> None:
         if message[0] == "set up":
             try:
                 call = message[2](**message[3])
-                call()
+                return_freed_memory()
                 before = _reset_peak()
-                call()
+                duration = first = _seconds(call, 1)
                 peak = None if before is None else (_memory("VmHWM") - before) / 1024
-                duration = _seconds(call, 1)
+                if first < 1:
+                    duration = _seconds(call, 1)
                 # Another process had the caches and the cores just now: a short call is made once before it is timed.
                 calls[message[1]] = (call, max(1, int(0.02 / duration)), duration < 1)
-                connection.send(peak)
+                connection.send((peak, 1e3 * first))
             except ImportError as error:
                 connection.send(f"not installed: {error.name}")
         elif message[0] == "run":

@@ -177,3 +177,30 @@ def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.set_xlabel(", ".join(varying))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return ax
+
+
+def plot_ratios(ratios: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """A dot for each case: its ratio (`analysis.benchmark.slowness`) against the kernel, on logarithmic axes."""
+    ax = axes_or_new(ax)
+    directions = sorted(set(ratios["direction"]))
+    for number, direction in enumerate(directions):
+        rows = ratios[ratios["direction"] == direction]
+        ax.plot(
+            rows["kernel"] * 1.03 ** (number - (len(directions) - 1) / 2),  # beside each other
+            rows["ratio"],
+            color=OKABE_ITO[number % len(OKABE_ITO)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=2.5,
+            linewidth=0,
+            label=direction,
+        )
+    ax.axhline(1, color="0.3", linewidth=0.8)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    kernels = sorted(ratios["kernel"].unique())
+    ax.set_xticks(kernels, [str(kernel) for kernel in kernels])
+    ax.minorticks_off()
+    ax.set_xlabel("kernel size (pixels)")
+    ax.set_ylabel("time over conv2d's")
+    ax.legend(fontsize="small")
+    return ax

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,46 @@ def _absent() -> benchmark.Call:
 
 def test_suites_hold_the_cases_of_the_issue() -> None:
     counts = {suite: len(list(benchmark.convolution_cases(suite, 2))) for suite in ("headline", "grid", "paper")}
-    assert counts == {"headline": 6, "grid": 4 * 5 * 10 * 3, "paper": 3 * 14}
+    assert counts == {"headline": 8, "grid": 4 * 5 * 10 * 3, "paper": 3 * 14}
+
+
+def test_a_hopeless_contender_is_called_once() -> None:
+    contenders = [benchmark.Contender(name, name, _sleeps, {"seconds": seconds}) for name, seconds in SLEEPERS]
+    table = benchmark.compare(
+        [benchmark.Case({"size": 1}, contenders)], repeats=3, seconds=5, hopeless=3.0, progress=lambda *_: None
+    )
+    assert list(table["rounds"]) == [3, 1]
+    assert table["median_ms"][1] == table["max_ms"][1] >= 200
+
+
+SLEEPERS = (("fast", 0.01), ("slow", 0.2))
+
+
+def _sleeps(seconds: float) -> benchmark.Call:
+    return partial(time.sleep, seconds)
+
+
+def test_slowness_compares_the_better_layouts() -> None:
+    times = {
+        "replknet": 4.0,
+        "replknet, channels_last": 2.0,
+        "conv2d": 8.0,
+        "conv2d, channels_last": 16.0,
+        "other": 1.0,
+    }
+    rows = [
+        {"kernel": kernel, "direction": "forward", "contender": name, "median_ms": kernel * value}
+        for kernel in (3, 5)
+        for name, value in times.items()
+    ]
+    rows[-1]["median_ms"] = float("nan")
+    found = benchmark.slowness(pd.DataFrame(rows), "conv2d")
+    assert list(found["ratio"]) == [0.25, 0.25]
+    other = benchmark.slowness(pd.DataFrame(rows), "other")
+    assert list(other["kernel"]) == [3]
+    assert list(other["ratio"]) == [2.0]
+    axes = plots.plot_ratios(found)
+    assert sorted(np.asarray(axes.lines[0].get_ydata())) == [0.25, 0.25]
 
 
 def test_command_line(tmp_path: Path) -> None:
