@@ -142,7 +142,9 @@ def network(
 
     Args:
         variant: "replknet"; "nn.Conv2d", the network from plain layers, as the official code runs; "nn.Conv2d,
-            channels_last"; "without large convolutions", in which they are identities; "onnxruntime" or "openvino".
+            channels_last"; "without large convolutions", in which they are identities; "1x1 products alone", a bound:
+            the packed matrix products of the 1x1 convolutions, one after the other, on maps that are there already;
+            "onnxruntime" or "openvino".
         task: "inference" (re-parameterised), "erf" (gradient of the central unit of the last map with respect to the
             image, weights frozen; plain layers as the official script runs them, with their batch norms; all others
             with memory kept, as `replknet erf` does) or "train" (forward, backward and AdamW).
@@ -174,6 +176,8 @@ def network(
         model.get_submodule("stem.0").register_forward_pre_hook(
             lambda _, inputs: (inputs[0].contiguous(memory_format=layout),)
         )
+    elif variant == "1x1 products alone":
+        return _products(model, images, backward=task == "erf")
     elif variant != "replknet":
         _replace(model, lambda layer: nn.Identity() if isinstance(layer, ReparamLargeKernelConv) else layer)
     if task == "inference":
@@ -192,6 +196,7 @@ def network(
 def network_cases(task: str, sizes: Sequence[int], batches: Sequence[int], threads: int) -> Iterator[Case]:
     """The cases of one task; training and inference also compare the network's kernels with 3x3 ones."""
     variants: tuple[str, ...] = ("replknet", "nn.Conv2d", "nn.Conv2d, channels_last", "without large convolutions")
+    variants += ("1x1 products alone",)
     if task == "inference":
         variants += ("onnxruntime", "openvino")
     for size in sizes:
@@ -236,6 +241,31 @@ def _training_step(model: nn.Module, images: Tensor) -> Call:
         optimizer.step()
 
     return step
+
+
+def _products(model: nn.Module, images: Tensor, *, backward: bool) -> Call:
+    """The matrix products of one pass."""
+    calls: list[tuple[PointwiseConv2d, Tensor, Tensor]] = []
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        rows, gradient = (maps.permute(0, 2, 3, 1).flatten(0, 2).contiguous() for maps in (inputs[0], out))
+        calls.append((cast("PointwiseConv2d", layer), rows, gradient))
+
+    layers = [layer for layer in model.modules() if isinstance(layer, PointwiseConv2d)]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    none = nn.Identity()
+
+    def multiply() -> None:
+        for layer, rows, _ in calls:
+            layer.multiply(rows, none)
+        for layer, _, gradient in reversed(calls) if backward else []:
+            layer.multiply_transposed(gradient)
+
+    return _without_gradients(multiply)
 
 
 def _exported(model: nn.Module, images: Tensor, runtime: str, threads: int) -> Call:
@@ -322,7 +352,8 @@ def compare(
     Returns:
         One row per contender: the labels of its case, its name, median, minimum and maximum of the rounds in
         milliseconds, the number of rounds, `ratio`, its median over the first contender's, and `peak_mib`, the memory
-        that the first call needs beyond what was there before it. A contender whose library is not installed has no times.
+        that the first call needs beyond what was there before it. A contender whose library is not installed has no
+        times.
     """
     rows: list[dict[str, Any]] = []
     with _workers({contender.process for case in cases for contender in case.contenders}) as workers:

@@ -14,6 +14,9 @@ import pytest
 import torch
 
 from analysis import benchmark, plots
+from replknet import reparameterize
+from replknet.pointwise import PointwiseConv2d
+from tests.networks import tiny_model
 
 
 def test_contenders_of_a_case_compute_the_same() -> None:
@@ -56,6 +59,27 @@ def test_compare_times_every_contender_and_names_what_is_missing() -> None:
 
 def _absent() -> benchmark.Call:
     raise ImportError(name="no_such_library")
+
+
+def test_products_alone_are_those_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = reparameterize(tiny_model().float().eval().requires_grad_(False))
+    shapes: list[torch.Size] = []
+    for name in ("multiply", "multiply_transposed"):
+        original = getattr(PointwiseConv2d, name)
+
+        def noted(self: PointwiseConv2d, rows: torch.Tensor, *rest: Any, original: Any = original) -> torch.Tensor:
+            shapes.append(rows.shape)
+            return torch.as_tensor(original(self, rows, *rest))
+
+        monkeypatch.setattr(PointwiseConv2d, name, noted)
+    images = torch.randn(1, 3, 64, 64).requires_grad_()
+    torch.autograd.grad(model.forward_features(images).sum(), images)
+    of_network = sorted(shapes)
+    products = benchmark._products(model, images.detach(), backward=True)
+    shapes.clear()
+    products()
+    assert sorted(shapes) == of_network
 
 
 def test_suites_hold_the_cases_of_the_issue() -> None:
