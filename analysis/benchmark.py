@@ -244,11 +244,13 @@ def _training_step(model: nn.Module, images: Tensor) -> Call:
 
 
 def _products(model: nn.Module, images: Tensor, *, backward: bool) -> Call:
-    """The matrix products of one pass."""
+    """The matrix products of one pass; layers of one shape share their maps, which would fill the memory."""
     calls: list[tuple[PointwiseConv2d, Tensor, Tensor]] = []
+    shared: dict[torch.Size, Tensor] = {}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        rows, gradient = (maps.permute(0, 2, 3, 1).flatten(0, 2).contiguous() for maps in (inputs[0], out))
+        shapes = (maps.permute(0, 2, 3, 1).flatten(0, 2).shape for maps in (inputs[0], out))
+        rows, gradient = (shared.setdefault(shape, torch.randn(shape)) for shape in shapes)
         calls.append((cast("PointwiseConv2d", layer), rows, gradient))
 
     layers = [layer for layer in model.modules() if isinstance(layer, PointwiseConv2d)]
@@ -414,8 +416,13 @@ def _measure(
 
 
 def _ask(connection: Connection, message: tuple[Any, ...]) -> Any:
-    connection.send(message)
-    return connection.recv()
+    try:
+        connection.send(message)
+        return connection.recv()
+    except (EOFError, ConnectionError) as error:
+        raise ChildProcessError(
+            "a benchmark's process has ended; the memory may not suffice for all contenders"
+        ) from error
 
 
 @contextmanager

@@ -96,6 +96,16 @@ def test_a_hopeless_contender_is_called_once() -> None:
     assert table["median_ms"][1] == table["max_ms"][1] >= 200
 
 
+def test_a_contender_that_dies_is_said() -> None:
+    case = benchmark.Case({"size": 1}, [benchmark.Contender("dead", "dead", _dies, {})])
+    with pytest.raises(ChildProcessError, match="a benchmark's process has ended"):
+        benchmark.compare([case], repeats=1, seconds=1, progress=lambda *_: None)
+
+
+def _dies() -> benchmark.Call:
+    os._exit(9)
+
+
 SLEEPERS = (("fast", 0.01), ("slow", 0.2))
 
 
