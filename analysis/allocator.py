@@ -5,6 +5,7 @@ from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _LARGEST = 2**31 - 1
+_kept = False
 
 
 def keep_freed_memory() -> bool:
@@ -18,8 +19,15 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library did so.
     """
+    global _kept
     mallopt = _function("mallopt")
-    return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+    _kept = mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+    return _kept
+
+
+def is_freed_memory_kept() -> bool:
+    """Whether `keep_freed_memory` has taken effect."""
+    return _kept
 
 
 def return_freed_memory() -> None:
