@@ -15,7 +15,10 @@ from torch.utils.checkpoint import checkpoint as recompute_in_backward
 from replknet import checkpoints, reparam, zoo
 from replknet.blocks import Classifier, ConvBN, ConvFFN, RepLKBlock
 from replknet.config import PRESETS, RepLKNetConfig
-from replknet.inference import is_transformed
+from replknet.inference import is_hooked, is_plain_call, is_transformed
+
+_STEM_BYTES = 8 * 2**20
+"""Of the stem's largest maps, for the images that go through it together in inference: more leave the cache."""
 
 
 class Stage(nn.Module):
@@ -136,6 +139,14 @@ class RepLKNet(Classifier):
         if x.is_cpu and not self.training and not is_transformed(x):
             # The layout that oneDNN's kernels and the matrix products of the 1x1 convolutions want.
             x = x.contiguous(memory_format=torch.channels_last)
+        if not torch.is_grad_enabled() and is_plain_call(x) and not is_hooked(*self.stem.modules()):
+            # A channel of the largest maps has a quarter of the image's pixels, of four bytes each.
+            together = max(1, _STEM_BYTES // (self.config.channels[0] * x.shape[2] * x.shape[3]))
+            if together < len(x):
+                return torch.cat([self._stem_of(images) for images in x.split(together)])
+        return self._stem_of(x)
+
+    def _stem_of(self, x: Tensor) -> Tensor:
         for layer in self.stem:
             x = layer(x)
         return x

@@ -17,7 +17,7 @@ from replknet.inference import PackedWeight, is_plain_layer
 from replknet.layout import owned, with_layout
 
 _ACTIVATIONS = {nn.Identity: ("none", ""), nn.ReLU: ("relu", ""), nn.GELU: ("gelu", "none")}
-_PART_BYTES = 4 * 2**20
+_PART_BYTES = 16 * 2**20
 """Of the widest map between two layers, for the pixels that are computed together."""
 
 

@@ -40,6 +40,25 @@ def test_inference_equals_float64(model: RepLKNet, images: Tensor) -> None:
             torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 
 
+def test_images_go_through_the_stem_one_by_one(
+    model: RepLKNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.no_grad():
+        expected = model(images)
+        monkeypatch.setattr("replknet.model._STEM_BYTES", 1)
+        seen: list[int] = []
+        original = RepLKNet._stem_of
+
+        def noted(self: RepLKNet, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return original(self, x)
+
+        monkeypatch.setattr(RepLKNet, "_stem_of", noted)
+        torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-5)
+        assert seen == [1, 1]
+        assert len(outputs_of_layers(model, images)["stem.0.conv"][0]) == len(images)
+
+
 @pytest.mark.filterwarnings("ignore")  # of the exporter's own
 def test_onnx_export_has_plain_convolutions_only(model: RepLKNet, images: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
