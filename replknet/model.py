@@ -143,7 +143,7 @@ class RepLKNet(Classifier):
             # A channel of the largest maps has a quarter of the image's pixels, of four bytes each.
             together = max(1, _STEM_BYTES // (self.config.channels[0] * x.shape[2] * x.shape[3]))
             if together < len(x):
-                return torch.cat([self._stem_of(images) for images in x.split(together)])
+                return torch.cat([self._stem_of(images) for images in torch.split(x, together)])
         return self._stem_of(x)
 
     def _stem_of(self, x: Tensor) -> Tensor:
