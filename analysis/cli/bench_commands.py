@@ -118,7 +118,7 @@ def _bench(
 
     from analysis import plots
 
-    table.to_csv(out / f"{name}.csv", index=False)
+    table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
     (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     with plots.paper_style():
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
