@@ -335,7 +335,8 @@ def _queued() -> dict[str, tuple[State, str]]:
         job, state, reason, start = line.split("|", 3)
         active: State = "running" if state in ("RUNNING", "COMPLETING", "CONFIGURING", "STOPPED") else "pending"
         expected = f", expected to start {start}" if start not in ("N/A", "") else ""
-        found[job] = (active, f"{state.lower()}: {reason}{expected}")
+        why = "" if reason == "None" else f": {reason}"
+        found[job] = (active, f"{state.lower()}{why}{expected}")
     return found
 
 
