@@ -101,6 +101,8 @@ class Recipe:
             raise ValueError(f"augmentation={self.augmentation!r}: expected one of {', '.join(AUGMENTATIONS)}")
         if self.rand_augment and self.augmentation != "imagenet":
             raise ValueError(f"rand_augment={self.rand_augment!r}: goes with augmentation 'imagenet' only")
+        if self.rand_augment:
+            _check_rand_augment(self.rand_augment)
         if self.autocast not in ("", "bfloat16"):
             raise ValueError(f"autocast={self.autocast!r}: expected 'bfloat16' or ''")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
@@ -148,11 +150,39 @@ class RecipeFile:
                 f"{unknown[0]}={settings[unknown[0]]!r}: no field of a recipe; expected epochs, warmup_epochs, "
                 f"{', '.join(sorted(known))}"
             )
+        for name, value in {"epochs": epochs, "warmup_epochs": warmup, **settings}.items():
+            _check_type(name, value)
         if not epochs > 0 or not 0 <= warmup < epochs:
-            raise ValueError(f"epochs={epochs}, warmup_epochs={warmup}: expected 0 <= warmup_epochs < epochs")
+            raise ValueError(
+                f"epochs={epochs}, warmup_epochs={warmup}: expected 0 <= warmup_epochs < epochs; set both of them"
+            )
         batch_size = settings.get("batch_size", Recipe.batch_size)
         derived = {"steps": max(1, round(epochs * num_images / batch_size)), "warmup": warmup / epochs}
         return Recipe(**derived | settings)
+
+
+def _check_rand_augment(text: str) -> None:
+    from timm.data.auto_augment import rand_augment_transform  # not loaded for recipes without it
+
+    try:
+        rand_augment_transform(text, {})
+    except (AssertionError, ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"rand_augment={text!r}: expected timm's notation, such as 'rand-m9-mstd0.5-inc1'") from error
+
+
+def _check_type(name: str, value: Any) -> None:
+    """Refuse a value of another type than the field's own."""
+    default = getattr(Recipe, name, 0.0)
+    kinds: tuple[type, ...]
+    if isinstance(default, bool | str):
+        kinds, expected = (type(default),), "true or false" if isinstance(default, bool) else "a text"
+    elif isinstance(default, int):
+        kinds, expected = (int,), "a whole number"
+    else:
+        kinds, expected = (int, float), "a number"
+    nothing = name == "ema_decay" and value is None
+    if not nothing and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+        raise ValueError(f"{name}={value!r}: expected {expected}")
 
 
 def recipe_names() -> list[str]:

@@ -197,6 +197,7 @@ def plan(
         output=fastest(multiply_adds * own_output, direct),
         input_gradient=fastest(multiply_adds * cpu.input_gradient, direct),
         # oneDNN's weight gradient multiplies by the zeros outside the map as well.
-        weight_gradient=fastest(values * sides[0] * sides[1] * own_weight, swapped),
+        # That for one channel is not safe (`replknet.depthwise`).
+        weight_gradient=fastest(inf if channels == 1 else values * sides[0] * sides[1] * own_weight, swapped),
         crops=sides != (kernel[2], kernel[3]),
     )

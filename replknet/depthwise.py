@@ -123,7 +123,7 @@ class SpectrumCache:
     """The last kernel spectrum of a layer, with the kernels it belongs to; a copy or a pickle of it is empty."""
 
     def __init__(self) -> None:
-        self._entry: tuple[Tensor, tuple[int, int], Tensor] | None = None
+        self._entry: tuple[Tensor, tuple[tuple[int, int], bool], Tensor] | None = None
 
     def __reduce__(self) -> tuple[type["SpectrumCache"], tuple[()]]:
         return SpectrumCache, ()
@@ -132,14 +132,9 @@ class SpectrumCache:
         """The spectrum of exactly these kernels; None where it would be too large to keep."""
         if not keeps_spectrum(geom, weight.shape[0], weight.dtype):
             return None
-        entry = self._entry
-        if (
-            entry is None
-            or entry[1] != geom.length
-            or entry[0].dtype != weight.dtype
-            or not torch.equal(entry[0], weight)
-        ):
-            entry = (weight.detach().clone(), geom.length, spectral.kernel_spectrum(weight.detach(), geom))
+        entry, kind = self._entry, (geom.length, geom.pairs)
+        if entry is None or entry[1] != kind or entry[0].dtype != weight.dtype or not torch.equal(entry[0], weight):
+            entry = (weight.detach().clone(), kind, spectral.kernel_spectrum(weight.detach(), geom))
             self._entry = entry
         return entry[2]
 
@@ -373,6 +368,12 @@ def _native_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    if weight.shape[0] == 1 and wanted[1]:
+        # For one channel, no depthwise convolution any more, oneDNN's weight gradient can write beyond its memory
+        # (PyTorch 2.14.1; maps 13 x 7, kernel 25 x 13).
+        grad, x, weight = grad.repeat(1, 2, 1, 1), x.repeat(1, 2, 1, 1), weight.repeat(2, 1, 1, 1)
+        grad_input, grad_weight = _native_gradients(grad, x, weight, wanted)
+        return None if grad_input is None else grad_input[:, :1], None if grad_weight is None else grad_weight[:1]
     grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, (1, 1), padding, (1, 1), False, (0, 0), weight.shape[0], (*wanted, False)
     )

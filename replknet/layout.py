@@ -25,7 +25,7 @@ def with_layout(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     if x.is_contiguous(memory_format=memory_format):
         return x
     if memory_format is torch.contiguous_format:
-        return rows_of_pixels(x).reshape(x.shape).contiguous()
+        return owned(rows_of_pixels(x).reshape(x.shape).contiguous())
     out = Output(x, memory_format)
     out.put(slice(None), slice(None), x, None)
     return out.result()

@@ -74,3 +74,22 @@ def test_unknown_names_and_changes() -> None:
         Recipe(autocast="float16")
     with pytest.raises(ValueError, match="minimum_rate=1: expected a number from 0 to learning_rate"):
         Recipe(minimum_rate=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("batch_size=abc", "batch_size='abc': expected a whole number"),
+        ("batch_size=8.5", r"batch_size=8\.5: expected a whole number"),
+        ("learning_rate=fast", "learning_rate='fast': expected a number"),
+        ("epochs=long", "epochs='long': expected a number"),
+        ("gradient_checkpointing=yes", "gradient_checkpointing='yes': expected true or false"),
+        ("mixup=true", "mixup=True: expected a number"),
+        ("autocast=1", "autocast=1: expected a text"),
+        ("rand_augment=hello", "rand_augment='hello': expected timm's notation"),
+        ("epochs=1", "expected 0 <= warmup_epochs < epochs; set both of them"),
+    ],
+)
+def test_changes_of_another_type_are_named(change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_recipe("imagenet-300").for_images(1000, parse_changes([change]))

@@ -169,6 +169,23 @@ def test_layout_is_kept(method: Method, memory_format: torch.memory_format, size
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("num_images", [1, 2])
+@pytest.mark.parametrize("size", [5, 40])
+def test_the_result_may_be_changed_in_place(
+    method: Method, memory_format: torch.memory_format, num_images: int, size: int
+) -> None:
+    for dtype in (torch.float32, torch.float64):
+        x = random(num_images, 4, size, size, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
+        weight = random(4, 1, 31, 31, dtype=dtype).requires_grad_()
+        out = depthwise_conv2d(x, weight, method=method).mul_(2)
+        expected = 2 * reference(x, weight)
+        torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
+        found = torch.autograd.grad(out.sum(), (x, weight))
+        torch.testing.assert_close(found, torch.autograd.grad(expected.sum(), (x, weight)), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_empty_batch(method: Method) -> None:
     x, weight = torch.zeros(0, 3, 8, 8, requires_grad=True), torch.ones(3, 1, 31, 31, requires_grad=True)
     out = depthwise_conv2d(x, weight, torch.zeros(3), method)
@@ -236,6 +253,30 @@ def test_exports_as_a_plain_convolution() -> None:
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets == ["aten.conv2d.default"]
     torch.testing.assert_close(program.module()(example), layer(example), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [20, 32, 48])
+def test_a_layer_in_evaluation_takes_batches_of_any_length(dtype: torch.dtype, size: int) -> None:
+    """Even and odd ones have spectra of another kind, at one length of the transform."""
+    layer = DepthwiseConv2d(4, 31).eval().to(dtype)
+    for num_images in (2, 1, 3, 4, 1, 2):
+        x = random(num_images, 4, size, size, dtype=dtype)
+        for out in (layer(x), depthwise._depthwise_conv2d(x, layer.weight, None, "fft", layer._spectra)):
+            torch.testing.assert_close(out, reference(x, layer.weight), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(2, 1, 13, 7), (2, 1, 13, 4), (1, 1, 13, 7)])
+def test_weight_gradient_of_one_channel_and_a_kernel_beyond_the_map(method: Method, shape: tuple[int, ...]) -> None:
+    """Of kernels cropped to such maps, oneDNN's own weight gradient is wrong or ends the process."""
+    for seed in range(10):
+        x, grad = random(*shape, dtype=torch.float32, seed=seed), random(*shape, dtype=torch.float32, seed=seed + 100)
+        weight = random(1, 1, 31, 31, dtype=torch.float32)
+        found = with_gradients(lambda x, weight: depthwise_conv2d(x, weight, method=method), x, weight, grad)
+        exact = with_gradients(reference, x.double(), weight.double(), grad.double())
+        for tensor, expected in zip(found, exact, strict=True):
+            assert relative_error(tensor, expected) < 1e-5
 
 
 def test_spectra_follow_the_weights() -> None:
