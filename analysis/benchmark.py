@@ -72,6 +72,8 @@ def convolution(
     """One depthwise convolution of `shape` (N, C, H = W, K), or its gradients."""
     num_images, channels, size, kernel = shape
     _seed(threads)
+    # Which freed memory glibc keeps depends on the largest block so far; FFTs here see to that, and all shall have it.
+    torch.empty(30 * 2**20, dtype=torch.uint8)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(num_images, channels, size, size).contiguous(memory_format=layout)
     grad = torch.randn(num_images, channels, size, size).contiguous(memory_format=layout)
