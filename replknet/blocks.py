@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from replknet.depthwise import DepthwiseConv2d
 from replknet.folding import assign, batch_norm_affine, embed_kernel, fold_norm_after, fold_norm_before
-from replknet.inference import activate, is_hooked, is_plain_call
+from replknet.inference import is_hooked, is_plain, is_plain_call
 from replknet.pointwise import PointwiseConv2d, pointwise
 
 
@@ -65,7 +65,7 @@ class ConvBN(nn.Module):
             return pointwise(x, [self.as_layer()], residual)
         out: Tensor
         if isinstance(self.bn, nn.Identity):
-            out = activate(self.nonlinear, self.bn(self.conv(x)), self.bn, self.conv)
+            out = convolve(self.conv, x, self.bn, self.nonlinear)
         else:
             out = self.nonlinear(self.bn(self.conv(x)))
         return out if residual is None else residual + out
@@ -89,6 +89,14 @@ class ConvBN(nn.Module):
         if isinstance(self.bn, _BatchNorm):
             assign(self.conv, *fold_norm_after(self.conv.weight, self.conv.bias, *batch_norm_affine(self.bn)))
             self.bn = nn.Identity()
+
+
+def convolve(conv: nn.Conv2d, x: Tensor, norm: nn.Module, activation: nn.Module) -> Tensor:
+    """`activation(norm(conv(x)))`; a ReLU within the convolution, or in place on what is new from it."""
+    if type(activation) is nn.ReLU and is_plain(conv, x) and not is_hooked(conv, norm, activation):
+        return conv.with_relu(x) if isinstance(conv, DepthwiseConv2d) else conv(x).relu_()
+    out: Tensor = activation(norm(conv(x)))
+    return out
 
 
 class ReparamLargeKernelConv(nn.Module):
@@ -148,6 +156,17 @@ def add_residual(x: Tensor, last: ConvBN, drop_path: DropPath, branch: Tensor) -
     return out
 
 
+def fuse_both(x: Tensor, norm: nn.Module, first: ConvBN, last: ConvBN, *others: nn.Module) -> bool:
+    """Whether `pointwise` can compute both 1x1 layers of a block, and nobody listens to any of its modules."""
+    return (
+        isinstance(norm, nn.Identity)
+        and is_plain_call(x)
+        and first.fuses()
+        and last.fuses()
+        and not is_hooked(norm, first, last, *others)
+    )
+
+
 class RepLKBlock(nn.Module):
     """Residual block round a large depthwise convolution: BN, 1x1, depthwise, 1x1."""
 
@@ -172,15 +191,8 @@ class RepLKBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         norm, first, large, last = self.prelkb_bn, self.pw1, self.large_kernel, self.pw2
         merged = large.lkb_reparam if isinstance(large, ReparamLargeKernelConv) else None
-        if (
-            merged is not None
-            and is_plain_call(x)
-            and isinstance(norm, nn.Identity)
-            and first.fuses()
-            and last.fuses()
-            and not is_hooked(norm, first, large, last, self.drop_path)
-        ):
-            out = activate(self.lk_nonlinear, merged(pointwise(x, [first.as_layer()])), merged)
+        if merged is not None and fuse_both(x, norm, first, last, large, self.drop_path):
+            out = convolve(merged, pointwise(x, [first.as_layer()]), norm, self.lk_nonlinear)
             return pointwise(out, [last.as_layer()], x if self.shortcut else None)
         out = self.lk_nonlinear(large(first(norm(x))))
         if not self.shortcut:
@@ -207,13 +219,7 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm, first, last = self.preffn_bn, self.pw1, self.pw2
-        if (
-            is_plain_call(x)
-            and isinstance(norm, nn.Identity)
-            and first.fuses()
-            and last.fuses()
-            and not is_hooked(norm, first, last, self.drop_path)
-        ):
+        if fuse_both(x, norm, first, last, self.drop_path):
             return pointwise(x, [first.as_layer(), last.as_layer()], residual=x)
         return add_residual(x, last, self.drop_path, first(norm(x)))
 

@@ -71,13 +71,10 @@ def is_plain_layer(layer: nn.Conv2d) -> bool:
 
 def is_hooked(*modules: nn.Module) -> bool:
     """Whether somebody listens to one of these modules, or to all: each must then be called by itself."""
-    return bool(
-        torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-        or any(
-            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-            for module in modules
-        )
-    )
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return True
+    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def is_transformed(x: Tensor) -> bool:
@@ -88,17 +85,3 @@ def is_transformed(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and (
         torch._C._functorch.is_functorch_wrapped_tensor(x) or forward_ad._current_level >= 0
     )
-
-
-def activate(activation: nn.Module, out: Tensor, *sources: nn.Module) -> Tensor:
-    """`activation(out)`; a ReLU in place where `out` is new from the convolution `sources[-1]`, for nobody else."""
-    conv = sources[-1]
-    if (
-        type(activation) is nn.ReLU
-        and isinstance(conv, nn.Conv2d)
-        and is_plain(conv, out)
-        and not is_hooked(activation, *sources)
-    ):
-        return out.relu_()
-    activated: Tensor = activation(out)
-    return activated

@@ -97,16 +97,17 @@ def test_float32_error_against_conv2d(method: Method) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(2, 2, 4, 5), (1, 3, 5, 4), (3, 1, 1, 1)])
-def test_gradients_of_first_and_second_order(method: Method, shape: tuple[int, ...]) -> None:
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # PyTorch's own, when forward mode is first used
+def test_gradients_of_first_and_second_order_in_both_modes(method: Method, shape: tuple[int, ...]) -> None:
     x, weight, bias = random(*shape), random(shape[1], 1, 5, 7, seed=1), random(shape[1], seed=2)
     inputs = tuple(tensor.requires_grad_() for tensor in (x, weight, bias))
     function = lambda x, weight, bias: depthwise_conv2d(x, weight, bias, method)  # noqa: E731
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True)
     # One gradient at a time: the other input is a constant.
     for position in range(3):
         some = tuple(tensor.detach().requires_grad_(i == position) for i, tensor in enumerate(inputs))
-        assert torch.autograd.gradcheck(function, some)
+        assert torch.autograd.gradcheck(function, some, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(function, some)
 
 
@@ -219,6 +220,19 @@ def test_vmap_over_maps_kernels_and_both(method: Method) -> None:
         for position in range(2):
             expected = torch.stack([gradients[position] for gradients in slow(both, x_dim, weight_dim)])
             torch.testing.assert_close(per_sample[position], expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("method", METHODS)
+def test_forward_mode_of_torch_func_agrees_with_conv2d(method: Method) -> None:
+    x, weight, bias = random(2, 2, 5, 4), random(2, 1, 7, 3), random(2, seed=3)
+
+    def loss(convolution: Any) -> Any:
+        return lambda x, weight: convolution(x, weight, bias).pow(3).sum()
+
+    ours = loss(lambda x, weight, bias: depthwise_conv2d(x, weight, bias, method))
+    found, expected = (torch.func.hessian(function, (0, 1))(x, weight) for function in (ours, loss(reference)))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 import replknet.pointwise as pointwise_module
-from replknet import RepLKNet, reparameterize
+from replknet import DepthwiseConv2d, RepLKNet, reparameterize
 from replknet.inference import is_plain_inference
 from replknet.pointwise import PointwiseConv2d, pointwise
 from tests.networks import randomize_norms, tiny_model
@@ -96,6 +96,18 @@ def test_packed_weights_follow_the_parameters(images: Tensor) -> None:
     check()
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert twin._packed._entry is None
+
+
+@pytest.mark.parametrize("kernel", [11, 13, 27])
+def test_depthwise_layer_packs_its_weights_and_computes_the_relu(kernel: int) -> None:
+    layer = DepthwiseConv2d(64, kernel, bias=True).eval()
+    x = torch.randn(2, 64, 14, 14).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = copy.deepcopy(layer).double()(x.double())
+        for found, exact in ((layer(x), expected), (layer.with_relu(x), expected.relu())):
+            torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+            assert found.is_contiguous(memory_format=torch.channels_last)
+    assert layer._packed._entry is not None
 
 
 @pytest.mark.parametrize("activation", [nn.Identity(), nn.ReLU(), nn.GELU()])
