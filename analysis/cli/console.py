@@ -184,11 +184,11 @@ def _claim(
 
 
 @contextmanager
-def clear_errors_for_files() -> Iterator[None]:
+def clear_errors_for_files(out: Path, argument: str = "--out") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"--out: cannot write ({error})") from error
+        raise ValueError(f"{argument}={str(out)!r}: cannot write ({error})") from error
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def erf(
     outputs = ["erf.csv", *folders, *(f"{folder}.partial.npz" for folder in folders)]
     outputs += [f"{figure}.{suffix}" for figure in _FIGURES for suffix in ("png", "pdf")]
     keep_freed_memory()
-    with clear_errors_for_files():
+    with clear_errors_for_files(out):
         claim(out, "erf", settings, outputs, overwrite)
         results = _measure_all(loaded, wanted, chosen, protocol, out, means, stds)
         by_first(lambda: _write_outputs(results, out))

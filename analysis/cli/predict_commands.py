@@ -128,7 +128,7 @@ def features(
             num_workers=workers,
             progress=progress,
         )
-    with clear_errors_for_files():
+    with clear_errors_for_files(out):
         found.save(out, overwrite=overwrite)
     table = Table("array", "shape", "dtype")
     for name, array in found.arrays.items():
@@ -179,7 +179,7 @@ def evaluate_command(
         }
         outputs = ["result", "partial.npz", "decisions.csv", "by_class.csv", "confusion.csv"]
         partial = out / "partial.npz"
-        with clear_errors_for_files():
+        with clear_errors_for_files(out):
             claim(out, "evaluate", settings, outputs, overwrite)
     if out is not None and (out / "result" / "result.json").is_file():
         result = EvaluationResult.load(out / "result")
@@ -195,7 +195,7 @@ def evaluate_command(
                 progress=progress,
             )
     if out is not None:
-        with clear_errors_for_files():
+        with clear_errors_for_files(out):
             by_first(lambda: _write(result, out, confusion))
     _report(result)
     _notes(loaded, result.skipped)

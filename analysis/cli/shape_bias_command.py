@@ -159,7 +159,7 @@ def shape_bias(
         **dataclasses.asdict(options),
         **computed_on(device, dtype),
     }
-    with clear_errors_for_files():
+    with clear_errors_for_files(out):
         keep = [f for f, key in zip(folders, keys, strict=True) if _still_valid(out / f, key)]
         keep += [f"{folder}.partial.npz" for folder in folders]
         claim(out, "shape-bias", settings, _outputs(names, folders), overwrite, keep)

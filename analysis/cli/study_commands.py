@@ -310,7 +310,7 @@ def _claim_study(study: Any, out: Path, device: str, overwrite: bool) -> None:
     images.check()  # what is wrong with the images is said before OUT is touched
     settings["images"] = images.fingerprint
     outputs = ["cells", FOLDER, pages.STUDY_FILE, pages.TABLE, pages.REPORT, pages.FIGURES]
-    with clear_errors_for_files():
+    with clear_errors_for_files(out):
         claim(out, "study", settings, outputs, overwrite)
         by_first(lambda: pages.save_study(study, "replknet " + shlex.join(sys.argv[1:]), out))
 
@@ -321,7 +321,7 @@ def _sweep(study: Any, out: Path, workers: int, device: str, overwrite: bool) ->
 
     keep_freed_memory()
     _claim_study(study, out, device, overwrite)
-    with clear_errors_for_files(), progress_bar("study") as progress:
+    with clear_errors_for_files(out), progress_bar("study") as progress:
         outcomes = ablation.run_study(study, out, num_workers=workers, device=device, progress=progress)
     console = Console(stderr=True)
     reused = sum(outcome.reused for outcome in outcomes)
@@ -346,7 +346,7 @@ def _write_report(directory: Path) -> None:
     from analysis.study_plots import settings_of
     from analysis.verdict import findings, interval_text
 
-    with clear_errors_for_files():
+    with clear_errors_for_files(directory, "directory"):
         path = by_first(lambda: pages.write_report(directory))
     record = pages.load_study(directory)
     if any(state.state != "done" for state in record.states):
@@ -469,7 +469,7 @@ def ablate_posthoc(
     }
     outputs = ["variants", "posthoc.csv", "energy.csv", "posthoc.png", "posthoc.pdf"]
     keep_freed_memory()
-    with clear_errors_for_files():
+    with clear_errors_for_files(out):
         claim(out, "posthoc", settings, outputs, overwrite)
         with progress_bar(loaded.name) as progress:
             results = posthoc.measure_variants(

@@ -127,7 +127,7 @@ def train_command(
     loaded = placed(loaded, device, "float32")
     keep_freed_memory()
     epoch = max(1, len(images) // chosen.batch_size)
-    with clear_errors_for_files():
+    with clear_errors_for_files(out):
         states = [_STATE, f"{_STATE}.previous", f"{_STATE}.new"]
         claim(out, "train", settings, [*states, _CURVE, _NETWORK, _SUMMARY, _EVENTS], overwrite)
         finished = by_first(lambda: _finished(out, chosen))
