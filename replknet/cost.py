@@ -44,6 +44,8 @@ class Processor:
         blocked_reach: Largest reach (K // 2) for which oneDNN has a fast kernel for contiguous maps.
         slow_reach: A reach for which its kernel for channels_last maps is slow, if the channels come in 32s; the next
             larger one is faster.
+        input_gradient_slow: Of the input gradient at that reach, which meets the zeros outside the map as well; on
+            large maps it is less than `input_gradient` makes it.
     """
 
     contiguous: float
@@ -56,6 +58,7 @@ class Processor:
     weight_gradient: float
     blocked_reach: int
     slow_reach: int | None = None
+    input_gradient_slow: float = inf
     fft: float = 9.0
     fft_channels_last: float = 10.0
     fft_kernel: float = 3.3
@@ -73,6 +76,7 @@ AVX512 = Processor(
     weight_gradient=1 / 1.1,
     blocked_reach=6,
     slow_reach=6,
+    input_gradient_slow=1 / 25,
 )
 AVX2 = Processor(
     contiguous=1 / 26,
@@ -155,14 +159,20 @@ def plan(
     cpu, reach = processor(dtype), max(geom.reach)
     values = num_images * channels * height * width
     multiply_adds = values * meeting_taps(height, geom.reach[0]) * meeting_taps(width, geom.reach[1])
+    with_zeros = values * sides[0] * sides[1]
     lags = num_images * channels * sides[0] * sides[1]
     points = channels * geom.length[0] * geom.length[1]
 
     wide = reach > cpu.blocked_reach
+    slow = is_slow(reach, channels, dtype)
+    own_output = multiply_adds
     if channels_last:
-        own_output = cpu.channels_last_slow if is_slow(reach, channels, dtype) else cpu.channels_last
+        own_output *= cpu.channels_last_slow if slow else cpu.channels_last
     else:
-        own_output = cpu.contiguous_wide if wide else cpu.contiguous
+        own_output *= cpu.contiguous_wide if wide else cpu.contiguous
+    own_input = multiply_adds * cpu.input_gradient
+    if channels_last and slow:
+        own_input = min(own_input, with_zeros * cpu.input_gradient_slow)
     own_weight = cpu.weight_gradient_channels_last if channels_last and not wide else cpu.weight_gradient
     if not channels_last and max(height, width) <= 14:
         own_weight /= 1.5
@@ -170,7 +180,7 @@ def plan(
         own_weight = cpu.weight_gradient_3x3
     wanted = prefers_channels_last(reach, dtype, channels_last)
     direct = multiply_adds * (cpu.channels_last if wanted else cpu.contiguous)
-    if wanted and is_slow(reach, channels, dtype):
+    if wanted and slow:
         direct *= ((2 * reach + 3) / (2 * reach + 1)) ** 2
     direct += 2 * values * cpu.moved * (wanted != channels_last)
     # The weight gradient as a forward convolution: every map of every image is a channel, its gradient the kernel.
@@ -194,10 +204,10 @@ def plan(
         return "direct" if direct <= spectral else "fft"
 
     return Plan(
-        output=fastest(multiply_adds * own_output, direct),
-        input_gradient=fastest(multiply_adds * cpu.input_gradient, direct),
+        output=fastest(own_output, direct),
+        input_gradient=fastest(own_input, direct),
         # oneDNN's weight gradient multiplies by the zeros outside the map as well.
         # That for one channel is not safe (`replknet.depthwise`).
-        weight_gradient=fastest(inf if channels == 1 else values * sides[0] * sides[1] * own_weight, swapped),
+        weight_gradient=fastest(inf if channels == 1 else with_zeros * own_weight, swapped),
         crops=sides != (kernel[2], kernel[3]),
     )
