@@ -173,11 +173,12 @@ def plan(
     own_input = multiply_adds * cpu.input_gradient
     if channels_last and slow:
         own_input = min(own_input, with_zeros * cpu.input_gradient_slow)
-    own_weight = cpu.weight_gradient_channels_last if channels_last and not wide else cpu.weight_gradient
+    # oneDNN's weight gradient multiplies by the zeros outside the map as well.
+    own_weight = with_zeros * (cpu.weight_gradient_channels_last if channels_last and not wide else cpu.weight_gradient)
     if not channels_last and max(height, width) <= 14:
         own_weight /= 1.5
     if reach <= 1:
-        own_weight = cpu.weight_gradient_3x3
+        own_weight = with_zeros * cpu.weight_gradient_3x3
     wanted = prefers_channels_last(reach, dtype, channels_last)
     direct = multiply_adds * (cpu.channels_last if wanted else cpu.contiguous)
     if wanted and slow:
@@ -206,8 +207,7 @@ def plan(
     return Plan(
         output=fastest(own_output, direct),
         input_gradient=fastest(own_input, direct),
-        # oneDNN's weight gradient multiplies by the zeros outside the map as well.
-        # That for one channel is not safe (`replknet.depthwise`).
-        weight_gradient=fastest(inf if channels == 1 else with_zeros * own_weight, swapped),
+        # oneDNN's for one channel is not safe (`replknet.correlation`).
+        weight_gradient=fastest(inf if channels == 1 else own_weight, swapped),
         crops=sides != (kernel[2], kernel[3]),
     )
