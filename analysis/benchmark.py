@@ -346,8 +346,8 @@ def compare(
 
     Args:
         cases: What to compare.
-        repeats: Rounds, in each of which every contender is called once (short calls several times, averaged, after
-            one that is not timed).
+        repeats: Rounds, in each of which every contender is called once (short calls for 20 ms, averaged, after
+            as many that are not timed).
         seconds: Time for the rounds of one case after which no new one begins; two are always made.
         hopeless: A contender whose first call takes so many times as long as the fastest one's, and more than a
             twentieth of a second, is not called again: that call is its time, and it has one round.
@@ -467,8 +467,9 @@ def _serve(connection: Connection) -> None:
                 if first < 1:
                     duration = _seconds(call, 1)
                 return_freed_memory()
-                # Another process had the caches and the cores just now: a short call is made once before it is timed,
-                # and so is one that finds its memory again, which is returned in between for the others to have.
+                # Another process had the caches just now, and its waiting threads keep a core for some 10 ms more: as
+                # many short calls are made before those that are timed; so is one that finds its memory again, which
+                # is returned in between for the others to have.
                 calls[message[1]] = (call, max(1, int(0.02 / duration)), duration < 1 or is_freed_memory_kept())
                 connection.send((peak, 1e3 * first))
             except ImportError as error:
@@ -476,7 +477,7 @@ def _serve(connection: Connection) -> None:
         elif message[0] == "run":
             call, number, warm_up = calls[message[1]]
             if warm_up:
-                call()
+                _seconds(call, number)
             seconds = _seconds(call, number)
             if is_freed_memory_kept():
                 return_freed_memory()
