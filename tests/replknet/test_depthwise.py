@@ -215,6 +215,8 @@ def test_vmap_over_maps_kernels_and_both(method: Method) -> None:
         inputs = (xs if x_dim is not None else xs[0], weights if weight_dim is not None else weights[:, 0])
         found = torch.vmap(function, (x_dim, weight_dim))(*inputs)
         torch.testing.assert_close(found, torch.stack(slow(function, x_dim, weight_dim)))
+        with torch.no_grad():
+            torch.testing.assert_close(torch.vmap(function, (x_dim, weight_dim))(*inputs), found)
         both = torch.func.grad(loss, (0, 1))
         per_sample = torch.vmap(both, (x_dim, weight_dim))(*inputs)
         for position in range(2):
@@ -232,6 +234,10 @@ def test_forward_mode_of_torch_func_agrees_with_conv2d(method: Method) -> None:
 
     ours = loss(lambda x, weight, bias: depthwise_conv2d(x, weight, bias, method))
     found, expected = (torch.func.hessian(function, (0, 1))(x, weight) for function in (ours, loss(reference)))
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        inputs = (x, weight)
+        found, expected = (torch.func.jvp(function, inputs, inputs)[1] for function in (ours, loss(reference)))
     torch.testing.assert_close(found, expected)
 
 
