@@ -1,7 +1,8 @@
 """Depthwise convolution with stride 1 and "same" padding, fast for large kernels on a CPU, forward and backward.
 
 Each direction is computed by whichever of FFT and conv2d the cost model (`replknet.cost`) expects to be faster. Small
-calls, which `conv2d` serves best, go to it as directly as possible; all others through `replknet.differentiation`.
+calls, which `conv2d` serves best, go to it as directly as possible; of all others, those that may be differentiated go
+through `replknet.differentiation`.
 """
 
 from functools import lru_cache
