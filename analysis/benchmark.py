@@ -28,9 +28,8 @@ from torch.nn import functional as F
 import replknet
 from analysis.allocator import is_freed_memory_kept, keep_freed_memory, return_freed_memory
 from analysis.identity import processor_name
-from replknet.blocks import ReparamLargeKernelConv
-from replknet.depthwise import DepthwiseConv2d
-from replknet.pointwise import PointwiseConv2d
+from replknet import DepthwiseConv2d, ReparamLargeKernelConv
+from replknet.convolution.pointwise import PointwiseConv2d, multiply
 
 Direction = Literal["forward", "input", "weight", "both"]
 Call = Callable[[], object]
@@ -145,7 +144,7 @@ def network(
     Args:
         variant: "replknet"; "nn.Conv2d", the network from plain layers, as the official code runs; "nn.Conv2d,
             channels_last"; "without large convolutions", in which they are identities; "1x1 products alone", a bound:
-            the packed matrix products of the 1x1 convolutions, one after the other, on maps that are there already;
+            the matrix products of the 1x1 convolutions, one after the other, on maps that are there already;
             "onnxruntime" or "openvino".
         task: "inference" (re-parameterised), "erf" (gradient of the central unit of the last map with respect to the
             image, weights frozen; plain layers as the official script runs them, with their batch norms; all others
@@ -261,15 +260,14 @@ def _products(model: nn.Module, images: Tensor, *, backward: bool) -> Call:
         model(images)
     for handle in handles:
         handle.remove()
-    none = nn.Identity()
 
-    def multiply() -> None:
+    def compute() -> None:
         for layer, rows, _ in calls:
-            layer.multiply(rows, none)
+            multiply(rows, layer)
         for layer, _, gradient in reversed(calls) if backward else []:
-            layer.multiply_transposed(gradient)
+            gradient @ layer.weight.flatten(1)
 
-    return _without_gradients(multiply)
+    return _without_gradients(compute)
 
 
 def _exported(model: nn.Module, images: Tensor, runtime: str, threads: int) -> Call:

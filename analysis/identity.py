@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import platform
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,19 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def hash_code(model: nn.Module) -> str:
-    """SHA-256, in hexadecimal, of the printed architecture and of the source of every class in it, where it has one.
+    """SHA-256, in hexadecimal, of the printed architecture and of the code of every class in it.
 
-    The same weights under another `forward` are another network.
+    The code of a package that states a `CODE_VERSION` (as replknet does) is that version and the name of the class,
+    wherever in the package it is kept; of any other class its module and its source, where it has one. The same weights
+    under another `forward` are another network.
     """
     digest = hashlib.sha256(repr(model).encode())
     for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__):
+        package = kind.__module__.partition(".")[0]
+        version = getattr(sys.modules.get(package), "CODE_VERSION", None)
+        if version is not None:
+            digest.update(f"{package} {version} {kind.__qualname__}".encode())
+            continue
         digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
         try:
             digest.update(inspect.getsource(kind).encode())

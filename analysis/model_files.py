@@ -18,7 +18,8 @@ from torch import nn
 import replknet
 from analysis.images import IMAGENET_MEAN, IMAGENET_STD
 from analysis.loaded_model import DEFAULT_SIZE, LoadedModel
-from replknet.checkpoints import DESCRIPTION, architecture_of, read_metadata
+from replknet.checkpoints.describing import DESCRIPTION, architecture_of
+from replknet.checkpoints.reading import read_metadata
 
 NETWORK_SUFFIX = ".safetensors"
 STUDY_NETWORK = "network"

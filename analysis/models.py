@@ -85,6 +85,8 @@ def load_model(
     if is_replknet(spec):
         loaded = _load_replknet(spec, checkpoint, kernel_sizes, small_kernel, pretrained)
     elif prefix in LIBRARIES and rest:
+        if prefix == "timm":
+            from replknet import timm_models  # noqa: F401  the family among timm's own
         loaded = LIBRARIES[prefix](rest, pretrained)
     elif spec.endswith(SUFFIXES):
         loaded = load_file(Path(spec))
@@ -180,6 +182,8 @@ def new_model(
         ValueError: If the name is unknown, an option does not apply to it, or its weights cannot be had.
     """
     import timm
+
+    from replknet import timm_models  # noqa: F401  the family among timm's own
 
     architecture, _, tag = spec.partition(".")
     options: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": drop_path_rate}

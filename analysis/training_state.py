@@ -52,6 +52,10 @@ def load_state(path: Path, fingerprint: str) -> tuple[dict[str, Any] | None, str
             state: dict[str, Any] = torch.load(candidate, map_location="cpu", weights_only=True)
             if state["fingerprint"] == fingerprint:
                 return state, note
+            note = note or (
+                f"{candidate.name} is of another network, recipe or data, or of a former version, which named the "
+                "networks' code otherwise; the training begins anew"
+            )
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
             note = f"{candidate.name} is damaged ({str(error).partition(chr(10))[0]}); the one before it is used"
     return None, note.replace("the one before it is used", "there is no other, and the training begins anew")

@@ -1,14 +1,15 @@
-"""RepLKNet: large-kernel convolutional networks, their re-parameterisation and everyone's checkpoints."""
+"""Large-kernel networks, their re-parameterisation, everyone's checkpoints, and a fast large-kernel convolution."""
 
-from replknet.blocks import ReparamLargeKernelConv
-from replknet.checkpoints import CheckpointError, convert_state_dict, load_state_dict
-from replknet.config import PRESETS, RepLKNetConfig
-from replknet.conversion import CheckpointInfo, Conversion, convert_checkpoint, inspect_checkpoint
-from replknet.depthwise import DepthwiseConv2d, depthwise_conv2d
-from replknet.model import SHIPPED, RepLKNet, create_model, load_checkpoint, shipped_weights
-from replknet.registration import register_with_timm
-from replknet.reparam import reparameterize
-from replknet.zoo import PUBLISHED, DownloadError, PublishedWeights, download_weights
+from replknet.checkpoints.naming import convert_state_dict
+from replknet.checkpoints.published import PUBLISHED, DownloadError, PublishedWeights, download_weights
+from replknet.checkpoints.reading import CheckpointError, load_state_dict
+from replknet.converting import CheckpointInfo, Conversion, convert_checkpoint, inspect_checkpoint
+from replknet.convolution.depthwise import DepthwiseConv2d, depthwise_conv2d
+from replknet.creating import SHIPPED, create_model, load_checkpoint, shipped_weights
+from replknet.networks import PRESETS
+from replknet.networks.blocks import ReparamLargeKernelConv
+from replknet.networks.reparameterize import reparameterize
+from replknet.networks.replknet import RepLKNet, RepLKNetConfig
 
 __all__ = [
     "PRESETS",
@@ -35,4 +36,6 @@ __all__ = [
     "shipped_weights",
 ]
 
-register_with_timm()
+CODE_VERSION = 1
+"""Of what the networks compute. Records of a measurement name it in place of the code: it is raised by every change of
+the outputs that is more than their rounding, and by nothing else."""

@@ -1,6 +1,6 @@
-"""The family in timm's registry: `timm.create_model("replknet_31b.in1k_224", pretrained=True)` and all around it.
+"""The family in timm's registry: `import replknet.timm_models` puts it there.
 
-Imported by itself as soon as both replknet and timm are (`replknet.registration`).
+After that, `timm.create_model("replknet_31b.in1k_224", pretrained=True)` works, and all of timm around it.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,10 +13,12 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, r
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from replknet.checkpoints import convert_state_dict, load_state_dict
-from replknet.config import PRESETS, RepLKNetConfig
-from replknet.model import SHIPPED, RepLKNet, Stage
-from replknet.zoo import PUBLISHED, download_weights
+from replknet.checkpoints.naming import convert_state_dict
+from replknet.checkpoints.published import PUBLISHED, download_weights
+from replknet.checkpoints.reading import load_state_dict
+from replknet.creating import SHIPPED
+from replknet.networks import PRESETS
+from replknet.networks.replknet import RepLKNet, RepLKNetConfig, Stage
 
 _FIELDS = ("layers", "channels", "kernel_sizes", "small_kernel", "shortcut", "dw_ratio", "ffn_ratio")
 _MERGE_WITH_PREVIOUS = 99999

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import replknet
 from analysis import LoadedModel
@@ -24,6 +24,11 @@ def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
                 assert tensor is not None
                 tensor.data.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
     return model
+
+
+def same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    """Whether the same keys in the same order have equal values."""
+    return list(actual) == list(expected) and all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
 TINY: dict[str, Any] = {

@@ -21,6 +21,8 @@ from analysis.models import is_replknet, load_model, untrained_copy
 from analysis.results import write_json
 
 RUN_FILE = "run.json"
+_SCHEMA_VERSION = 2
+"""Of that file; 1 said nothing of it."""
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 MODEL_HELP = (
@@ -164,8 +166,10 @@ def _claim(
             return
         if not overwrite:
             differing = [key for key in {**former, **normal} if former.get(key) != normal.get(key)]
+            older = known.get("schema_version", 1) < _SCHEMA_VERSION
+            why = ", and was made by a former version, which named the networks' code otherwise" if older else ""
             raise ValueError(
-                f"--out={str(out)!r}: holds another run, which differs in {', '.join(differing)}; "
+                f"--out={str(out)!r}: holds another run, which differs in {', '.join(differing)}{why}; "
                 "choose another folder or pass --overwrite"
             )
         written = known.get("outputs", [])
@@ -180,7 +184,8 @@ def _claim(
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"--out={str(out)!r}: holds files of something else; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(record, {"command": command, "settings": normal, "outputs": sorted(outputs)})
+    content = {"schema_version": _SCHEMA_VERSION, "command": command, "settings": normal, "outputs": sorted(outputs)}
+    write_json(record, content)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 
 from analysis import benchmark, plots
 from replknet import reparameterize
-from replknet.pointwise import PointwiseConv2d
+from replknet.convolution.pointwise import PointwiseConv2d
 from tests.networks import tiny_model
 
 

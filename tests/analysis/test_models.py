@@ -75,8 +75,8 @@ def test_a_folded_network_is_saved_with_its_description(tmp_path: Path) -> None:
 def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = replknet.create_model("replknet_xl", layers=(1, 1, 1, 1), channels=(4, 8, 8, 8))
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    monkeypatch.setattr(replknet.zoo, "download_weights", lambda name, progress: tmp_path / "weights.pth")
-    monkeypatch.setattr(replknet.model, "PRESETS", {"replknet_xl": source.config})
+    monkeypatch.setattr("replknet.creating.download_weights", lambda name, progress: tmp_path / "weights.pth")
+    monkeypatch.setattr("replknet.creating.PRESETS", {"replknet_xl": source.config})
     loaded = load_model("replknet_xl.meg73m_ft_in1k_320")
     assert loaded.published == {"top1": 87.57, "top5": 98.39}
     assert (loaded.mean, loaded.input_size) == ((0.5, 0.5, 0.5), 320)

@@ -1,0 +1,77 @@
+"""Which architecture a weight file or a set of weights is of."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from replknet.checkpoints.naming import weight_form
+from replknet.checkpoints.reading import CheckpointError, read_metadata
+from replknet.networks import PRESETS
+from replknet.networks.replknet import RepLKNetConfig
+
+DESCRIPTION = "replknet"
+"""Key of a safetensors file's metadata under which it describes its network, in JSON; "config" is the architecture."""
+
+
+def described_config(path: Path) -> RepLKNetConfig | None:
+    """The architecture that a safetensors file names in its metadata."""
+    description = read_metadata(path).get(DESCRIPTION)
+    if description is None:
+        return None
+    try:
+        return RepLKNetConfig(**json.loads(description)["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint={str(path)!r}: its description does not fit ({error})") from error
+
+
+def describe(state: Mapping[str, Tensor]) -> str:
+    """One sentence on the architecture that official-named weights look like."""
+    config = infer_config(state)
+    if config is None:
+        return f"The file does not look like a RepLKNet; its first keys are {', '.join(list(state)[:3])}"
+    small = "merged" if weight_form(state) != "training" else str(config.small_kernel)
+    return (
+        f"The file looks like {architecture_of(config)} (kernel_sizes={config.kernel_sizes}, small kernel {small}, "
+        f"num_classes={config.num_classes})"
+    )
+
+
+def architecture_of(config: RepLKNetConfig) -> str:
+    """The name of an architecture in `PRESETS`, whatever its head, or a description."""
+    shape = (config.layers, config.channels, config.kernel_sizes)
+    names = [name for name, preset in PRESETS.items() if (preset.layers, preset.channels, preset.kernel_sizes) == shape]
+    return names[0] if names else f"a RepLKNet with layers={config.layers}, channels={config.channels}"
+
+
+def infer_config(state: Mapping[str, Tensor]) -> RepLKNetConfig | None:
+    """The architecture of official-named weights, from their shapes; None if they are not a RepLKNet's.
+
+    The drop-path rate is not in the weights and stays 0; nor is the small kernel after a merge, which then is None.
+    """
+    large = {}
+    for key, value in state.items():
+        if key.endswith(("large_kernel.lkb_origin.conv.weight", "large_kernel.lkb_reparam.weight")):
+            large[key.partition(".large_kernel.")[0]] = value
+    try:
+        num_stages = 1 + max(int(block.split(".")[1]) for block in large)
+        firsts = [f"stages.{stage}.blocks.0" for stage in range(num_stages)]
+        channels = [state[f"{block}.pw1.conv.weight"].shape[1] for block in firsts]
+        smalls = [
+            value.shape[-1] for key, value in state.items() if key.endswith("large_kernel.small_conv.conv.weight")
+        ]
+        norms = [f"stages.{stage}.norm.weight" in state for stage in range(num_stages)]
+        return RepLKNetConfig(
+            layers=tuple(sum(block.startswith(f"stages.{stage}.") for block in large) for stage in range(num_stages)),
+            channels=tuple(channels),
+            kernel_sizes=tuple(large[block].shape[-1] for block in firsts),
+            small_kernel=smalls[0] if smalls else None,
+            dw_ratio=large[firsts[0]].shape[0] / channels[0],
+            ffn_ratio=state["stages.0.blocks.1.pw1.conv.weight"].shape[0] / channels[0],
+            in_channels=state["stem.0.conv.weight"].shape[1],
+            num_classes=state["head.weight"].shape[0] if "head.weight" in state else 0,
+            norm_intermediate_features=all(norms),
+        )
+    except (KeyError, ValueError, IndexError):
+        return None

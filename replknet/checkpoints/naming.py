@@ -1,0 +1,92 @@
+"""Other people's names for the same weights: the only module that knows them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from replknet.networks.reparameterize import Form
+
+Naming = Literal["official", "mmpretrain"]
+
+# Wrappers under which training codes keep weights, the averaged ones first.
+EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict")
+WRAPPERS = ("model", "state_dict")
+BOOKKEEPING = ("steps", "n_averaged")
+"""Of averaged models: entries that are no weights."""
+_PARALLEL_PREFIXES = ("module.", "_orig_mod.")
+
+
+def naming_of(keys: Iterable[str]) -> Naming:
+    """Whose names these are."""
+    return "mmpretrain" if any(key.startswith(("backbone.", "head.fc.")) for key in keys) else "official"
+
+
+def strip_parallel(key: str) -> str:
+    """A key without the prefixes of wrapped modules."""
+    while key.startswith(_PARALLEL_PREFIXES):
+        key = key.partition(".")[2]
+    return key
+
+
+def convert_state_dict(state: Mapping[str, Tensor], to: Naming) -> dict[str, Tensor]:
+    """The same tensors under another code base's key names.
+
+    Args:
+        state: Weights of a RepLKNet in either naming, training or merged form.
+        to: "official" or "mmpretrain". Converting there and back gives the same keys in the same order.
+
+    Raises:
+        ValueError: If `to` is unknown, or the norms cannot be named in mmpretrain's way: it has one place for the
+            norm on the last stage's map and the norm before the head.
+
+    Example:
+        >>> list(convert_state_dict({"head.weight": torch.ones(2, 3)}, to="mmpretrain"))
+        ['head.fc.weight']
+    """
+    if to not in ("official", "mmpretrain"):
+        raise ValueError(f"to={to!r}: expected 'official' or 'mmpretrain'")
+    official = _to_official(state)
+    if to == "official":
+        return official
+    last = _last_stage(official)
+    if any(key.startswith("norm.") for key in official) and any(key.startswith(f"{last}.norm.") for key in official):
+        raise ValueError(f"to='mmpretrain': it calls both 'norm' and '{last}.norm' '{last}.norm'; drop one of them")
+    renamed = {}
+    for key, value in official.items():
+        if key.startswith("head."):
+            renamed["head.fc." + key.removeprefix("head.")] = value
+        elif key.startswith("norm."):
+            renamed[f"backbone.{last}.{key}"] = value
+        else:
+            renamed["backbone." + key] = value
+    return renamed
+
+
+def _to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    has_head = any(key.startswith("head.") for key in state)
+    bare = {key.removeprefix("backbone."): value for key, value in state.items()}
+    last = _last_stage(bare)
+    norms = {key.split(".norm.")[0] for key in bare if key.startswith("stages.") and ".norm." in key}
+    # mmpretrain keeps the norm before the head on the last stage; norms on several stages are intermediate ones.
+    final_norm = not any(key.startswith("norm.") for key in bare) and (norms == {last} or (has_head and last in norms))
+    renamed = {}
+    for key, value in bare.items():
+        if key.startswith(("head.fc.", "head.cls_22k.")):
+            key = "head." + key.rsplit(".", 1)[1]
+        elif final_norm and key.startswith(f"{last}.norm."):
+            key = key.removeprefix(f"{last}.")
+        renamed[key] = value
+    return renamed
+
+
+def _last_stage(state: Iterable[str]) -> str:
+    stages = [int(key.split(".")[1]) for key in state if key.startswith("stages.")]
+    return f"stages.{max(stages, default=0)}"
+
+
+def weight_form(state: Mapping[str, Tensor]) -> Form:
+    """Whether official-named weights are in training form, have merged kernels, or have every batch norm folded."""
+    if not any(".lkb_reparam." in key for key in state):
+        return "training"
+    return "folded" if "stem.0.conv.bias" in state else "merged"

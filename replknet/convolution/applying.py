@@ -1,0 +1,73 @@
+"""A depthwise convolution and both its gradients, each by the way that its plan names.
+
+Nothing in this module is differentiable; `autograd` makes it so.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from replknet.convolution import spectral
+from replknet.convolution.planning import plan_of
+from replknet.convolution.rearranged import (
+    arranged_conv2d,
+    arranged_input_gradient,
+    at_least_float32,
+    plain_conv2d,
+    plain_gradients,
+)
+
+
+def correlate(
+    x: Tensor, weight: Tensor, bias: Tensor | None, method: str, *, keep: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """The output, and with `keep` the spectra of the blocks of maps, where there are any."""
+    plan = plan_of(x, weight, method, input_gradient=False, weight_gradient=keep)
+    if plan.output == "native":
+        return plain_conv2d(x, weight, bias), []
+    if plan.output == "direct":
+        return arranged_conv2d(x, weight, bias, plan.arrangement), []
+    kept: list[Tensor] = []
+    x32, weight32, bias32 = (at_least_float32(tensor) for tensor in (x, weight, bias))
+    out = spectral.correlate(x32, weight32, bias32, kept if plan.keeps_spectra else None)
+    return out.to(x.dtype), kept
+
+
+def gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    method: str,
+    *,
+    input_gradient: bool,
+    weight_gradient: bool,
+    kept: Sequence[Tensor] = (),
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both gradients; where one is not asked for, the tensor that only the other needs is looked at for its shape."""
+    if not grad.numel():
+        return (torch.zeros_like(x) if input_gradient else None), (
+            torch.zeros_like(weight) if weight_gradient else None
+        )
+    plan = plan_of(grad, weight, method, input_gradient=input_gradient, weight_gradient=weight_gradient)
+    ways = (plan.input_gradient if input_gradient else None, plan.weight_gradient if weight_gradient else None)
+    grad_input: Tensor | None = None
+    grad_weight: Tensor | None = None
+    if "native" in ways:
+        grad_input, grad_weight = plain_gradients(
+            grad, x, weight, input_gradient=ways[0] == "native", weight_gradient=ways[1] == "native"
+        )
+    if ways[0] == "direct":
+        grad_input = arranged_input_gradient(grad, weight, plan.arrangement)
+    if ways[1] == "direct" or "fft" in ways:
+        grad32, x32, weight32 = (at_least_float32(tensor) for tensor in (grad, x, weight))
+        if ways[1] == "direct":
+            of_weight = plain_gradients(grad32, x32, weight32, input_gradient=False, weight_gradient=True)[1]
+            grad_weight = None if of_weight is None else of_weight.to(weight.dtype)
+        if "fft" in ways:
+            found = spectral.gradients(
+                grad32, x32, weight32, input_gradient=ways[0] == "fft", weight_gradient=ways[1] == "fft", kept=kept
+            )
+            grad_input = grad_input if found[0] is None else found[0].to(x.dtype)
+            grad_weight = grad_weight if found[1] is None else found[1].to(weight.dtype)
+    return grad_input, grad_weight

@@ -1,0 +1,218 @@
+"""Which way each direction of a depthwise convolution is computed: the only place that decides.
+
+On a CPU every way is bound by arithmetic in the cache, so its time is a count (multiply-adds that meet the map, points
+of the transforms, values moved between layouts) times a constant; nothing is ever timed. The constants were measured
+per instruction set on one processor (those of AVX2 with the processor restricted to it); between processors with one
+instruction set it is mostly the clock that differs, which scales all ways alike and leaves the choice as it is. A plan
+is a pure function of shapes, layout, data type, device and number of threads: the same in every call and every run.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from replknet.convolution.layouts import layout
+from replknet.convolution.spectral import geometry
+
+Method = Literal["auto", "direct", "fft"]
+METHODS = ("auto", "direct", "fft")
+Way = Literal["native", "direct", "fft"]
+"""native: `conv2d` and its own gradients. direct: `conv2d` arranged so that it computes the wanted direction in the
+layout it is fastest in (`rearranged`). fft: `spectral`."""
+
+MARGIN = 1.15
+"""What another way than PyTorch's own must promise, to make good for the model's errors."""
+DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 220e3
+"""Nanoseconds that a call loses by leaving PyTorch's own path."""
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Nanoseconds of one thread per multiply-add of conv2d, per point of the FFTs, per value moved.
+
+    Attributes:
+        blocked_reach: Largest reach (K // 2) for which oneDNN has a fast kernel for contiguous maps.
+        fft: Of an image, there and back; `fft_kernel`: of a kernel.
+    """
+
+    contiguous: float
+    contiguous_wide: float
+    channels_last: float
+    input_gradient: float
+    weight_gradient_3x3: float
+    weight_gradient_channels_last: float
+    weight_gradient: float
+    blocked_reach: int
+    fft: float = 5.6
+    fft_channels_last: float = 6.2
+    fft_kernel: float = 3.3
+    moved: float = 0.6
+
+
+AVX512 = Processor(
+    contiguous=1 / 30,
+    contiguous_wide=1 / 2.2,
+    channels_last=1 / 36,
+    input_gradient=1 / 19,
+    weight_gradient_3x3=1 / 12,
+    weight_gradient_channels_last=1 / 2.9,
+    weight_gradient=1 / 1.1,
+    blocked_reach=6,
+)
+AVX2 = Processor(
+    contiguous=1 / 26,
+    contiguous_wide=1 / 2.1,
+    channels_last=1 / 19,
+    input_gradient=1 / 23,
+    weight_gradient_3x3=1 / 9,
+    weight_gradient_channels_last=1 / 3.0,
+    weight_gradient=1 / 1.0,
+    blocked_reach=4,
+)
+# oneDNN has no float64: PyTorch's own loop, far slower on channels_last maps, and transforms at half the speed.
+FLOAT64 = Processor(
+    contiguous=1.2,
+    contiguous_wide=1.2,
+    channels_last=4.5,
+    input_gradient=0.7,
+    weight_gradient_3x3=1.0,
+    weight_gradient_channels_last=4.5,
+    weight_gradient=1.0,
+    blocked_reach=10**9,
+    fft=10.6,
+    fft_channels_last=11.9,
+    fft_kernel=6.5,
+    moved=1.2,
+)
+
+
+@lru_cache(maxsize=8)
+def processor(dtype: torch.dtype) -> Processor:
+    if dtype == torch.float64:
+        return FLOAT64
+    return AVX512 if "AVX512" in torch.backends.cpu.get_cpu_capability() else AVX2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a call is computed.
+
+    Attributes:
+        output, input_gradient, weight_gradient: The way of each direction.
+        plain: Whether all directions that the call needs are `conv2d`'s own, on the tensors as they are.
+        crops: Whether the kernels are first cut to the taps that can meet the map.
+        arrangement: The layout of the maps in which "direct" computes.
+        keeps_spectra: Whether those of the maps are kept for the weight gradient.
+    """
+
+    output: Way = "native"
+    input_gradient: Way = "native"
+    weight_gradient: Way = "native"
+    plain: bool = True
+    crops: bool = False
+    arrangement: torch.memory_format = torch.contiguous_format
+    keeps_spectra: bool = False
+
+
+def plan_of(x: Tensor, weight: Tensor, method: str, *, input_gradient: bool, weight_gradient: bool) -> Plan:
+    """The plan of a call: one lookup, once its like was seen.
+
+    Args:
+        x: Maps, shape (N, C, H, W).
+        weight: Kernels, shape (C, 1, Kh, Kw).
+        method: One of `METHODS`; all but "auto" insist on one way for all directions, on a CPU.
+        input_gradient: Whether that of `x` will be or is asked for.
+        weight_gradient: The same for the kernels.
+    """
+    channels_last = layout(x) is torch.channels_last
+    threads, device = torch.get_num_threads(), x.device.type
+    needs = (input_gradient, weight_gradient)
+    return _plan(x.shape, weight.shape, x.dtype, device, channels_last, threads, method, needs)
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    shape: torch.Size,
+    kernel: torch.Size,
+    dtype: torch.dtype,
+    device: str,
+    channels_last: bool,
+    threads: int,
+    method: str,
+    needs: tuple[bool, bool],
+) -> Plan:
+    if device != "cpu" or 0 in shape or not dtype.is_floating_point:
+        return Plan()
+    height, width = shape[2:]
+    sides = (min(kernel[2], 2 * height - 1), min(kernel[3], 2 * width - 1))
+    cpu, wide = processor(dtype), max(sides) // 2 > processor(dtype).blocked_reach
+    arranged = wide or (channels_last and dtype != torch.float64)
+    if method == "fft":
+        ways: tuple[Way, Way, Way] = ("fft", "fft", "fft")
+    elif method == "direct":
+        ways = ("direct", "direct", "direct")
+    else:
+        ways = _fastest(shape, sides, dtype, channels_last, threads, cpu, wide, arranged)
+    plain = all(way == "native" for way, needed in zip(ways, (True, *needs), strict=True) if needed)
+    return Plan(
+        *ways,
+        plain=plain,
+        # oneDNN skips such taps by itself for channels_last maps, but not in the weight gradient.
+        crops=sides != (kernel[2], kernel[3]) and not (plain and channels_last and not needs[1]),
+        arrangement=torch.channels_last if arranged else torch.contiguous_format,
+        keeps_spectra=needs[1] and ways[0] == ways[2] == "fft",
+    )
+
+
+def _fastest(
+    shape: torch.Size,
+    sides: tuple[int, int],
+    dtype: torch.dtype,
+    channels_last: bool,
+    threads: int,
+    cpu: Processor,
+    wide: bool,
+    arranged: bool,
+) -> tuple[Way, Way, Way]:
+    """The ways of output, input gradient and weight gradient that promise to take the least time."""
+    num_images, channels, height, width = shape
+    geom = geometry(height, width, *sides)
+    values = num_images * channels * height * width
+    multiply_adds = values * _meeting_taps(height, geom.reach[0]) * _meeting_taps(width, geom.reach[1])
+    with_zeros = values * sides[0] * sides[1]
+    points = channels * geom.length[0] * geom.length[1]
+
+    of_layout = cpu.channels_last if channels_last else cpu.contiguous_wide if wide else cpu.contiguous
+    # oneDNN's weight gradient multiplies by the zeros outside the map as well.
+    own_weight = with_zeros * (cpu.weight_gradient_channels_last if channels_last and not wide else cpu.weight_gradient)
+    if not channels_last and max(height, width) <= 14:
+        own_weight /= 1.5
+    if max(sides) <= 3:
+        own_weight = with_zeros * cpu.weight_gradient_3x3
+    direct = multiply_adds * (cpu.channels_last if arranged else cpu.contiguous)
+    direct += 2 * values * cpu.moved * (arranged != channels_last)
+    fft = num_images * points * (cpu.fft_channels_last if channels_last else cpu.fft) + points * cpu.fft_kernel
+
+    def fastest(native: float, direct: float, safe: bool = True) -> Way:
+        native, direct = native / threads, direct / threads + DIRECT_OVERHEAD
+        spectral = fft / threads + FFT_OVERHEAD
+        # oneDNN's wide kernels of half precision do not always return; "direct" computes in float32.
+        if safe and not (wide and dtype in HALF) and min(direct, spectral) > native / MARGIN:
+            return "native"
+        return "direct" if direct <= spectral else "fft"
+
+    return (
+        fastest(multiply_adds * of_layout, direct),
+        fastest(multiply_adds * cpu.input_gradient, direct),
+        # Not oneDNN's own for one channel (`rearranged.plain_gradients`).
+        fastest(own_weight, own_weight, safe=channels > 1),
+    )
+
+
+def _meeting_taps(size: int, reach: int) -> float:
+    """Mean number of taps, of a kernel with lags up to `reach`, that meet a row of `size` pixels."""
+    return 2 * reach + 1 - reach * (reach + 1) / size

@@ -1,0 +1,160 @@
+"""Networks by name or from a weight file."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from replknet.checkpoints.describing import describe, described_config, infer_config
+from replknet.checkpoints.naming import weight_form
+from replknet.checkpoints.published import PUBLISHED, download_weights
+from replknet.checkpoints.reading import CheckpointError, load_state_dict
+from replknet.networks import PRESETS, build
+from replknet.networks.reparameterize import match_form
+from replknet.networks.replknet import RepLKNet, RepLKNetConfig
+
+SHIPPED = ("replknet_nano_k3", "replknet_nano_k31")
+"""Networks whose trained weights come with the package."""
+_NUM_LISTED = 10
+
+
+def shipped_weights(name: str) -> AbstractContextManager[Path]:
+    """The safetensors file of one of `SHIPPED`; it may be a temporary one (a package in a zip file)."""
+    return resources.as_file(resources.files("replknet") / "weights" / f"{name}.safetensors")
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    progress: bool = True,
+    checkpoint: str | PathLike[str] | None = None,
+    **overrides: Any,
+) -> RepLKNet:
+    """A RepLKNet by name, in float32, with or without somebody's weights.
+
+    Args:
+        name: A key of `PRESETS`, such as "replknet_31b", or of `PUBLISHED`, such as "replknet_31b.in1k_224".
+        pretrained: Load published weights, downloaded once (`download_weights`); of an architecture without a tag, the
+            first in `PUBLISHED`. Those of "replknet_nano_k3" and "replknet_nano_k31", trained on the generated images
+            of the kernel-size study, come with the package.
+        progress: Show a bar on the standard error stream while weights are downloaded.
+        checkpoint: A weight file in any format that `load_state_dict` reads. It is loaded strictly; a merged or fully
+            folded file gives a model of that form.
+        **overrides: Fields of `RepLKNetConfig` that replace the preset's, e.g. `kernel_sizes=(3, 3, 3, 3)`,
+            `small_kernel=None`, `num_classes=10`. With a checkpoint, an explicit `num_classes=0` leaves the file's
+            head out.
+
+    Returns:
+        The model, in training mode as every new module is; without a checkpoint its weights are random.
+
+    Raises:
+        ValueError: If the name or an override is unknown or out of range.
+        DownloadError: If published weights cannot be had; the message says where to put a file fetched by hand.
+        CheckpointError: If the file does not fit; the message lists the keys and the architecture it looks like.
+
+    Example:
+        >>> import replknet
+        >>> replknet.create_model("replknet_nano_k31", pretrained=True).config.kernel_sizes
+        (31, 15, 7, 3)
+    """
+    architecture = PUBLISHED[name].architecture if name in PUBLISHED else name
+    if architecture not in PRESETS:
+        raise ValueError(f"name={name!r}: expected one of {', '.join([*PRESETS, *PUBLISHED])}")
+    unknown = sorted(set(overrides) - set(RepLKNetConfig.__dataclass_fields__))
+    if unknown:
+        fields = ", ".join(RepLKNetConfig.__dataclass_fields__)
+        raise ValueError(f"{unknown[0]}={overrides[unknown[0]]!r}: no such setting; expected one of {fields}")
+    if pretrained:
+        if checkpoint is not None:
+            raise ValueError(f"checkpoint={str(checkpoint)!r}: expected None with pretrained=True")
+        if name in SHIPPED:
+            with shipped_weights(name) as file:
+                return create_model(name, checkpoint=file, **overrides)
+        return create_model(architecture, checkpoint=download_weights(name, progress=progress), **overrides)
+    model = build(replace(PRESETS[architecture], **overrides))
+    if checkpoint is not None:
+        state = load_state_dict(checkpoint)
+        if overrides.get("num_classes") == 0:
+            state = {key: value for key, value in state.items() if not key.startswith("head.")}
+            if isinstance(model.norm, nn.Identity):
+                state = {key: value for key, value in state.items() if not key.startswith("norm.")}
+        match_form(model, weight_form(state))
+        _load_into(model, state, source=str(checkpoint))
+    return model
+
+
+def load_checkpoint(path: str | PathLike[str]) -> RepLKNet:
+    """The network in a weight file, in the file's form.
+
+    The architecture is the one that the file describes, where it does (each network of a study), else read from the
+    shapes of the weights.
+
+    Args:
+        path: A weight file in any format that `load_state_dict` reads.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it does not hold a RepLKNet.
+    """
+    state = load_state_dict(path)
+    config = described_config(Path(path)) or infer_config(state)
+    if config is None:
+        raise CheckpointError(f"checkpoint={str(path)!r}: {describe(state)}")
+    model = build(config)
+    match_form(model, weight_form(state))
+    _load_into(model, state, source=str(path))
+    return model
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    missing: list[str]
+    unexpected: list[str]
+    misshaped: list[str]
+
+    def __str__(self) -> str:
+        parts = []
+        for name in ("missing", "unexpected", "misshaped"):
+            keys = getattr(self, name)
+            if keys:
+                more = f" and {len(keys) - _NUM_LISTED} more" if len(keys) > _NUM_LISTED else ""
+                label = "mis-shaped" if name == "misshaped" else name
+                parts.append(f"{len(keys)} {label}: {', '.join(keys[:_NUM_LISTED])}{more}")
+        return "; ".join(parts)
+
+
+def _load_into(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load official-named weights strictly; `source` names them in the error.
+
+    Raises:
+        CheckpointError: If any key is missing, unexpected or has another shape.
+    """
+    own = model.state_dict()
+    # The counter of training batches is absent from some exported files, and no output depends on it.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    misshaped = [
+        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    misfit = _Misfit(missing, unexpected, misshaped)
+    if not (missing or unexpected or misshaped):
+        model.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+        return
+    num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
+    differing = [*missing, *unexpected, *(entry.split()[0] for entry in misshaped)]
+    if all(key in ("head.weight", "head.bias") for key in differing):
+        built = own["head.weight"].shape[0] if "head.weight" in own else 0
+        how = f"pass num_classes={num_classes} to build the file's head" if num_classes else "the file has no head"
+        raise CheckpointError(
+            f"checkpoint={source!r}: its head has {num_classes} classes, the model's {built}; {how}, or "
+            "num_classes=0 to leave heads out and call reset_classifier afterwards"
+        )
+    raise CheckpointError(f"checkpoint={source!r} does not fit the model: {misfit}. {describe(state)}")

@@ -1,0 +1,257 @@
+"""Building blocks of RepLKNet, with the module names of the official checkpoints.
+
+A block has one forward pass; where it is folded and nobody needs what is in between, `takes_fast_path` lets it compute
+the same by fewer operators. Any layer of a block may be replaced by another module.
+"""
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from replknet.convolution.depthwise import DepthwiseConv2d, depthwise_conv2d
+from replknet.convolution.pointwise import PointwiseConv2d, multiply, takes_fast_path, to_maps, to_rows
+from replknet.networks.folding import (
+    assign,
+    batch_norm_affine,
+    embed_kernel,
+    fold_norm_after,
+    fold_norm_before,
+    is_foldable,
+)
+
+
+class DropPath(nn.Module):
+    """Skip a residual branch, per image, with probability `rate` while training (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = x.new_empty((x.shape[0], 1, 1, 1)).bernoulli_(keep)
+        return x * (mask / keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.4g}"
+
+
+class ConvBN(nn.Module):
+    """A convolution without bias, its batch norm, and an activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv: nn.Conv2d
+        if groups == in_channels == out_channels and stride == 1:
+            self.conv = DepthwiseConv2d(in_channels, kernel_size)
+        elif groups == kernel_size == stride == 1:
+            self.conv = PointwiseConv2d(in_channels, out_channels, bias=False)
+        else:
+            self.conv = nn.Conv2d(
+                in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
+            )
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels)
+        self.nonlinear = nn.Identity() if activation is None else activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if takes_fast_path(self, x, _FOLDED_POINTWISE):
+            return to_maps(multiply(to_rows(x), self.conv).relu_(), like=x)
+        out: Tensor = self.nonlinear(self.bn(self.conv(x)))
+        return out
+
+    def reparameterize(self) -> None:
+        """Fold the norm: `bn` becomes an identity, `conv` gets a bias. A no-op when already done."""
+        if isinstance(self.bn, _BatchNorm) and is_foldable(self.conv):
+            assign(self.conv, *fold_norm_after(self.conv.weight, self.conv.bias, *batch_norm_affine(self.bn)))
+            self.bn = nn.Identity().train(self.bn.training)
+
+
+_FOLDED_POINTWISE = (ConvBN, PointwiseConv2d, nn.Identity, nn.ReLU)
+
+
+class ReparamLargeKernelConv(nn.Module):
+    """A large depthwise convolution and a parallel small one, each with its batch norm; their outputs are summed.
+
+    After `reparameterize` both branches are one biased convolution, `lkb_reparam`.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, small_kernel: int | None) -> None:
+        super().__init__()
+        self.lkb_origin: ConvBN | None = ConvBN(channels, channels, kernel_size, groups=channels)
+        self.small_conv: ConvBN | None = None
+        if small_kernel is not None:
+            self.small_conv = ConvBN(channels, channels, small_kernel, groups=channels)
+        self.lkb_reparam: nn.Conv2d | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = (self.lkb_reparam, self.lkb_origin, self.small_conv)
+        outputs: list[Tensor] = [branch(x) for branch in branches if branch is not None]
+        return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1]
+
+    def reparameterize(self) -> None:
+        """Replace both branches by one biased depthwise convolution. A no-op when already done.
+
+        A branch that was replaced by another module stays, and so does the other one.
+        """
+        branches = [branch for branch in (self.lkb_origin, self.small_conv) if branch is not None]
+        if not branches or not all(isinstance(branch, ConvBN) for branch in branches):
+            return
+        for branch in branches:
+            branch.reparameterize()
+        if not all(_is_one_convolution(branch) for branch in branches):
+            return
+        large = branches[0].conv
+        weight, bias = _values(large)
+        for branch in branches[1:]:
+            small_weight, small_bias = _values(branch.conv)
+            weight, bias = weight + embed_kernel(small_weight, weight.shape[-1]), bias + small_bias
+        assign(large, weight, bias)
+        self.lkb_reparam = large
+        self.lkb_origin = None
+        self.small_conv = None
+
+
+def _is_one_convolution(branch: ConvBN) -> bool:
+    parts = (branch.bn, branch.nonlinear)
+    return is_foldable(branch.conv) and all(type(part) is nn.Identity for part in parts)
+
+
+def _values(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias in float64."""
+    weight = conv.weight.detach().double()
+    return weight, weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().double()
+
+
+def fold_before(norm: nn.Module, layer: nn.Module) -> nn.Module:
+    """Fold a batch norm into the pointwise layer after it, if that is an ordinary one; returns what takes its place."""
+    if not isinstance(norm, _BatchNorm) or not is_foldable(layer):
+        return norm
+    assign(layer, *fold_norm_before(layer.weight.detach(), layer.bias, *batch_norm_affine(norm)))
+    return nn.Identity().train(norm.training)
+
+
+class RepLKBlock(nn.Module):
+    """Residual block round a large depthwise convolution: BN, 1x1, depthwise, 1x1."""
+
+    def __init__(
+        self,
+        channels: int,
+        dw_channels: int,
+        kernel_size: int,
+        small_kernel: int | None,
+        drop_path: float,
+        shortcut: bool = True,
+    ) -> None:
+        super().__init__()
+        self.pw1 = ConvBN(channels, dw_channels, 1, activation=nn.ReLU())
+        self.pw2 = ConvBN(dw_channels, channels, 1)
+        self.large_kernel = ReparamLargeKernelConv(dw_channels, kernel_size, small_kernel)
+        self.lk_nonlinear = nn.ReLU()
+        self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
+        self.drop_path = DropPath(drop_path)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged = self.large_kernel.lkb_reparam if takes_fast_path(self, x, _FOLDED_BLOCK) else None
+        if merged is not None:
+            rows = to_rows(x)
+            maps = to_maps(multiply(rows, self.pw1.conv).relu_(), like=x)
+            maps = depthwise_conv2d(maps, merged.weight, merged.bias).relu_()
+            product = multiply(to_rows(maps), self.pw2.conv)
+            return to_maps(product.add_(rows) if self.shortcut else product, like=x)
+        branch: Tensor = self.pw2(self.lk_nonlinear(self.large_kernel(self.pw1(self.prelkb_bn(x)))))
+        if not self.shortcut:
+            return branch
+        out: Tensor = x + self.drop_path(branch)
+        return out
+
+    def reparameterize(self) -> None:
+        """Merge the kernels and fold every norm of the block. A no-op when already done."""
+        for part in (self.large_kernel, self.pw1, self.pw2):
+            if isinstance(part, (ReparamLargeKernelConv, ConvBN)):
+                part.reparameterize()
+        if isinstance(self.pw1, ConvBN):
+            self.prelkb_bn = fold_before(self.prelkb_bn, self.pw1.conv)
+
+
+_FOLDED_BLOCK = (
+    RepLKBlock,
+    *(ConvBN, PointwiseConv2d, nn.Identity, nn.ReLU),
+    *(ConvBN, PointwiseConv2d, nn.Identity, nn.Identity),
+    *(ReparamLargeKernelConv, DepthwiseConv2d),
+    *(nn.ReLU, nn.Identity, DropPath),
+)
+
+
+class ConvFFN(nn.Module):
+    """Residual feed-forward block of two 1x1 convolutions with GELU between them."""
+
+    def __init__(self, channels: int, hidden_channels: int, drop_path: float) -> None:
+        super().__init__()
+        self.preffn_bn: nn.Module = nn.BatchNorm2d(channels)
+        self.pw1 = ConvBN(channels, hidden_channels, 1, activation=nn.GELU())
+        self.pw2 = ConvBN(hidden_channels, channels, 1)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if takes_fast_path(self, x, _FOLDED_FFN):
+            rows = to_rows(x)
+            return to_maps(multiply(multiply(rows, self.pw1.conv, "gelu"), self.pw2.conv).add_(rows), like=x)
+        out: Tensor = x + self.drop_path(self.pw2(self.pw1(self.preffn_bn(x))))
+        return out
+
+    def reparameterize(self) -> None:
+        """Fold every norm of the block. A no-op when already done."""
+        for part in (self.pw1, self.pw2):
+            if isinstance(part, ConvBN):
+                part.reparameterize()
+        if isinstance(self.pw1, ConvBN):
+            self.preffn_bn = fold_before(self.preffn_bn, self.pw1.conv)
+
+
+_FOLDED_FFN = (
+    ConvFFN,
+    nn.Identity,
+    *(ConvBN, PointwiseConv2d, nn.Identity, nn.GELU),
+    *(ConvBN, PointwiseConv2d, nn.Identity, nn.Identity),
+    DropPath,
+)
+
+
+class Classifier(nn.Module):
+    """A network that ends in a norm, global average pooling and a linear head; a subclass sets both modules."""
+
+    norm: nn.Module
+    head: nn.Module
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Final norm, global average pooling and the linear head.
+
+        Args:
+            x: The output of `forward_features`, shape (N, C, H, W).
+            pre_logits: Stop after the pooling.
+
+        Returns:
+            Logits, shape (N, num_classes); or pooled features, shape (N, C), with `pre_logits` or where there is no
+            head.
+        """
+        pooled: Tensor = self.norm(x).mean((2, 3))
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.head(pooled)
+        return logits
+
+    def fold_final_norm(self) -> None:
+        """Fold the norm into the head. Average pooling commutes with an affine map of each channel."""
+        if isinstance(self.head, nn.Linear):
+            self.norm = fold_before(self.norm, self.head)

@@ -1,0 +1,73 @@
+"""The arithmetic of re-parameterisation: batch norms as affine maps, folded into the layer before or after them.
+
+Everything is computed in float64, so that the merged float32 weights are correctly rounded.
+"""
+
+from typing import TypeGuard
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from replknet.convolution.depthwise import DepthwiseConv2d
+from replknet.convolution.pointwise import PointwiseConv2d
+
+_FOLDABLE = (nn.Conv2d, nn.Linear, DepthwiseConv2d, PointwiseConv2d)
+
+
+def is_foldable(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
+    """Whether a layer is one whose function is all in its weight and bias; not an adapter or a quantised one, say."""
+    return type(layer) in _FOLDABLE
+
+
+def is_reparametrized(layer: nn.Module) -> bool:
+    """Whether its weight is made from others in every call (weight norm, pruning, `nn.utils.parametrize`)."""
+    return isinstance(layer, (nn.Conv2d, nn.Linear, _BatchNorm)) and "weight" not in layer._parameters
+
+
+def batch_norm_affine(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in evaluation mode, each of shape (C,), float64: y = scale * x + shift.
+
+    Raises:
+        ValueError: If the batch norm keeps no running statistics.
+    """
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError("a batch norm without running statistics (track_running_stats=False) cannot be folded")
+    scale = (bn.running_var.double() + bn.eps).rsqrt()
+    if bn.weight is not None:
+        scale = scale * bn.weight.detach().double()
+    shift = -bn.running_mean.double() * scale
+    if bn.bias is not None:
+        shift = shift + bn.bias.detach().double()
+    return scale, shift
+
+
+def fold_norm_after(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of `scale * (conv or linear) + shift`; `weight` has the outputs on its first axis."""
+    folded = weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    return folded, shift if bias is None else shift + bias.double() * scale
+
+
+def fold_norm_before(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a pointwise layer applied to `scale * x + shift`.
+
+    Exact for a linear layer and an unpadded, ungrouped 1x1 convolution only: zero padding would have to be `-shift /
+    scale`. `weight` has shape (outputs, inputs) or (outputs, inputs, 1, 1).
+    """
+    matrix = weight.double().flatten(1)
+    folded = (matrix * scale).reshape(weight.shape)
+    offset = matrix @ shift
+    return folded, offset if bias is None else offset + bias.double()
+
+
+def embed_kernel(small: Tensor, size: int) -> Tensor:
+    """A depthwise kernel of shape (C, 1, k, k) centred in zeros, shape (C, 1, size, size); both sides odd."""
+    margin = (size - small.shape[-1]) // 2
+    return F.pad(small, [margin] * 4)
+
+
+def assign(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """Give `layer` new values in the dtype it has; a bias is made where there was none."""
+    old = layer.weight
+    layer.weight = nn.Parameter(weight.detach().to(old.dtype), requires_grad=old.requires_grad)
+    layer.bias = nn.Parameter(bias.detach().to(old.dtype), requires_grad=old.requires_grad)
