@@ -23,10 +23,11 @@ Way = Literal["native", "direct", "fft"]
 """native: `conv2d` and its own gradients. direct: `conv2d` arranged so that it computes the wanted direction in the
 layout it is fastest in (`rearranged`). fft: `spectral`."""
 
-MARGIN = 1.15
+MARGIN = 1.2
 """What another way than PyTorch's own must promise, to make good for the model's errors."""
-DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 220e3
+DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 100e3
 """Nanoseconds that a call loses by leaving PyTorch's own path."""
+SHORT_LINE = 2048
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -36,20 +37,27 @@ class Processor:
 
     Attributes:
         blocked_reach: Largest reach (K // 2) for which oneDNN has a fast kernel for contiguous maps.
-        fft: Of an image, there and back; `fft_kernel`: of a kernel.
+        channels_last_13x13: Of channels_last maps whose channels come in 32s, for kernels of reach 6.
+        fft_short, fft_line, fft_plane: Of an image, there and back, for lines that leave the first-level cache room for
+            others (`SHORT_LINE`), longer ones, and transforms in two dimensions.
+        fft_kernel: Of a kernel.
+        fft_channels_last: Of a value of channels_last maps, more.
     """
 
     contiguous: float
     contiguous_wide: float
     channels_last: float
+    channels_last_13x13: float
     input_gradient: float
     weight_gradient_3x3: float
     weight_gradient_channels_last: float
     weight_gradient: float
     blocked_reach: int
-    fft: float = 5.6
-    fft_channels_last: float = 6.2
-    fft_kernel: float = 3.3
+    fft_short: float = 3.0
+    fft_line: float = 4.2
+    fft_plane: float = 5.6
+    fft_kernel: float = 2.0
+    fft_channels_last: float = 2.5
     moved: float = 0.6
 
 
@@ -57,9 +65,10 @@ AVX512 = Processor(
     contiguous=1 / 30,
     contiguous_wide=1 / 2.2,
     channels_last=1 / 36,
+    channels_last_13x13=1 / 13,
     input_gradient=1 / 19,
     weight_gradient_3x3=1 / 12,
-    weight_gradient_channels_last=1 / 2.9,
+    weight_gradient_channels_last=1 / 2.2,
     weight_gradient=1 / 1.1,
     blocked_reach=6,
 )
@@ -67,6 +76,7 @@ AVX2 = Processor(
     contiguous=1 / 26,
     contiguous_wide=1 / 2.1,
     channels_last=1 / 19,
+    channels_last_13x13=1 / 19,
     input_gradient=1 / 23,
     weight_gradient_3x3=1 / 9,
     weight_gradient_channels_last=1 / 3.0,
@@ -78,14 +88,17 @@ FLOAT64 = Processor(
     contiguous=1.2,
     contiguous_wide=1.2,
     channels_last=4.5,
+    channels_last_13x13=4.5,
     input_gradient=0.7,
     weight_gradient_3x3=1.0,
     weight_gradient_channels_last=4.5,
     weight_gradient=1.0,
     blocked_reach=10**9,
-    fft=10.6,
-    fft_channels_last=11.9,
-    fft_kernel=6.5,
+    fft_short=6.0,
+    fft_line=8.0,
+    fft_plane=10.6,
+    fft_kernel=4.0,
+    fft_channels_last=3.0,
     moved=1.2,
 )
 
@@ -184,18 +197,20 @@ def _fastest(
     values = num_images * channels * height * width
     multiply_adds = values * _meeting_taps(height, geom.reach[0]) * _meeting_taps(width, geom.reach[1])
     with_zeros = values * sides[0] * sides[1]
-    points = channels * geom.length[0] * geom.length[1]
+    points = channels * geom.points
 
-    of_layout = cpu.channels_last if channels_last else cpu.contiguous_wide if wide else cpu.contiguous
+    of_channels_last = cpu.channels_last_13x13 if max(geom.reach) == 6 and channels % 32 == 0 else cpu.channels_last
+    of_layout = of_channels_last if channels_last else cpu.contiguous_wide if wide else cpu.contiguous
     # oneDNN's weight gradient multiplies by the zeros outside the map as well.
     own_weight = with_zeros * (cpu.weight_gradient_channels_last if channels_last and not wide else cpu.weight_gradient)
     if not channels_last and max(height, width) <= 14:
         own_weight /= 1.5
     if max(sides) <= 3:
         own_weight = with_zeros * cpu.weight_gradient_3x3
-    direct = multiply_adds * (cpu.channels_last if arranged else cpu.contiguous)
+    direct = multiply_adds * (of_channels_last if arranged else cpu.contiguous)
     direct += 2 * values * cpu.moved * (arranged != channels_last)
-    fft = num_images * points * (cpu.fft_channels_last if channels_last else cpu.fft) + points * cpu.fft_kernel
+    of_point = cpu.fft_plane if len(geom.length) == 2 else cpu.fft_line if geom.points > SHORT_LINE else cpu.fft_short
+    fft = num_images * points * of_point + points * cpu.fft_kernel + values * cpu.fft_channels_last * channels_last
 
     def fastest(native: float, direct: float, safe: bool = True) -> Way:
         native, direct = native / threads, direct / threads + DIRECT_OVERHEAD

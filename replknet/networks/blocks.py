@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from replknet.convolution.depthwise import DepthwiseConv2d, depthwise_conv2d
-from replknet.convolution.pointwise import PointwiseConv2d, multiply, takes_fast_path, to_maps, to_rows
+from replknet.convolution.pointwise import PointwiseConv2d, in_parts, multiply, takes_fast_path, to_maps, to_rows
 from replknet.networks.folding import (
     assign,
     batch_norm_affine,
@@ -64,8 +64,8 @@ class ConvBN(nn.Module):
         self.nonlinear = nn.Identity() if activation is None else activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if takes_fast_path(self, x, _FOLDED_POINTWISE):
-            return to_maps(multiply(to_rows(x), self.conv).relu_(), like=x)
+        if is_foldable(self.conv) and takes_fast_path(self, x, (ConvBN, type(self.conv), nn.Identity, nn.ReLU)):
+            return torch.relu_(self.conv(x))
         out: Tensor = self.nonlinear(self.bn(self.conv(x)))
         return out
 
@@ -74,9 +74,6 @@ class ConvBN(nn.Module):
         if isinstance(self.bn, _BatchNorm) and is_foldable(self.conv):
             assign(self.conv, *fold_norm_after(self.conv.weight, self.conv.bias, *batch_norm_affine(self.bn)))
             self.bn = nn.Identity().train(self.bn.training)
-
-
-_FOLDED_POINTWISE = (ConvBN, PointwiseConv2d, nn.Identity, nn.ReLU)
 
 
 class ReparamLargeKernelConv(nn.Module):
@@ -205,10 +202,12 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if takes_fast_path(self, x, _FOLDED_FFN):
-            rows = to_rows(x)
-            return to_maps(multiply(multiply(rows, self.pw1.conv, "gelu"), self.pw2.conv).add_(rows), like=x)
+            return to_maps(in_parts(self._of_rows, to_rows(x), 4 * self.pw1.conv.out_channels), like=x)
         out: Tensor = x + self.drop_path(self.pw2(self.pw1(self.preffn_bn(x))))
         return out
+
+    def _of_rows(self, rows: Tensor) -> Tensor:
+        return multiply(multiply(rows, self.pw1.conv, "gelu"), self.pw2.conv).add_(rows)
 
     def reparameterize(self) -> None:
         """Fold every norm of the block. A no-op when already done."""

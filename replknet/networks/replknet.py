@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
+from replknet.convolution.depthwise import DepthwiseConv2d
 from replknet.convolution.layouts import inference_layout
+from replknet.convolution.pointwise import PointwiseConv2d, in_parts, takes_fast_path
 from replknet.networks.blocks import Classifier, ConvBN, ConvFFN, RepLKBlock
 from replknet.networks.reparameterize import reparameterize
 
@@ -164,6 +166,15 @@ class Stage(nn.Module):
         return x
 
 
+_FOLDED_STEM = (
+    nn.ModuleList,
+    *(ConvBN, nn.Conv2d, nn.Identity, nn.ReLU),
+    *(ConvBN, DepthwiseConv2d, nn.Identity, nn.ReLU),
+    *(ConvBN, PointwiseConv2d, nn.Identity, nn.ReLU),
+    *(ConvBN, nn.Conv2d, nn.Identity, nn.ReLU),
+)
+
+
 class RepLKNet(Classifier):
     """RepLKNet: a convolutional network with a few very large depthwise kernels.
 
@@ -245,6 +256,12 @@ class RepLKNet(Classifier):
 
     def _forward_stem(self, x: Tensor) -> Tensor:
         x = inference_layout(x, self.training)
+        if takes_fast_path(self.stem, x, _FOLDED_STEM):
+            # A channel of the largest maps has a quarter of the image's pixels, of four bytes each.
+            return in_parts(self._stem_of, x, self.config.channels[0] * x.shape[2] * x.shape[3])
+        return self._stem_of(x)
+
+    def _stem_of(self, x: Tensor) -> Tensor:
         for layer in self.stem:
             x = layer(x)
         return x

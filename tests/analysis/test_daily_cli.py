@@ -81,7 +81,14 @@ def test_the_working_day(images: Path, tmp_path: Path, capsys: pytest.CaptureFix
     pd.testing.assert_frame_equal(before, after)
     capsys.readouterr()
     assert run("evaluate", merged, "--data", images, "--out", out) == 2
-    assert "holds another run, which differs in model, weights" in capsys.readouterr().err
+    assert "holds another run, which differs in model, weights; choose" in capsys.readouterr().err
+    record = json.loads((out / "run.json").read_text())
+    del record["schema_version"]
+    (out / "run.json").write_text(json.dumps(record))
+    assert run("evaluate", merged, "--data", images, "--out", out) == 2
+    message = capsys.readouterr().err
+    assert "differs in model, weights, and was made by a former version, which named the networks' code" in message
+    assert message.strip().count("\n") == 0
 
 
 def test_convert_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,10 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     assert (found["step"], note) == (2, "")
     assert torch.load(previous_of(path), weights_only=True)["step"] == 1
     assert sorted(file.name for file in path.parent.iterdir()) == ["state.pt", "state.pt.previous"]
-    assert load_state(path, "another") == (None, "")
+    found, note = load_state(path, "another")
+    assert found is None
+    assert note.startswith("state.pt is of another network, recipe or data, or of a former version")
+    assert note.endswith("the training begins anew")
     remove_state(path)
     assert list(path.parent.iterdir()) == []
 

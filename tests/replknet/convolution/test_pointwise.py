@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from replknet.convolution.pointwise import PointwiseConv2d, multiply, pointwise_conv2d, to_maps, to_rows
+from replknet.convolution.pointwise import PointwiseConv2d, in_parts, multiply, pointwise_conv2d, to_maps, to_rows
 from tests.replknet.convolution.reference import random
 
 BOTH = (torch.contiguous_format, torch.channels_last)
@@ -46,6 +46,23 @@ def test_the_product_of_the_fast_path(memory_format: torch.memory_format) -> Non
         for name, function in (("none", lambda out: out), ("gelu", F.gelu)):
             found = to_maps(multiply(to_rows(x), layer, name), like=x)  # type: ignore[arg-type]
             torch.testing.assert_close(found.double(), function(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_parts_together_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replknet.convolution.pointwise.PART_BYTES", 100)
+    sizes: list[int] = []
+
+    def compute(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return 2 * x
+
+    x = torch.randn(7, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    for item_bytes, expected in ((10, [7]), (40, [2, 2, 2, 1]), (1000, [1] * 7)):
+        sizes.clear()
+        found = in_parts(compute, x, item_bytes)
+        assert sizes == expected
+        assert torch.equal(found, 2 * x)
+        assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_its_state_dict_is_that_of_conv2d() -> None:
