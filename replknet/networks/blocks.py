@@ -4,6 +4,7 @@ A block has one forward pass; where it is folded and nobody needs what is in bet
 the same by fewer operators. Any layer of a block may be replaced by another module.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
