@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import resources
 from typing import Any, cast
 
+import torch
 from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from timm.models._features import feature_take_indices
@@ -36,6 +37,8 @@ class TimmRepLKNet(RepLKNet):
         global_pool: "avg" as published, "max", "avgmax", "catavgmax" without a head, or "" for none.
         drop_rate: Dropout before the head.
         drop_path_rate: Drop-path rate of the last pair of blocks.
+        device: Where the weights are made; the present default if None.
+        dtype: Of the weights.
         **architecture: Other fields of `RepLKNetConfig`, such as `kernel_sizes`.
     """
 
@@ -48,22 +51,20 @@ class TimmRepLKNet(RepLKNet):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **architecture: Any,
     ) -> None:
         unknown = sorted(set(architecture) - set(_FIELDS))
         if unknown:
             raise TypeError(f"{unknown[0]}={architecture[unknown[0]]!r}: expected one of {', '.join(_FIELDS)}")
-        super().__init__(
-            replace(
-                cfg,
-                in_channels=in_chans,
-                num_classes=num_classes,
-                drop_path_rate=drop_path_rate,
-                **architecture,
-            )
+        changed = replace(
+            cfg, in_channels=in_chans, num_classes=num_classes, drop_path_rate=drop_path_rate, **architecture
         )
+        with torch.device(torch.get_default_device() if device is None else device):
+            super().__init__(changed)
         channels = self.config.channels
-        self.num_classes = num_classes
+        self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = channels[-1]
         self.feature_info = [
             {"num_chs": width, "reduction": 4 * 2**stage, "module": f"stages.{stage}"}
@@ -72,19 +73,29 @@ class TimmRepLKNet(RepLKNet):
         self.grad_checkpointing = False
         self.global_pool: Any = self._pooling(num_classes, global_pool)
         self.head_drop = nn.Dropout(drop_rate)
+        self.to(dtype=dtype)
 
     def _pooling(self, num_classes: int, pool_type: str) -> Any:
         pooling = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
-        if num_classes > 0 and (not pool_type or pooling.feat_mult() != 1):
+        if num_classes > 0 and pooling.feat_mult() != 1:
             raise ValueError(
-                f"global_pool={pool_type!r}: expected avg, max or avgmax with a head of {num_classes} classes"
+                f"global_pool={pool_type!r}: expected avg, max, avgmax or none with a head of {num_classes} classes"
             )
-        return pooling
+        return pooling.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, or pooled features without a head."""
+        return self.forward_head(self.forward_features(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Final norm, pooling, dropout and the linear head; with `pre_logits` what enters the head."""
+        """Final norm, pooling, dropout and the linear head; with `pre_logits` what enters the head.
+
+        Without pooling the head is applied at every position.
+        """
         x = self.head_drop(self.global_pool(self.norm(x)))
-        return x if pre_logits else self.head(x)
+        if not pre_logits:
+            x = self.head(x.movedim(1, -1)).movedim(-1, 1)
+        return x
 
     def fold_final_norm(self) -> None:
         """Fold the norm into the head: only average pooling commutes with it."""

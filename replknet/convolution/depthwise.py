@@ -6,6 +6,7 @@ says, else through `autograd`. Nothing is kept from one call to the next but pla
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from replknet.convolution.autograd import Correlate
 from replknet.convolution.operators import is_recorded, recorded_conv2d
@@ -51,9 +52,6 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, meth
     return out
 
 
-torch.fx.wrap("depthwise_conv2d")  # one node of a symbolic trace, which has no shapes to plan by
-
-
 class DepthwiseConv2d(nn.Conv2d):
     """A layer of `depthwise_conv2d`; its `state_dict` is that of `nn.Conv2d(channels, channels, ..., groups=channels)`.
 
@@ -69,7 +67,19 @@ class DepthwiseConv2d(nn.Conv2d):
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv2d(x, self.weight, self.bias)
+        return _layer(x, self.weight, self.bias)
+
+
+def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if is_scripting():
+        padding = [weight.shape[2] // 2, weight.shape[3] // 2]
+        out = torch.conv2d(x, weight, bias, [1, 1], padding, [1, 1], weight.shape[0])
+    else:
+        out = depthwise_conv2d(x, weight, bias)
+    return out
+
+
+torch.fx.wrap("_layer")  # one node of a symbolic trace, which has no shapes to plan by
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

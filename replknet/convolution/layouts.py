@@ -7,6 +7,7 @@ channels of a channels_last map in groups; all values of some rows count as the 
 
 import torch
 from torch import Tensor
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 
 def layout(x: Tensor) -> torch.memory_format:
@@ -22,9 +23,17 @@ def layout(x: Tensor) -> torch.memory_format:
 
 def inference_layout(x: Tensor, training: bool) -> Tensor:
     """Maps as a network wants them: in evaluation on a CPU channels_last, for oneDNN and matrix products."""
-    if not training and x.is_cpu and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()):
-        return x.contiguous(memory_format=torch.channels_last)
+    if not is_scripting():
+        x = _inference_layout(x, training)
     return x
+
+
+def _inference_layout(x: Tensor, training: bool) -> Tensor:
+    if training or not x.is_cpu:
+        return x
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # vmap cannot tell
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def with_layout(x: Tensor, memory_format: torch.memory_format) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -33,6 +34,14 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     Returns:
         Shape (N, outputs, H, W), in the layout of `x`.
     """
+    if is_scripting():  # noqa: SIM108  TorchScript leaves such a branch out
+        out = torch.conv2d(x, weight, bias)
+    else:
+        out = _pointwise_conv2d(x, weight, bias)
+    return out
+
+
+def _pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not x.is_cpu or is_recorded() or layout(x) is torch.contiguous_format:
         return torch.conv2d(x, weight, bias)
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)

@@ -4,11 +4,13 @@ A block has one forward pass; where it is folded and nobody needs what is in bet
 the same by fewer operators. Any layer of a block may be replaced by another module.
 """
 
-import torch
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from replknet.convolution.depthwise import DepthwiseConv2d, depthwise_conv2d
+from replknet.convolution.depthwise import DepthwiseConv2d
 from replknet.convolution.pointwise import PointwiseConv2d, in_parts, multiply, takes_fast_path, to_maps, to_rows
 from replknet.networks.folding import (
     assign,
@@ -31,7 +33,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        mask = x.new_empty((x.shape[0], 1, 1, 1)).bernoulli_(keep)
+        mask = x.new_empty([x.shape[0], 1, 1, 1]).bernoulli_(keep)
         return x * (mask / keep)
 
     def extra_repr(self) -> str:
@@ -65,10 +67,12 @@ class ConvBN(nn.Module):
         self.nonlinear = nn.Identity() if activation is None else activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_foldable(self.conv) and takes_fast_path(self, x, (ConvBN, type(self.conv), nn.Identity, nn.ReLU)):
-            return torch.relu_(self.conv(x))
-        out: Tensor = self.nonlinear(self.bn(self.conv(x)))
-        return out
+        out: Tensor = self.conv(x)
+        if not is_scripting():  # noqa: SIM102  TorchScript leaves such a branch out
+            if is_foldable(self.conv) and takes_fast_path(self, x, (ConvBN, type(self.conv), nn.Identity, nn.ReLU)):
+                return out.relu_()
+        out = self.nonlinear(self.bn(out))
+        return out  # noqa: RET504  what a module returns is Any
 
     def reparameterize(self) -> None:
         """Fold the norm: `bn` becomes an identity, `conv` gets a bias. A no-op when already done."""
@@ -92,9 +96,15 @@ class ReparamLargeKernelConv(nn.Module):
         self.lkb_reparam: nn.Conv2d | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        branches = (self.lkb_reparam, self.lkb_origin, self.small_conv)
-        outputs: list[Tensor] = [branch(x) for branch in branches if branch is not None]
-        return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1]
+        if self.lkb_reparam is not None:
+            out: Tensor = self.lkb_reparam(x)
+        elif self.lkb_origin is not None:
+            out = self.lkb_origin(x)
+        else:
+            raise RuntimeError("both lkb_reparam and lkb_origin are None: expected one of them")
+        if self.small_conv is not None:
+            out = out + self.small_conv(x)
+        return out
 
     def reparameterize(self) -> None:
         """Replace both branches by one biased depthwise convolution. A no-op when already done.
@@ -160,18 +170,20 @@ class RepLKBlock(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        merged = self.large_kernel.lkb_reparam if takes_fast_path(self, x, _FOLDED_BLOCK) else None
-        if merged is not None:
-            rows = to_rows(x)
-            maps = to_maps(multiply(rows, self.pw1.conv).relu_(), like=x)
-            maps = depthwise_conv2d(maps, merged.weight, merged.bias).relu_()
-            product = multiply(to_rows(maps), self.pw2.conv)
-            return to_maps(product.add_(rows) if self.shortcut else product, like=x)
+        if not is_scripting():  # noqa: SIM102
+            if takes_fast_path(self, x, _FOLDED_BLOCK):
+                return self._fast(x)
         branch: Tensor = self.pw2(self.lk_nonlinear(self.large_kernel(self.pw1(self.prelkb_bn(x)))))
         if not self.shortcut:
             return branch
         out: Tensor = x + self.drop_path(branch)
         return out
+
+    def _fast(self, x: Tensor) -> Tensor:
+        rows = to_rows(x)
+        maps = to_maps(multiply(rows, self.pw1.conv).relu_(), like=x)
+        out = multiply(to_rows(self.large_kernel(maps).relu_()), self.pw2.conv)
+        return to_maps(out.add_(rows) if self.shortcut else out, like=x)
 
     def reparameterize(self) -> None:
         """Merge the kernels and fold every norm of the block. A no-op when already done."""
@@ -202,10 +214,14 @@ class ConvFFN(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        if takes_fast_path(self, x, _FOLDED_FFN):
-            return to_maps(in_parts(self._of_rows, to_rows(x), 4 * self.pw1.conv.out_channels), like=x)
+        if not is_scripting():  # noqa: SIM102
+            if takes_fast_path(self, x, _FOLDED_FFN):
+                return self._fast(x)
         out: Tensor = x + self.drop_path(self.pw2(self.pw1(self.preffn_bn(x))))
         return out
+
+    def _fast(self, x: Tensor) -> Tensor:
+        return to_maps(in_parts(self._of_rows, to_rows(x), 4 * self.pw1.conv.out_channels), like=x)
 
     def _of_rows(self, rows: Tensor) -> Tensor:
         return multiply(multiply(rows, self.pw1.conv, "gelu"), self.pw2.conv).add_(rows)
@@ -231,8 +247,9 @@ _FOLDED_FFN = (
 class Classifier(nn.Module):
     """A network that ends in a norm, global average pooling and a linear head; a subclass sets both modules."""
 
-    norm: nn.Module
-    head: nn.Module
+    if TYPE_CHECKING:  # TorchScript would take them for attributes of its own types
+        norm: nn.Module
+        head: nn.Module
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Final norm, global average pooling and the linear head.

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from replknet.convolution.depthwise import DepthwiseConv2d
@@ -159,11 +160,16 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = recompute_in_backward(block, x, use_reentrant=False)
-            else:
+            if is_scripting():  # noqa: SIM108  TorchScript leaves such a branch out
                 x = block(x)
+            else:
+                x = self._run(block, x)
         return x
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        recomputes = self.gradient_checkpointing and torch.is_grad_enabled()
+        out: Tensor = recompute_in_backward(block, x, use_reentrant=False) if recomputes else block(x)
+        return out
 
 
 _FOLDED_STEM = (
@@ -244,8 +250,11 @@ class RepLKNet(Classifier):
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map before the final norm, shape (N, channels[-1], H/32, W/32) with four stages."""
         x = self._forward_stem(x)
-        for stage in range(len(self.stages)):
-            x = self._forward_stage(x, stage)
+        for index, stage in enumerate(self.stages):
+            for before, transition in enumerate(self.transitions):  # TorchScript finds no module by a variable's value
+                if before + 1 == index:
+                    x = transition(x)
+            x = stage(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -256,10 +265,14 @@ class RepLKNet(Classifier):
 
     def _forward_stem(self, x: Tensor) -> Tensor:
         x = inference_layout(x, self.training)
-        if takes_fast_path(self.stem, x, _FOLDED_STEM):
-            # A channel of the largest maps has a quarter of the image's pixels, of four bytes each.
-            return in_parts(self._stem_of, x, self.config.channels[0] * x.shape[2] * x.shape[3])
+        if not is_scripting():  # noqa: SIM102
+            if takes_fast_path(self.stem, x, _FOLDED_STEM):
+                return self._fast_stem(x)
         return self._stem_of(x)
+
+    def _fast_stem(self, x: Tensor) -> Tensor:
+        # A channel of the largest maps has a quarter of the image's pixels, of four bytes each.
+        return in_parts(self._stem_of, x, self.config.channels[0] * x.shape[2] * x.shape[3])
 
     def _stem_of(self, x: Tensor) -> Tensor:
         for layer in self.stem:
@@ -286,9 +299,10 @@ class RepLKNet(Classifier):
             )
         self.config = config
         reference = next(self.parameters())
-        self.head = nn.Identity()
+        self.head = nn.Identity().train(self.training)
         if num_classes > 0:
-            self.head = nn.Linear(self.config.channels[-1], num_classes).to(reference.device, reference.dtype)
+            head = nn.Linear(self.config.channels[-1], num_classes, device=reference.device, dtype=reference.dtype)
+            self.head = head.train(self.training)
 
     def switch_to_deploy(self) -> None:
         """Merge the parallel kernels and fold every batch norm, in place (`reparameterize(self, inplace=True)`)."""

@@ -145,8 +145,13 @@ def test_classifier_and_pooling() -> None:
         assert model(images).shape == (2, 6)
     model.reset_classifier(3)
     assert model.global_pool.pool_type == "avgmax"
-    with pytest.raises(ValueError, match="global_pool='': expected avg, max or avgmax with a head of 3 classes"):
-        model.reset_classifier(3, "")
+    with pytest.raises(ValueError, match="global_pool='catavgmax': expected avg, max, avgmax or none with a head of 3"):
+        model.reset_classifier(3, "catavgmax")
+    model.reset_classifier(3, "")
+    with torch.no_grad():
+        maps = model.forward_features(images)
+        by_position = torch.stack([model.head(model.norm(maps)[:, :, 0, column]) for column in range(2)], 2)
+        torch.testing.assert_close(model(images)[:, :, 0], by_position)
     with pytest.raises(TypeError, match="window=7: expected one of layers, channels"):
         small(window=7)
 
@@ -231,6 +236,25 @@ def test_reparameterize_model_gives_the_same_outputs() -> None:
         with torch.no_grad():
             assert torch.allclose(merged(images), model(images), rtol=1e-9)
             assert torch.allclose(replknet.reparameterize(model)(images), model(images), rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*TorchScript:DeprecationWarning")
+@pytest.mark.parametrize("form", ["training", "folded"])
+def test_scripts_to_plain_convolutions(form: str, tmp_path: Any) -> None:
+    model = randomize_norms(small()).eval()
+    if form == "folded":
+        model = replknet.reparameterize(model)
+    torch.jit.save(torch.jit.script(model), tmp_path / "model.pt")  # type: ignore[no-untyped-call]
+    again = torch.jit.load(tmp_path / "model.pt")  # type: ignore[no-untyped-call]
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_device_and_dtype_of_the_factory() -> None:
+    model = small(device="meta", dtype=torch.bfloat16)
+    assert {(tensor.device.type, tensor.dtype) for tensor in model.parameters()} == {("meta", torch.bfloat16)}
+    assert all(tensor.device.type == "meta" for tensor in model.buffers())
 
 
 def test_compile() -> None:
