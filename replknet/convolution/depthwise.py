@@ -84,10 +84,14 @@ torch.fx.wrap("_layer")  # one node of a symbolic trace, which has no shapes to 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What autocast on a CPU makes of them; other devices' convolutions see to it themselves."""
-    if not (x.is_cpu and torch.is_autocast_enabled("cpu")):
+    if not (x.is_cpu and torch.is_autocast_enabled("cpu")) or x.dtype is torch.float64:  # which it leaves alone
         return x, weight, bias
     dtype = torch.get_autocast_dtype("cpu")
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _is_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> None:
@@ -102,7 +106,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> None:
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None or (tensor.dtype is x.dtype and tensor.device == x.device):
             continue
-        if not (tensor.device == x.device and torch.is_autocast_enabled(x.device.type)):
+        if tensor.device != x.device or not _is_autocast(x.device.type):
             raise ValueError(f"{name} of {tensor.dtype} on {tensor.device}: expected {x.dtype} on {x.device}, as x is")
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")

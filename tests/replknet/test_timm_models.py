@@ -244,7 +244,7 @@ def test_scripts_to_plain_convolutions(form: str, tmp_path: Any) -> None:
     model = randomize_norms(small()).eval()
     if form == "folded":
         model = replknet.reparameterize(model)
-    torch.jit.save(torch.jit.script(model), tmp_path / "model.pt")  # type: ignore[no-untyped-call]
+    torch.jit.save(torch.jit.script(model), tmp_path / "model.pt")
     again = torch.jit.load(tmp_path / "model.pt")  # type: ignore[no-untyped-call]
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():

@@ -100,6 +100,8 @@ def test_autocast_gives_what_conv2d_gives() -> None:
         for method in METHODS:
             out = depthwise_conv2d(x, weight, method=method)
             assert out.dtype == reference(x, weight).dtype == torch.bfloat16
+            exact = depthwise_conv2d(x.double(), weight.double(), method=method)
+            assert exact.dtype == reference(x.double(), weight.double()).dtype == torch.float64
             assert relative_error(out, reference(x.double(), weight.double())) < 0.02
 
 
@@ -223,6 +225,11 @@ def test_refuses_what_conv2d_refuses(kernel: int, channels: int) -> None:
     biases += [torch.zeros(channels, dtype=dtype) for dtype in (torch.float64, torch.bfloat16, torch.int64)]
     biases.append(torch.zeros(channels, device="meta"))
     weights = [weight.to(dtype) for dtype in (torch.float64, torch.float16, torch.int32)] + [weight.to("meta")]
+    for device in ("cpu", "meta"):
+        with pytest.raises(
+            ValueError, match=r"^weight of torch.float64 on \w+: expected torch.float32 on \w+, as x is"
+        ):
+            depthwise_conv2d(x.to(device), weight.double().to(device))
     calls = [(weight, bias) for bias in biases] + [(other, None) for other in weights]
     for own_weight, bias in calls:
         accepted = True
