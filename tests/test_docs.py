@@ -15,10 +15,10 @@ from analysis.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
-    f"{package.__name__}.{module.name}"
+    module.name
     for package in (replknet, analysis)
-    for module in pkgutil.iter_modules(package.__path__)
-    if module.name not in ("__main__", "cli")
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if module.name != "replknet.__main__" and not module.name.startswith("analysis.cli")
 ]
 
 

@@ -41,6 +41,7 @@ def convert_state_dict(state: Mapping[str, Tensor], to: Naming) -> dict[str, Ten
             norm on the last stage's map and the norm before the head.
 
     Example:
+        >>> import torch
         >>> list(convert_state_dict({"head.weight": torch.ones(2, 3)}, to="mmpretrain"))
         ['head.fc.weight']
     """

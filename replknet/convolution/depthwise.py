@@ -67,10 +67,10 @@ class DepthwiseConv2d(nn.Conv2d):
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _layer(x, self.weight, self.bias)
+        return _depthwise_conv2d(x, self.weight, self.bias)
 
 
-def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if is_scripting():
         padding = [weight.shape[2] // 2, weight.shape[3] // 2]
         out = torch.conv2d(x, weight, bias, [1, 1], padding, [1, 1], weight.shape[0])
@@ -79,7 +79,7 @@ def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
-torch.fx.wrap("_layer")  # one node of a symbolic trace, which has no shapes to plan by
+torch.fx.wrap("_depthwise_conv2d")  # one node of a symbolic trace, which has no shapes to plan by
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from analysis import benchmark, plots
 from replknet import reparameterize
-from replknet.convolution.pointwise import PointwiseConv2d
 from tests.networks import tiny_model
 
 
@@ -61,25 +61,33 @@ def _absent() -> benchmark.Call:
     raise ImportError(name="no_such_library")
 
 
-def test_products_alone_are_those_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the rows, the inner size and the columns of every matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes: list[tuple[int, int, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        factors = {"aten.mm.default": args[:2], "aten.addmm.default": args[1:3]}.get(str(func))
+        if str(func).startswith("mkldnn._linear_pointwise"):
+            factors = (args[0], args[1].t())
+        if factors is not None:
+            self.sizes.append((*factors[0].shape, factors[1].shape[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_products_alone_are_those_of_the_network() -> None:
     torch.manual_seed(0)
     model = reparameterize(tiny_model().float().eval().requires_grad_(False))
-    shapes: list[torch.Size] = []
-    for name in ("multiply", "multiply_transposed"):
-        original = getattr(PointwiseConv2d, name)
-
-        def noted(self: PointwiseConv2d, rows: torch.Tensor, *rest: Any, original: Any = original) -> torch.Tensor:
-            shapes.append(rows.shape)
-            return torch.as_tensor(original(self, rows, *rest))
-
-        monkeypatch.setattr(PointwiseConv2d, name, noted)
     images = torch.randn(1, 3, 64, 64).requires_grad_()
-    torch.autograd.grad(model.forward_features(images).sum(), images)
-    of_network = sorted(shapes)
+    with Products() as of_network:
+        torch.autograd.grad(model.forward_features(images).sum(), images)
     products = benchmark._products(model, images.detach(), backward=True)
-    shapes.clear()
-    products()
-    assert sorted(shapes) == of_network
+    with Products() as alone:
+        products()
+    assert len(alone.sizes) == 2 * (4 * 5 + 1 + 3)
+    assert sorted(alone.sizes) == sorted(of_network.sizes)
 
 
 def test_suites_hold_the_cases_of_the_issue() -> None:
