@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+import replknet
 from analysis import training
 from analysis.training import accuracy, train
 from analysis.training_images import FolderImages, InMemory, LabelledImages, TrainingBatches, TrainingError, normalize
@@ -22,8 +23,8 @@ class Stripes:
 
     classes = ("left", "right")
 
-    def __init__(self, num_images: int) -> None:
-        self.num_images = num_images
+    def __init__(self, num_images: int, side: int = 16) -> None:
+        self.num_images, self.side = num_images, side
         self.asked: list[int] = []
 
     def __len__(self) -> int:
@@ -31,9 +32,9 @@ class Stripes:
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         self.asked.append(index)
-        pixels = np.random.default_rng(index).integers(0, 60, (16, 16, 3)).astype(np.uint8)
-        label = index % 2
-        pixels[:, 8 * label : 8 * label + 8] += 90
+        pixels = np.random.default_rng(index).integers(0, 60, (self.side, self.side, 3)).astype(np.uint8)
+        label, half = index % 2, self.side // 2
+        pixels[:, half * label : half * (label + 1)] += 90
         return pixels, label
 
 
@@ -89,6 +90,32 @@ def test_continues_exactly_where_it_was_interrupted(
     assert steps[0] == 14
     assert_same(weights(whole), weights(rest))
     assert result.curve == expected.curve
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_recorded_accuracies_are_those_of_the_weights_at_that_step(tmp_path: Path, ema_decay: float | None) -> None:
+    """Of a RepLKNet, whose convolutions kept forms of their weights once: as a new network with the same ones has them.
+
+    In one go, and interrupted after each evaluation.
+    """
+    options: dict[str, Any] = {"layers": (1, 1), "channels": (8, 8), "kernel_sizes": (31, 15), "num_classes": 2}
+
+    def new() -> nn.Module:
+        torch.manual_seed(0)
+        return replknet.create_model("replknet_31b", **options)
+
+    recipe = replace(RECIPE, steps=40, learning_rate=0.01, ema_decay=ema_decay)
+    every: dict[str, Any] = {"evaluate_every": 5, "record_every": 5}
+    images, validation = Stripes(30, side=64), Stripes(64, side=64)
+    recorded = train(new(), images, validation, recipe, **every).curve.val_accuracy
+    assert len(set(recorded)) > 2
+    for number in range(1, 9):
+        interrupted, fresh = new(), new()
+        stop: dict[str, Any] = {"stop_after": 5 * number, "checkpoint": tmp_path / "state.pt"}
+        result = train(interrupted, images, validation, recipe, **every, **stop)
+        assert result.curve.val_accuracy == recorded[:number]
+        fresh.load_state_dict(interrupted.state_dict())
+        assert accuracy(fresh, validation) == recorded[number - 1]
 
 
 def test_another_training_does_not_take_the_checkpoint(tmp_path: Path) -> None:
