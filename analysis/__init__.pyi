@@ -1,69 +1,190 @@
 """Receptive fields and shape bias of vision networks, measured on any `torch.nn.Module`."""
 
-from .categories import IMAGENET, LabelMapping
-from .cue_conflict import StimulusError, StimulusSet, evaluate_shape_bias, load_stimuli
-from .erf import ErfOptions, ErfResult, effective_receptive_field
-from .evaluation import EvaluationResult, LabelledFiles, evaluate, labelled_files
-from .feature_extraction import Features, extract_features
-from .features import LayerError
-from .images import ImageSet, find_images, load_images
-from .loaded_model import LoadedModel
-from .models import load_model, untrained_copy
-from .prediction import Prediction, Predictions, predict
-from .receptive_field import TheoreticalReceptiveField, theoretical_receptive_field
-from .responses import read_observers, read_responses, write_responses
-from .results import ResultError
-from .shape_bias import (
+from .benchmark.plots import plot_benchmark, plot_ratios
+from .figures import paper_style
+from .images.downloads import download_cue_conflict
+from .images.files import find_images
+from .images.labelled import FolderImages, InMemory
+from .images.plots import balance_strip, contact_sheet
+from .images.sets import ImageSet, load_images
+from .images.shards import TarShards
+from .images.stimuli import StimulusError, StimulusSet, load_stimuli
+from .images.synthetic.drawing import SyntheticOptions
+from .images.synthetic.outlines import CLASSES
+from .images.synthetic.sets import SyntheticImages, save_stimuli, stimulus_set
+from .models.complexity import num_macs, num_parameters
+from .models.exporting import export_model
+from .models.files import save_network
+from .models.layers import LayerError
+from .models.loaded import LoadedModel
+from .models.loading import load_model, untrained_copy
+from .receptive_field.measuring import effective_receptive_field
+from .receptive_field.options import ErfOptions
+from .receptive_field.plots import erf_figure, erf_row, plot_contribution, plot_erf, plot_growth
+from .receptive_field.result import ErfResult
+from .receptive_field.theoretical import TheoreticalReceptiveField, theoretical_receptive_field
+from .recognition.evaluation import EvaluationResult, evaluate
+from .recognition.features import Features, extract_features
+from .recognition.labels import LabelledFiles, labelled_files
+from .recognition.prediction import Prediction, Predictions, predict
+from .runs.memory import keep_freed_memory
+from .runs.processes import num_processes, process_group, rank
+from .runs.results import ResultError
+from .shape_bias.categories import CATEGORIES, IMAGENET, MAPPING, LabelMapping
+from .shape_bias.comparing import (
     ErrorConsistency,
     HumanReference,
     ShapeBiasDifference,
-    ShapeBiasOptions,
-    ShapeBiasResult,
     compare_shape_bias,
     consistency_table,
     error_consistency,
     human_reference,
 )
+from .shape_bias.glyphs import category_glyph
+from .shape_bias.measuring import evaluate_shape_bias
+from .shape_bias.plots import (
+    plot_category_box,
+    plot_confusion,
+    plot_consistency,
+    plot_pair_map,
+    plot_shape_bias,
+    shape_bias_figure,
+)
+from .shape_bias.psychometric import PsychometricFit, fit_psychometric
+from .shape_bias.responses import read_observers, read_responses, write_responses
+from .shape_bias.result import ShapeBiasOptions, ShapeBiasResult
+from .statistics import Trend, trend
+from .study.design import Cell, Study, preset
+from .study.images import StudyImages
+from .study.jobs import CellState, JobOptions, cell_states
+from .study.plots import (
+    plot_by_kernel,
+    plot_curves,
+    plot_energy,
+    plot_erf_against_bias,
+    plot_posthoc,
+    plot_psychometric,
+    posthoc_figure,
+)
+from .study.posthoc import Variant, VariantResult, default_variants, kernel_energy, measure_variants, posthoc_table
+from .study.record import load_study, save_study
+from .study.report import write_report
+from .study.result import CellResult, study_table
+from .study.running import run_study
+from .study.verdict import findings
+from .training.loop import accuracy, train
+from .training.recipe import Recipe, load_recipe
 
 __all__ = [
+    "CATEGORIES",
+    "CLASSES",
     "IMAGENET",
+    "MAPPING",
+    "Cell",
+    "CellResult",
+    "CellState",
     "ErfOptions",
     "ErfResult",
     "ErrorConsistency",
     "EvaluationResult",
     "Features",
+    "FolderImages",
     "HumanReference",
     "ImageSet",
+    "InMemory",
+    "JobOptions",
     "LabelMapping",
     "LabelledFiles",
     "LayerError",
     "LoadedModel",
     "Prediction",
     "Predictions",
+    "PsychometricFit",
+    "Recipe",
     "ResultError",
     "ShapeBiasDifference",
     "ShapeBiasOptions",
     "ShapeBiasResult",
     "StimulusError",
     "StimulusSet",
+    "Study",
+    "StudyImages",
+    "SyntheticImages",
+    "SyntheticOptions",
+    "TarShards",
     "TheoreticalReceptiveField",
+    "Trend",
+    "Variant",
+    "VariantResult",
+    "accuracy",
+    "balance_strip",
+    "category_glyph",
+    "cell_states",
     "compare_shape_bias",
     "consistency_table",
+    "contact_sheet",
+    "default_variants",
+    "download_cue_conflict",
     "effective_receptive_field",
+    "erf_figure",
+    "erf_row",
     "error_consistency",
     "evaluate",
     "evaluate_shape_bias",
+    "export_model",
     "extract_features",
     "find_images",
+    "findings",
+    "fit_psychometric",
     "human_reference",
+    "keep_freed_memory",
+    "kernel_energy",
     "labelled_files",
     "load_images",
     "load_model",
+    "load_recipe",
     "load_stimuli",
+    "load_study",
+    "measure_variants",
+    "num_macs",
+    "num_parameters",
+    "num_processes",
+    "paper_style",
+    "plot_benchmark",
+    "plot_by_kernel",
+    "plot_category_box",
+    "plot_confusion",
+    "plot_consistency",
+    "plot_contribution",
+    "plot_curves",
+    "plot_energy",
+    "plot_erf",
+    "plot_erf_against_bias",
+    "plot_growth",
+    "plot_pair_map",
+    "plot_posthoc",
+    "plot_psychometric",
+    "plot_ratios",
+    "plot_shape_bias",
+    "posthoc_figure",
+    "posthoc_table",
     "predict",
+    "preset",
+    "process_group",
+    "rank",
     "read_observers",
     "read_responses",
+    "run_study",
+    "save_network",
+    "save_stimuli",
+    "save_study",
+    "shape_bias_figure",
+    "stimulus_set",
+    "study_table",
     "theoretical_receptive_field",
+    "train",
+    "trend",
     "untrained_copy",
+    "write_report",
     "write_responses",
 ]

@@ -29,8 +29,8 @@ def test_wheel_and_sdist_are_whole_and_the_wheel_runs(tmp_path: Path) -> None:
         "replknet/weights/replknet_nano_k31.safetensors",
         "replknet/py.typed",
         "analysis/__init__.pyi",
-        "analysis/templates/report.html.j2",
-        "analysis/cue_conflict.sha256",
+        "analysis/study/templates/report.html.j2",
+        "analysis/images/published/cue_conflict.sha256",
     ):
         assert file in inside, file
     assert {name.split("/")[0] for name in inside} <= {

@@ -13,22 +13,22 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
-    "models": ("model_commands", "List the RepLKNets and the published weights."),
-    "predict": ("predict_commands", "Name what is in images."),
-    "features": ("predict_commands", "Extract features of images into an .npz file."),
-    "evaluate": ("predict_commands", "Measure the accuracy on an image folder."),
-    "train": ("train_command", "Train a network by a published recipe."),
-    "erf": ("erf_command", "Measure effective receptive fields."),
-    "shape-bias": ("shape_bias_command", "Measure shape bias."),
-    "study": ("study_commands", "Train networks that differ in kernel size, measure them, write a report."),
-    "report": ("study_commands", "Write the table, the figures and the page of a study anew."),
-    "ablate": ("study_commands", "Kernel-size ablations, trained anew or on a trained network."),
-    "info": ("model_commands", "Say what a weight file holds."),
-    "convert": ("model_commands", "Write weights under other key names or in another format."),
-    "reparameterize": ("model_commands", "Merge the kernels and batch norms of a weight file."),
-    "export": ("model_commands", "Write a network as ONNX, TorchScript or a program of torch.export."),
-    "data": ("data_commands", "Fetch published weights and stimuli, or generate some."),
-    "bench": ("bench_commands", "Time RepLKNet and its convolution beside other libraries."),
+    "models": ("models", "List the RepLKNets and the published weights."),
+    "predict": ("recognition", "Name what is in images."),
+    "features": ("recognition", "Extract features of images into an .npz file."),
+    "evaluate": ("recognition", "Measure the accuracy on an image folder."),
+    "train": ("train", "Train a network by a published recipe."),
+    "erf": ("erf", "Measure effective receptive fields."),
+    "shape-bias": ("shape_bias", "Measure shape bias."),
+    "study": ("study", "Train networks that differ in kernel size, measure them, write a report."),
+    "report": ("study", "Write the table, the figures and the page of a study anew."),
+    "ablate": ("study", "Kernel-size ablations, trained anew or on a trained network."),
+    "info": ("models", "Say what a weight file holds."),
+    "convert": ("models", "Write weights under other key names or in another format."),
+    "reparameterize": ("models", "Merge the kernels and batch norms of a weight file."),
+    "export": ("models", "Write a network as ONNX, TorchScript or a program of torch.export."),
+    "data": ("data", "Fetch published weights and stimuli, or generate some."),
+    "bench": ("bench", "Time RepLKNet and its convolution beside other libraries."),
 }
 """Module and one line of help of each command; the module is imported when the command runs."""
 
@@ -102,7 +102,7 @@ def _all_processes(given: Sequence[str]) -> Iterator[None]:
                     f"WORLD_SIZE={os.environ['WORLD_SIZE']}: {given[0]} runs in one process, without torchrun; "
                     f"{', '.join(_FOR_SEVERAL_PROCESSES)} run in several"
                 )
-            from analysis.distributed import process_group
+            from analysis.runs.processes import process_group
 
             with process_group():
                 yield

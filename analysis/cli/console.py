@@ -15,30 +15,52 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from analysis.distributed import by_first
-from analysis.loaded_model import LoadedModel
-from analysis.models import is_replknet, load_model, untrained_copy
-from analysis.results import write_json
+from analysis.models.loaded import LoadedModel
+from analysis.models.loading import load_model, untrained_copy
+from analysis.models.replknets import is_replknet
+from analysis.runs.processes import by_first
+from analysis.runs.writing import write_json
 
 RUN_FILE = "run.json"
+
+
 _SCHEMA_VERSION = 2
 """Of that file; 1 said nothing of it."""
+
+
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+
 
 MODEL_HELP = (
     "replknet_31b and siblings, replknet_31b.in1k_224 and other published weights (replknet models), timm:NAME, "
     "torchvision:NAME, hf:NAME, package.module:callable, or a file: weights, TorchScript or an exported program."
 )
+
+
 Checkpoint = Annotated[Path | None, typer.Option(help="Weight file of a RepLKNet.")]
+
+
 Pretrained = Annotated[bool, typer.Option(help="Published weights; otherwise random ones.")]
+
+
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps, ...")]
+
+
 Dtype = Annotated[str, typer.Option(help=f"Of weights and images: {', '.join(DTYPES)}.")]
+
+
 BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=1)]
+
+
 Workers = Annotated[int, typer.Option(help="Processes that read images.", min=0)]
+
+
 InputSize = Annotated[
     int | None,
     typer.Option(help="Side of the input in pixels, with RepLKNet's resizing; else the model's own.", min=8, max=4096),
 ]
+
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 import replknet
-from analysis.model_files import save_network
-from analysis.models import load_model
+from analysis.models.files import save_network
+from analysis.models.loading import load_model
 from replknet import CheckpointError
 from tests.networks import tiny_model
 

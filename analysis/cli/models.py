@@ -1,0 +1,156 @@
+"""`replknet models`, `replknet info`, `replknet convert`, `replknet reparameterize` and `replknet export`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+
+import replknet
+from analysis.cli.console import MODEL_HELP, Checkpoint, Overwrite, Pretrained, load_models, print_table
+from analysis.models.complexity import num_macs, num_parameters
+
+app = typer.Typer()
+
+
+_Source = Annotated[Path, typer.Argument(help="A weight file of a RepLKNet, in any naming and format.")]
+
+
+_Destination = Annotated[Path, typer.Argument(help="The new file; .safetensors, .pth or .pt fixes its format.")]
+
+
+@app.command()
+def models() -> None:
+    """List the RepLKNets and the published weights, with parameters, multiply-accumulates and accuracies."""
+    table = Table("model", "input", "parameters", "merged", "MACs", "merged MACs", title="Architectures")
+    three: dict[str, Any] = {"kernel_sizes": (3, 3, 3, 3), "small_kernel": None}
+    rows: list[tuple[str, int, dict[str, Any]]] = [
+        ("replknet_31b", 224, {}),
+        ("replknet_31b", 384, {}),
+        ("replknet_31l", 384, {}),
+        ("replknet_xl", 320, {}),
+        ("replknet_nano_k3", 64, {}),
+        ("replknet_nano_k31", 64, {}),
+        ("replknet_31b", 224, three),
+    ]
+    counts: dict[tuple[str, int], tuple[str, str]] = {}
+    for name, size, overrides in rows:
+        with torch.device("meta"):
+            model = replknet.create_model(name, **overrides).eval()
+        label = name + (" 3-3-3-3" if overrides else "")
+        forms = (model, replknet.reparameterize(model, level="kernels"))
+        parameters = [f"{num_parameters(form):,}" for form in forms]
+        macs = [f"{num_macs(form, (size, size)):,}" for form in forms]
+        table.add_row(label, str(size), *parameters, *macs)
+        counts[label, size] = (parameters[0], macs[0])
+    print_table(table)
+    columns = ("model", "trained on", "input", "parameters", "MACs", "top-1 (%)", "top-5 (%)", "licence")
+    published = Table(*columns, title="Published weights")
+    for name, weights in replknet.PUBLISHED.items():
+        accuracies = [f"{value:.2f}" for value in (weights.top1, weights.top5)]
+        cost = counts[weights.architecture, weights.image_size]
+        published.add_row(name, weights.training_data, str(weights.image_size), *cost, *accuracies, weights.license)
+    for name in replknet.SHIPPED:
+        published.add_row(name, "generated images of this project", "64", *counts[name, 64], "-", "-", "MIT")
+    print_table(published)
+    typer.echo(f"source: {next(iter(replknet.PUBLISHED.values())).source}; ImageNet-1K accuracies as it reports them")
+
+
+@app.command()
+def info(file: Annotated[Path, typer.Argument(help="A weight file.")]) -> None:
+    """Say what a weight file holds, and what is wrong with it."""
+    found = replknet.inspect_checkpoint(file)
+    forms = {"training": "training", "merged": "large kernels merged", "folded": "re-parameterised, no batch norm"}
+    table = Table(show_header=False)
+    table.add_row("architecture", found.architecture)
+    if found.config is not None:
+        small = found.config.small_kernel if found.form == "training" else "merged or none"
+        table.add_row("large kernels", "-".join(map(str, found.config.kernel_sizes)))
+        table.add_row("small kernel", str(small))
+        table.add_row("classes", str(found.config.num_classes or "no head"))
+    table.add_row("form", forms[found.form])
+    table.add_row("key names", found.naming)
+    table.add_row("format", found.format + (f", under {found.wrapper!r}" if found.wrapper else ""))
+    table.add_row("parameters", f"{found.num_parameters:,}")
+    table.add_row("dtype", ", ".join(found.dtypes))
+    table.add_row("SHA-256", found.sha256)
+    table.add_row("published as", found.published or "none of the published files")
+    table.add_row("problems", "; ".join(found.problems) or "none")
+    print_table(table)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    source: _Source,
+    destination: _Destination,
+    to: Annotated[
+        str, typer.Option(help="Key names: official or mmpretrain; safetensors: official ones in that format.")
+    ] = "official",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write weights under other key names or in another format; the new file is read again and compared."""
+    if to == "safetensors":
+        if destination.suffix != ".safetensors":
+            raise ValueError(f"DST={str(destination)!r}: expected a name that ends in .safetensors")
+        to = "official"
+    replknet.convert_checkpoint(source, destination, to=to, overwrite=overwrite)  # type: ignore[arg-type]
+    typer.echo(f"{destination}: {to} names; read again, its network gives the same outputs")
+
+
+@app.command()
+def reparameterize(
+    source: _Source,
+    destination: _Destination,
+    level: Annotated[
+        str, typer.Option(help="full: no batch norm is left; kernels: the official deploy form.")
+    ] = "full",
+    to: Annotated[str, typer.Option(help="Key names: official or mmpretrain.")] = "official",
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge the kernels and batch norms of a weight file; the new file is read again and compared."""
+    if level not in ("full", "kernels"):
+        raise ValueError(f"--level={level}: expected full or kernels")
+    done = replknet.convert_checkpoint(
+        source,
+        destination,
+        to=to,  # type: ignore[arg-type]
+        level=level,  # type: ignore[arg-type]
+        overwrite=overwrite,
+    )
+    typer.echo(f"{destination}: {done.num_parameters_before:,} parameters became {done.num_parameters:,}")
+    typer.echo(f"read again, its outputs differ by at most {done.difference:.1e} of the largest one")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    out: Annotated[Path, typer.Option(help="The file: .onnx, .pt or .ts (TorchScript), or .pt2 (torch.export).")],
+    format_: Annotated[
+        str | None, typer.Option("--format", help="onnx, torchscript or export; by default what OUT ends in.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    size: Annotated[int | None, typer.Option(help="Side in pixels of the image it is traced with.", min=32)] = None,
+    seed: Annotated[int, typer.Option(help="Of random weights.", min=0)] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a network as ONNX, TorchScript or a program of torch.export, for any batch and image size.
+
+    RepLKNets are re-parameterised first. The file is run and its outputs are compared before it gets its name.
+    """
+    from analysis.models.exporting import export_model, format_of
+
+    kind = format_of(out, format_)
+    (loaded,) = load_models([model], checkpoint, None, None, pretrained, seed, untrained=False)
+    report = export_model(loaded, out, format=kind, size=size, overwrite=overwrite)
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
+    shapes = " and ".join(" x ".join(map(str, shape)) for shape in report.shapes)
+    typer.echo(f"{out}: {kind}, {out.stat().st_size / 1e6:.1f} MB, for any batch and image size")
+    typer.echo(
+        f"run by {report.engine} on images of shape {shapes}, its outputs differ by at most {report.difference:.1e} of "
+        "the largest one"
+    )

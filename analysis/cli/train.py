@@ -1,0 +1,270 @@
+"""`replknet train`."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import replknet
+from analysis.cli.console import (
+    Checkpoint,
+    Device,
+    Overwrite,
+    claim,
+    clear_errors_for_files,
+    parse_kernels,
+    placed,
+    print_table,
+    progress_bar,
+)
+from analysis.images.labelled import FolderImages, Preparation, Split
+from analysis.images.preparing import evaluation_crop
+from analysis.images.shards import TarShards
+from analysis.models.files import save_network, save_weights
+from analysis.models.loaded import LoadedModel
+from analysis.models.replknets import new_model
+from analysis.runs.identity import describe_environment, hash_weights, processor_name
+from analysis.runs.memory import keep_freed_memory
+from analysis.runs.processes import by_first, num_processes, rank
+from analysis.runs.writing import write_json
+from analysis.training.loop import Training, train
+from analysis.training.progress import Curve
+from analysis.training.recipe import Recipe, load_recipe, parse_changes, recipe_names
+from analysis.training.state import remove_state
+
+_STATE, _CURVE, _NETWORK, _SUMMARY, _EVENTS = (
+    "checkpoint.pt",
+    "curve.csv",
+    "network.safetensors",
+    "training.json",
+    "tensorboard",
+)
+
+
+_RECORDS = 50
+"""Steps between entries of the learning curve, fewer in short trainings."""
+
+
+app = typer.Typer()
+
+
+@app.callback()
+def _group() -> None:
+    """So that the command keeps its name."""
+
+
+@app.command("train")
+def train_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="replknet_31b or a sibling, with a tag for published weights (replknet models), or timm:NAME."
+        ),
+    ],
+    recipe: Annotated[str, typer.Option(help=f"{', '.join(recipe_names())}, or a .toml file of the same form.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder with train/ and val/ (or test/): a sub-folder each class, or WebDataset's tar shards."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for everything; the same command again resumes.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change the recipe, e.g. batch_size=256; may be given several times."),
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Stop after this step, for a trial; without it the same command goes on.", min=1)
+    ] = None,
+    checkpoint: Checkpoint = None,
+    kernel_sizes: Annotated[str | None, typer.Option(help="Kernels of a RepLKNet, e.g. 13,13,13,13.")] = None,
+    small_kernel: Annotated[int | None, typer.Option(help="Parallel kernel of a RepLKNet; 0 for none.")] = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Steps between measurements of the accuracy; an epoch by default.", min=1)
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that load images, for each process that trains.", min=0)] = 0,
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(help="Of first weights, order and augmentation.", min=0)] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a network by a published recipe, alone or under torchrun.
+
+    The recipe's batch is that of all processes together.
+    """
+    source = load_recipe(recipe)
+    changed = parse_changes(changes or [])
+    images = _images(data, "train", None)
+    chosen = source.for_images(len(images), changed)
+    notes: tuple[str, ...] = ()
+    validation: FolderImages | TarShards | None = None
+    try:
+        validation = _images(data, "val", evaluation_crop(chosen.image_size))
+    except FileNotFoundError as error:
+        notes = (f"no validation: {error}",)
+    loaded = new_model(
+        model,
+        num_classes=len(images.classes),
+        drop_path_rate=chosen.drop_path_rate,
+        gradient_checkpointing=chosen.gradient_checkpointing,
+        checkpoint=checkpoint,
+        kernel_sizes=None if kernel_sizes is None else parse_kernels(kernel_sizes),
+        small_kernel=small_kernel,
+        seed=seed,
+    )
+    settings = {
+        "model": model,
+        "weights": hash_weights(loaded.module),
+        "recipe": asdict(chosen),
+        "data": str(data),
+        "images": images.fingerprint() + (validation.fingerprint() if validation else ""),
+        "seed": seed,
+    }
+    loaded = placed(loaded, device, "float32")
+    keep_freed_memory()
+    epoch = max(1, len(images) // chosen.batch_size)
+    with clear_errors_for_files(out):
+        states = [_STATE, f"{_STATE}.previous", f"{_STATE}.new"]
+        claim(out, "train", settings, [*states, _CURVE, _NETWORK, _SUMMARY, _EVENTS], overwrite)
+        finished = by_first(lambda: _finished(out, chosen))
+        if finished is not None:
+            _report(finished, chosen, ("finished before",), out)
+            return
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, _say_goodbye)
+        record, missing = _recorder(out)
+        with progress_bar(loaded.name) as progress:
+            result = train(
+                loaded.module,
+                images,
+                validation,
+                chosen,
+                seed=seed,
+                mean=loaded.mean,
+                std=loaded.std,
+                num_workers=workers,
+                checkpoint=out / _STATE,
+                stop_after=max_steps,
+                record_every=max(1, min(_RECORDS, min(chosen.steps, max_steps or chosen.steps) // 10)),
+                evaluate_every=evaluate_every or epoch,
+                progress=progress,
+                recorded=record,
+            )
+        by_first(lambda: _save(loaded, result, chosen, source.name, images.classes, out, device))
+    _report(result, chosen, (*loaded.notes, *notes, *missing, *result.notes), out)
+
+
+def _images(data: Path, split: Split, prepare: Preparation | None) -> FolderImages | TarShards:
+    """Shards where there are tar files, a folder of classes otherwise."""
+    if any(data.glob("*.tar")) or any(data.glob("*/*.tar")):
+        return TarShards(data, split, prepare=prepare)
+    return FolderImages(data, split, prepare=prepare)
+
+
+def _finished(out: Path, recipe: Recipe) -> Training | None:
+    """What a run that did all its steps left."""
+    try:
+        summary = json.loads((out / _SUMMARY).read_text())
+        table = pd.read_csv(out / _CURVE)
+    except (OSError, ValueError):
+        return None
+    if summary.get("steps_done") != recipe.steps or not (out / _NETWORK).is_file():
+        return None
+    curve = Curve(**{name: tuple(table[name].tolist()) for name in table.columns})
+    return Training(curve=curve, seconds_per_step=summary["seconds_per_step"])
+
+
+def _say_goodbye(number: int, frame: FrameType | None) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"replknet: ended by {signal.Signals(number).name}; the same command continues", err=True)
+    sys.exit(128 + number)
+
+
+def _recorder(out: Path) -> tuple[Callable[[Curve], None], tuple[str, ...]]:
+    """Writes the learning curve as CSV and for TensorBoard; and what to tell the user about it."""
+    writer: Any = None
+    notes: tuple[str, ...] = ()
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        notes = ("TensorBoard's package is not installed: the learning curve is in curve.csv only",)
+
+    def record(curve: Curve) -> None:
+        nonlocal writer
+        table = pd.DataFrame(asdict(curve))
+        temporary = out / f"{_CURVE}.new"
+        table.to_csv(temporary, index=False)
+        temporary.replace(out / _CURVE)
+        if notes:
+            return
+        if writer is None:  # events after the state that was resumed from are not valid any more
+            writer = SummaryWriter(str(out / _EVENTS), purge_step=curve.step[-1])
+        row = table.iloc[-1]
+        for column in table.columns.drop("step"):
+            if not pd.isna(row[column]):
+                writer.add_scalar(column, row[column], curve.step[-1])
+        writer.flush()
+
+    return record, notes if rank() == 0 else ()
+
+
+def _save(
+    loaded: LoadedModel, result: Training, recipe: Recipe, name: str, classes: tuple[str, ...], out: Path, device: str
+) -> None:
+    """Write the network and the summary; when all steps are done, the state is needed no more."""
+    trained = {"recipe_name": name, "recipe": asdict(recipe), "steps_done": result.curve.step[-1]}
+    if isinstance(loaded.module, replknet.RepLKNet):
+        save_network(
+            out / _NETWORK,
+            loaded.module,
+            classes=classes,
+            input_size=recipe.image_size,
+            mean=loaded.mean,
+            std=loaded.std,
+            crop=None,
+            training=trained,
+        )
+    else:
+        save_weights(out / _NETWORK, loaded.module)
+    summary = trained | {
+        "val_accuracy": result.curve.val_accuracy[-1],
+        "seconds_per_step": result.seconds_per_step,
+        "processes": num_processes(),
+        "environment": describe_environment(next(loaded.module.parameters())) | {"processor": processor_name()},
+    }
+    write_json(out / _SUMMARY, summary)
+    if result.curve.step[-1] == recipe.steps:
+        remove_state(out / _STATE)
+
+
+def _report(result: Training, recipe: Recipe, notes: tuple[str, ...], out: Path) -> None:
+    curve = result.curve
+    table = Table("step", "learning rate", "loss", "training accuracy (%)", "validation accuracy (%)")
+    shown = sorted({round(k * (len(curve.step) - 1) / 9) for k in range(10)})
+    for index in shown:
+        accurate = curve.val_accuracy[index]
+        table.add_row(
+            str(curve.step[index]),
+            f"{curve.learning_rate[index]:.2g}",
+            f"{curve.train_loss[index]:.4f}",
+            f"{100 * curve.train_accuracy[index]:.1f}",
+            "" if pd.isna(accurate) else f"{100 * accurate:.2f}",
+        )
+    print_table(table)
+    console = Console(stderr=True)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    speed = recipe.batch_size / result.seconds_per_step
+    typer.echo(
+        f"{curve.step[-1]} of {recipe.steps} steps, {speed:.1f} images/s without loading; network, learning curve and "
+        f"summary: {out}"
+    )

@@ -1,0 +1,38 @@
+"""What all figures have in common: palette, style, saving."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """Text legible at column width and fonts embedded in PDF files, inside the block only."""
+    style: dict[Any, Any] = {
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "legend.fontsize": 7,
+        "pdf.fonttype": 42,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "savefig.dpi": 200,
+    }
+    with mpl.rc_context(style):
+        yield
+
+
+def axes_or_new(ax: Axes | None) -> Axes:
+    """`ax`, or the only axes of a new figure of column width."""
+    return Figure(figsize=(3.4, 3.0), layout="constrained").add_subplot() if ax is None else ax

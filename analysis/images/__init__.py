@@ -1,0 +1,1 @@
+"""Images: files and folders, generated ones, published stimuli, and their way to a network."""

@@ -1,0 +1,110 @@
+"""Published stimuli, fetched from their own repository and verified."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from os import PathLike
+from pathlib import Path
+
+import pooch
+import requests
+
+from analysis.images.stimuli import published_stimuli
+
+CUE_CONFLICT_URL = (
+    "https://raw.githubusercontent.com/rgeirhos/texture-vs-shape/master/stimuli/style-transfer-preprocessed-512/"
+)
+
+
+CUE_CONFLICT_LICENCE = "CC-BY-4.0"
+
+
+CUE_CONFLICT_CITATION = (
+    "Geirhos, Rubisch, Michaelis, Bethge, Wichmann and Brendel 2019, ImageNet-trained CNNs are biased towards texture; "
+    "increasing shape bias improves accuracy and robustness, ICLR, arXiv:1811.12231"
+)
+
+
+_CONNECTIONS = 8
+
+
+_TRIES = 3
+
+
+_TIMEOUT = 30.0
+"""Seconds without an answer."""
+
+
+class DownloadError(ValueError):
+    """A file that could not be had, or is not the published one; the message names it."""
+
+
+def download_cue_conflict(
+    directory: str | PathLike[str],
+    *,
+    url: str = CUE_CONFLICT_URL,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Fetch the 1280 cue-conflict stimuli, each verified by its SHA-256 before it appears under its name.
+
+    Files that are there and right are kept, so that a second call completes an interrupted one.
+
+    Args:
+        directory: Gets one folder for each shape category.
+        url: Address of the folder that holds those folders.
+        progress: Called with the number of files that are there and of all.
+
+    Returns:
+        The number of files fetched by this call.
+
+    Raises:
+        DownloadError: If a file that is there already differs from the published one (it is not touched), or a file
+            cannot be fetched or arrives different; everything fetched before stays.
+
+    References:
+        Geirhos et al. 2019, arXiv:1811.12231; the stimuli are CC-BY-4.0.
+    """
+    root = Path(directory)
+    if root.exists() and not root.is_dir():
+        raise DownloadError(f"directory={str(root)!r}: exists and is not a folder")
+    registry = {f"{folder}/{name}": digest for name, (folder, digest) in published_stimuli().items()}
+    wanted = []
+    for path, digest in registry.items():
+        if not (root / path).is_file():
+            wanted.append(path)
+        elif pooch.file_hash(str(root / path)) != digest:
+            raise DownloadError(f"{root / path}: differs from the published file; remove it, or choose another folder")
+    done = len(registry) - len(wanted)
+    if progress is not None:
+        progress(done, len(registry))
+    for folder in {Path(path).parent for path in wanted}:
+        (root / folder).mkdir(parents=True, exist_ok=True)  # pooch's threads would race for it
+    pooch.get_logger().setLevel(logging.ERROR)  # it would print a line for every file
+    source = pooch.create(root, base_url=url.rstrip("/") + "/", registry=registry, retry_if_failed=_TRIES - 1)
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        waiting = {pool.submit(source.fetch, path, downloader=_fetch): path for path in wanted}
+        try:
+            for future in as_completed(waiting):
+                try:
+                    future.result()
+                except (requests.RequestException, OSError, ValueError) as error:
+                    reason = " ".join(str(error).split())[:200]
+                    raise DownloadError(
+                        f"{url.rstrip('/')}/{waiting[future]}: {reason}; {done} of {len(registry)} files are there, "
+                        "the same command goes on"
+                    ) from error
+                done += 1
+                if progress is not None:
+                    progress(done, len(registry))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return len(wanted)
+
+
+def _fetch(url: str, output_file: str, _: pooch.Pooch) -> None:
+    """One file. Pooch's own downloader leaves the connection of a failed request open."""
+    with requests.get(url, stream=True, timeout=_TIMEOUT) as response, Path(output_file).open("wb") as file:
+        response.raise_for_status()
+        for chunk in response.iter_content(1 << 16):
+            file.write(chunk)

@@ -1,0 +1,133 @@
+"""Images with the number of their class, to train and to be tested on."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import datasets
+
+from analysis.images.files import ImageError, read_rgb
+
+Split = Literal["train", "val"]
+
+
+Preparation = Callable[[Image.Image], Image.Image]
+
+
+SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}
+
+
+_CACHE_BYTES = 2 * 1024**3
+
+
+class TrainingError(ValueError):
+    """Training that cannot go on, such as a loss that is not finite."""
+
+
+class LabelledImages(Protocol):
+    """Images with the number of their class."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        """Pixels of shape (H, W, 3) and the class."""
+        ...
+
+
+class FolderImages:
+    """The images of one part of a folder in the usual layout, `<part>/<class>/<file>`.
+
+    Args:
+        directory: Holds `train` and one of `val`, `validation` and `test`.
+        split: "train" or "val".
+        size: Resize each image bicubically so that its shorter side is `size`, and take its middle square; None for the
+            images as they are.
+        prepare: Done to each image instead.
+
+    Raises:
+        FileNotFoundError: If a folder is missing, or a class has no image.
+    """
+
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        split: Split,
+        *,
+        size: int | None = None,
+        prepare: Preparation | None = None,
+    ) -> None:
+        if not Path(directory).is_dir():
+            raise FileNotFoundError(f"data={str(directory)!r}: no such folder")
+        found = [Path(directory) / name for name in SPLITS[split] if (Path(directory) / name).is_dir()]
+        if not found:
+            raise FileNotFoundError(f"data={str(directory)!r}: holds no folder {' or '.join(SPLITS[split])}")
+        try:
+            self._files = datasets.ImageFolder(found[0])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"data={str(found[0])!r}: {error}") from None
+        self.size = size
+        self._prepare = prepare
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the sub-folders, in alphabetical order."""
+        return tuple(self._files.classes)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        path, label = self._files.samples[index]
+        try:
+            image = read_rgb(Path(path))
+        except ImageError as error:
+            raise TrainingError(f"data: {path}: {error}") from None
+        if self._prepare is not None:
+            image = self._prepare(image)
+        elif self.size is not None:
+            side = min(image.size)
+            left, top = (image.width - side) / 2, (image.height - side) / 2
+            image = image.resize((self.size, self.size), box=(left, top, left + side, top + side), resample=3)
+        return np.array(image), label
+
+    def fingerprint(self) -> str:
+        """SHA-256 of names and sizes of the files, in hexadecimal."""
+        listing = [(path, os.stat(path).st_size) for path, _ in self._files.samples]  # noqa: PTH116
+        root = self._files.root
+        text = "\n".join(f"{os.path.relpath(path, root)} {size}" for path, size in listing)
+        return hashlib.sha256(f"{self.size}\n{text}".encode()).hexdigest()
+
+
+class InMemory:
+    """Keeps the images that were asked for, as long as all together fit into two gigabytes."""
+
+    def __init__(self, images: LabelledImages) -> None:
+        self._images = images
+        self._kept: dict[int, tuple[NDArray[np.uint8], int]] = {}
+        self._fits = len(images) * images[0][0].nbytes <= _CACHE_BYTES
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._images.classes
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        item = self._kept.get(index)
+        if item is None:
+            item = self._images[index]
+            if self._fits:
+                self._kept[index] = item
+        return item

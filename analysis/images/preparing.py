@@ -1,0 +1,72 @@
+"""From an image file to the tensor that a network expects."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+
+Transform = Callable[[Image.Image], Tensor]
+"""An upright RGB image to a normalised tensor, shape (3, H, W)."""
+
+
+def evaluation_transform(
+    size: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop: float | None = None,
+    interpolation: str = "bicubic",
+) -> Transform:
+    """Resize, centre crop and normalise, as networks are tested.
+
+    Args:
+        size: Side of the result in pixels.
+        mean: Per channel, subtracted from values in [0, 1].
+        std: Per channel, divided by.
+        crop: Part of the short side that the crop keeps: the short side becomes int(size / crop). 1 resizes to a
+            square without a crop, whatever the aspect ratio. By default 0.875 below 384 pixels and 1 from there on,
+            as RepLKNet is tested.
+        interpolation: "bicubic", "bilinear" or another of torchvision's modes.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    References:
+        Ding et al. 2022, the official repository's test transform.
+    """
+    from torchvision import transforms  # not needed by who measures receptive fields
+
+    steps = [evaluation_crop(size, crop=crop, interpolation=interpolation), transforms.ToTensor()]
+    return transforms.Compose([*steps, transforms.Normalize(tuple(mean), tuple(std))])  # type: ignore[no-any-return]
+
+
+def evaluation_crop(
+    size: int, *, crop: float | None = None, interpolation: str = "bicubic"
+) -> Callable[[Image.Image], Image.Image]:
+    """What `evaluation_transform` does to the image itself.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    from torchvision import transforms
+
+    kept = (0.875 if size < 384 else 1.0) if crop is None else crop
+    if size < 1:
+        raise ValueError(f"size={size}: expected a positive number of pixels")
+    if not 0 < kept <= 1:
+        raise ValueError(f"crop={crop}: expected a number in (0, 1]")
+    mode = transforms.InterpolationMode(interpolation)
+    resize = [transforms.Resize((size, size), mode)]
+    if kept < 1:
+        resize = [transforms.Resize(int(size / kept), mode), transforms.CenterCrop(size)]
+    return transforms.Compose(resize)  # type: ignore[no-any-return]
+
+
+def normalize(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """Pixels of shape (N, 3, H, W), uint8, as a network's input: float32, channels last in memory."""
+    values = pixels.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    shift, scale = (torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (mean, std))
+    return values.sub_(shift).div_(scale)

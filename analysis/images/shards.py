@@ -1,0 +1,139 @@
+"""Labelled images in tar shards."""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from analysis.images.labelled import SPLITS, Preparation, Split, TrainingError
+from analysis.runs.processes import by_first
+
+_IMAGE_MEMBERS = (".jpg", ".jpeg", ".png", ".webp", ".ppm")
+
+
+_SHARDS_IN_A_WINDOW = 16
+
+
+class TarShards:
+    """The images of one part of a data set in WebDataset's layout, read at random places.
+
+    A shard is a plain tar file. Members with the same name up to the first dot are one sample: an image (.jpg, .jpeg,
+    .png, .webp or .ppm) and its class as a number, in text (.cls) or under "label" in a .json. The shards of a part are
+    `<part>/*.tar`, or else all `*<part>*.tar`; names of the classes are in `classes.txt`, a line each, or else their
+    numbers.
+
+    The headers of all shards are read once, by the first process of a run.
+
+    Args:
+        directory: Holds the shards.
+        split: "train" or "val" (or "validation" or "test" in their names).
+        prepare: Done to each image.
+
+    Raises:
+        FileNotFoundError: If there is no shard, or one is missing from a numbered series.
+        TrainingError: If a shard is damaged, or a sample lacks its image or its class.
+
+    References:
+        https://github.com/webdataset/webdataset
+    """
+
+    def __init__(self, directory: str | PathLike[str], split: Split, *, prepare: Preparation | None = None) -> None:
+        self._directory = Path(directory)
+        self._prepare = prepare
+        self.shards, self._samples, self.classes = by_first(lambda: self._read_headers(split))
+
+    def _read_headers(self, split: Split) -> tuple[tuple[Path, ...], NDArray[np.int64], tuple[str, ...]]:
+        """The shards; for each image the number of its shard, its first byte, its length, its class; the names."""
+        shards = _find_shards(self._directory, split)
+        rows = [(number, *sample) for number, shard in enumerate(shards) for sample in _samples_of(shard)]
+        samples = np.array(rows, np.int64)
+        names = self._directory / "classes.txt"
+        num_classes = int(samples[:, 3].max()) + 1
+        classes = tuple(map(str, range(num_classes)))
+        if names.is_file():
+            classes = tuple(line.strip() for line in names.read_text().splitlines() if line.strip())
+        if len(classes) < num_classes or samples[:, 3].min() < 0:
+            raise TrainingError(f"data={str(names)!r}: names {len(classes)} classes; the shards have {num_classes}")
+        return shards, samples, classes
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        shard, start, length, label = map(int, self._samples[index])
+        path = self.shards[shard]
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                image = Image.open(io.BytesIO(file.read(length))).convert("RGB")
+        except OSError as error:
+            raise TrainingError(f"data: {path}: the image at byte {start} cannot be read ({error})") from None
+        return np.array(image if self._prepare is None else self._prepare(image)), label
+
+    def order(self, generator: np.random.Generator) -> NDArray[np.intp]:
+        """A random order that stays within a few shards at a time, for discs that dislike jumps."""
+        windows = np.array_split(generator.permutation(len(self.shards)), -(-len(self.shards) // _SHARDS_IN_A_WINDOW))
+        parts = [generator.permutation(np.flatnonzero(np.isin(self._samples[:, 0], window))) for window in windows]
+        return np.concatenate(parts)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the names of the shards and of all places in them, in hexadecimal."""
+        names = "\n".join(path.name for path in self.shards)
+        return hashlib.sha256(names.encode() + self._samples.tobytes()).hexdigest()
+
+
+def _find_shards(directory: Path, split: Split) -> tuple[Path, ...]:
+    if not directory.is_dir():
+        raise FileNotFoundError(f"data={str(directory)!r}: no such folder")
+    found: list[Path] = []
+    for name in SPLITS[split]:
+        found = found or sorted((directory / name).glob("*.tar")) or sorted(directory.glob(f"*{name}*.tar"))
+    if not found:
+        raise FileNotFoundError(f"data={str(directory)!r}: holds no shards {split}/*.tar or *{split}*.tar")
+    numbers = [re.search(r"(\d+)\.tar$", path.name) for path in found]
+    if all(numbers):
+        present = [int(match[1]) for match in numbers if match]
+        missing = sorted(set(range(min(0, *present), max(present) + 1)) - set(present))
+        if missing and min(present) == 1:
+            missing = missing[1:]  # a series may begin with 1
+        if missing:
+            raise FileNotFoundError(
+                f"data={str(found[0].parent)!r}: shard {missing[0]} is missing ({len(missing)} of {max(present) + 1}); "
+                f"expected an unbroken series such as {found[0].name}"
+            )
+    return tuple(found)
+
+
+def _samples_of(shard: Path) -> list[tuple[int, int, int]]:
+    """First byte, length and class of every image of a shard."""
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                folder, _, base = member.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                key, kind = f"{folder}/{stem}", f".{suffix.lower()}"
+                if not member.isfile():
+                    continue
+                if kind in _IMAGE_MEMBERS:
+                    images[key] = (member.offset_data, member.size)
+                elif kind in (".cls", ".json"):
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    text = content.read().decode()
+                    labels[key] = int(text if kind == ".cls" else json.loads(text)["label"])
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"data: {shard}: not a shard that can be read ({error})") from None
+    alone = sorted(set(images) ^ set(labels))
+    if alone or not images:
+        what = f"the sample {alone[0]!r} lacks its image or its class" if alone else "holds no image"
+        raise TrainingError(f"data: {shard}: {what}; expected an image and .cls or .json of each")
+    return [(*images[key], labels[key]) for key in images]

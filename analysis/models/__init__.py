@@ -1,0 +1,1 @@
+"""Models by name with their preprocessing, their layers, their size, and files of them."""

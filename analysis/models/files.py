@@ -1,0 +1,203 @@
+"""Networks in files: those of studies, weights of a RepLKNet, TorchScript and programs of torch.export."""
+
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+import replknet
+from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
+from replknet.checkpoints.describing import DESCRIPTION, architecture_of
+from replknet.checkpoints.reading import read_metadata
+
+NETWORK_SUFFIX = ".safetensors"
+
+
+STUDY_NETWORK = "network"
+"""Name, without its suffix, of the file of a cell of a study, which is then named for its folder."""
+
+
+EXPORTED_SUFFIX = ".pt2"
+
+
+ONNX_SUFFIX = ".onnx"
+
+
+PREPARATION = "replknet.json"
+"""Name inside an exported program of the description of its preprocessing."""
+
+
+SUFFIXES = (NETWORK_SUFFIX, ".pth", ".pt", ".tar", ".bin", ".ckpt", ".ts", EXPORTED_SUFFIX)
+
+
+def family_preparation(architecture: str) -> dict[str, Any]:
+    """The preprocessing of an architecture of this family, as arguments of `LoadedModel`; empty for another.
+
+    Published weights of one architecture differ in the image size alone, which is left out.
+    """
+    if architecture in replknet.SHIPPED:
+        with replknet.shipped_weights(architecture) as file:
+            return _described_preparation(json.loads(read_metadata(file)[DESCRIPTION]))
+    weights = next((entry for entry in replknet.PUBLISHED.values() if entry.architecture == architecture), None)
+    return {} if weights is None else {"mean": weights.mean, "std": weights.std}
+
+
+def _described_preparation(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a file of `save_network`; networks of a study are trained and tested on whole images."""
+    mean, std = tuple(content["mean"]), tuple(content["std"])
+    return {"mean": mean, "std": std, "input_size": content["input_size"], "crop": content.get("crop", 1.0)}
+
+
+def save_network(
+    path: str | PathLike[str],
+    module: replknet.RepLKNet,
+    *,
+    classes: Sequence[str],
+    input_size: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    crop: float | None = 1.0,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write weights, architecture and preprocessing to one safetensors file, whole or not at all.
+
+    The network may be in any form; a re-parameterised one is read back as such.
+
+    Args:
+        path: Ends in .safetensors.
+        module: The network.
+        classes: Names of its outputs.
+        input_size: Side in pixels that it was trained for.
+        mean: Per channel, subtracted from images in [0, 1].
+        std: Per channel, divided by.
+        crop: See `LoadedModel`.
+        training: How it was trained, anything that JSON holds.
+    """
+    content = {"config": asdict(module.config), "classes": list(classes), "input_size": input_size}
+    content |= {"mean": list(mean), "std": list(std), "crop": crop, "training": dict(training or {})}
+    save_weights(path, module, {DESCRIPTION: json.dumps(content)})
+
+
+def save_weights(path: str | PathLike[str], module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the weights of any module to a safetensors file, whole or not at all."""
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    temporary = Path(f"{path}.new")
+    save_file(state, temporary, metadata=dict(metadata or {}))
+    temporary.chmod(0o644)
+    os.replace(temporary, path)  # noqa: PTH105
+
+
+def load_file(path: Path) -> LoadedModel:
+    """The network in a file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds none, or its description does not fit.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"model={str(path)!r}: no such file")
+    if path.suffix == EXPORTED_SUFFIX:
+        return _load_program(path, lambda kept: torch.export.unflatten(torch.export.load(path, extra_files=kept)))
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            scripted = any("/code/" in name for name in archive.namelist())
+        if scripted:
+            return _load_program(path, lambda kept: _Scripted(torch.jit.load(path, "cpu", kept)))  # type: ignore[no-untyped-call]
+    if path.suffix == NETWORK_SUFFIX:
+        try:
+            description = read_metadata(path).get(DESCRIPTION)
+        except SafetensorError as error:
+            raise ValueError(f"model={str(path)!r}: not a safetensors file ({error})") from error
+        if description is not None:
+            return _load_described(path, description)
+    return _load_weights(path)
+
+
+def _load_described(path: Path, description: str) -> LoadedModel:
+    """A file of `save_network`."""
+    try:
+        content = json.loads(description)
+        module = replknet.load_checkpoint(path)
+        return LoadedModel(
+            name=path.parent.name if path.stem == STUDY_NETWORK else path.stem,
+            module=module,
+            classes=tuple(content["classes"]),
+            training=content["training"],
+            **_described_preparation(content),
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"model={str(path)!r}: its description does not fit ({error})") from error
+
+
+def _load_weights(path: Path) -> LoadedModel:
+    """A RepLKNet's weights in any format, whose architecture is read from their shapes."""
+    module = replknet.load_checkpoint(path)
+    own = family_preparation(architecture_of(module.config))
+    size = own.get("input_size", DEFAULT_SIZE)
+    return LoadedModel(
+        name=path.stem,
+        module=module,
+        notes=(
+            f"{path.name}: bare weights; the architecture was read from them, images get the preprocessing of its "
+            f"family at {size} pixels, and the classes have no names",
+        ),
+        **own,
+    )
+
+
+class _Scripted(nn.Module):
+    """A TorchScript program, which takes no hooks, in a module that does."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.program(x)
+
+
+def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> LoadedModel:
+    kept: dict[str, Any] = {PREPARATION: ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is on its way out; its files are still there
+            module = load(kept)
+    except Exception as error:  # torch raises RuntimeErrors, KeyErrors and its own types here
+        raise ValueError(
+            f"model={str(path)!r}: cannot be loaded ({str(error).strip().partition(chr(10))[0]})"
+        ) from error
+    if not kept[PREPARATION]:
+        note = f"{path.name}: names no preprocessing; ImageNet's at {DEFAULT_SIZE} pixels is used"
+        return LoadedModel(name=path.stem, module=module, notes=(note,))
+    known = json.loads(kept[PREPARATION])
+    notes: tuple[str, ...] = ()
+    if known["own_transform"]:
+        notes = (f"{path.name}: the file keeps size, mean and standard deviation, not the library's own resizing",)
+    return LoadedModel(
+        name=path.stem,
+        module=module,
+        mean=tuple(known["mean"]),
+        std=tuple(known["std"]),
+        input_size=known["input_size"],
+        crop=known["crop"],
+        classes=tuple(known["classes"]),
+        notes=notes,
+    )
+
+
+def describe_preparation(loaded: LoadedModel) -> str:
+    """What an exported program keeps of the preprocessing, as JSON."""
+    names = ("mean", "std", "input_size", "crop", "classes")
+    kept = {name: getattr(loaded, name) for name in names}
+    return json.dumps(kept | {"own_transform": loaded.transform is not None})

@@ -1,0 +1,155 @@
+"""Networks of other libraries, by name, with their own preprocessing: timm, torchvision, transformers."""
+
+import logging
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from analysis.images.imagenet import NUM_IMAGENET_CLASSES
+from analysis.models.loaded import LoadedModel
+
+
+def _load_timm(name: str, pretrained: bool) -> LoadedModel:
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
+        raise ValueError(
+            f"model='timm:{name}': timm has no such model" + (f"; near are {', '.join(near)}" if near else "")
+        )
+    try:
+        with _quiet_hub():
+            module = timm.create_model(name, pretrained=pretrained)
+    except Exception as error:  # the hub's client raises its own, requests' and httpx's types
+        config = timm.models.get_pretrained_cfg(name)
+        address = "" if config is None else config.url or f"https://huggingface.co/{config.hf_hub_id}"
+        raise _unavailable(f"timm:{name}", error, address) from error
+    return from_timm(module, name if pretrained else f"{name} (random weights)")
+
+
+def from_timm(module: nn.Module, name: str) -> LoadedModel:
+    """A module of timm with the preprocessing that it names."""
+    import timm
+
+    config: Any = module.pretrained_cfg
+    chosen = timm.data.resolve_data_config({}, model=module)
+    return LoadedModel(
+        name=name,
+        module=module,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        input_size=config["input_size"][-1],
+        transform=timm.data.create_transform(**chosen, is_training=False),
+    )
+
+
+def _load_torchvision(name: str, pretrained: bool) -> LoadedModel:
+    import torchvision
+
+    try:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+    except ValueError:
+        raise ValueError(f"model='torchvision:{name}': torchvision has no such model") from None
+    try:
+        with redirect_stdout(sys.stderr):  # it prints the address
+            module = torchvision.models.get_model(name, weights=weights if pretrained else None)
+    except OSError as error:
+        raise _unavailable(f"torchvision:{name}", error, weights.url) from error
+    preset = weights.transforms()
+    metrics = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}) if pretrained else {}
+    return LoadedModel(
+        name=name if pretrained else f"{name} (random weights)",
+        module=module,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        input_size=preset.crop_size[0],
+        transform=preset,
+        published={f"top{k}": metrics[f"acc@{k}"] for k in (1, 5) if f"acc@{k}" in metrics},
+    )
+
+
+class _Logits(nn.Module):
+    """A classifier of transformers as a function of an image batch."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(pixel_values=x).logits
+        return logits
+
+
+@dataclass(frozen=True)
+class _Processed:
+    """A transform by an image processor of transformers."""
+
+    processor: Any
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels: torch.Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+
+def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(f"model='hf:{name}': needs the package transformers (extra 'transformers')") from error
+    family = transformers.AutoModelForImageClassification
+    try:
+        with _quiet_hub():
+            config = transformers.AutoConfig.from_pretrained(name)  # first: without a network one wait is enough
+            processor = transformers.AutoImageProcessor.from_pretrained(name)
+            network = family.from_pretrained(name) if pretrained else family.from_config(config)
+    except (OSError, ValueError) as error:
+        raise _unavailable(f"hf:{name}", error, f"https://huggingface.co/{name}") from error
+    labels = network.config.id2label
+    size: dict[str, int] = next(
+        (part for part in (getattr(processor, key, None) for key in ("crop_size", "size")) if part), {}
+    )
+    classes = tuple(str(labels[index]) for index in range(len(labels)))
+    return LoadedModel(
+        name=name if pretrained else f"{name} (random weights)",
+        module=_Logits(network),
+        mean=tuple(processor.image_mean),
+        std=tuple(processor.image_std),
+        input_size=size.get("height") or size.get("shortest_edge"),
+        transform=_Processed(processor),
+        classes=() if len(classes) == NUM_IMAGENET_CLASSES else classes,
+    )
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """The hub's client prints every retry; our error says it once."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _unavailable(spec: str, error: Exception, address: str) -> ValueError:
+    reason = textwrap.shorten(str(error).strip().partition("\n")[0], 160, placeholder=" ...") or type(error).__name__
+    return ValueError(
+        f"model={spec!r}: its weights could not be loaded from {address or 'the hub'} ({reason}); go online once to "
+        "fill the cache, or take random weights (--no-pretrained, pretrained=False)"
+    )
+
+
+LIBRARIES: Mapping[str, Callable[[str, bool], LoadedModel]] = {
+    "timm": _load_timm,
+    "torchvision": _load_torchvision,
+    "hf": _load_transformers,
+}
+"""From the prefix of a name to the function of the rest of it and of whether its published weights are loaded."""

@@ -1,0 +1,60 @@
+"""A model and how its input is prepared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.images.preparing import Transform, evaluation_transform
+
+DEFAULT_SIZE = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model and how its input is prepared.
+
+    Args:
+        name: For tables and figures.
+        module: The network, in evaluation mode.
+        mean: Per channel, subtracted from images in [0, 1].
+        std: Per channel, divided by.
+        input_size: Side in pixels that the model was trained for; None if any.
+        crop: Part of the short side that the central crop of a test image keeps, 1 for the whole image resized to a
+            square; by default RepLKNet's rule.
+        transform: Its own preparation of an image file for a test; None for resizing and that crop.
+        classes: Names of its outputs, where they are known and not those of ImageNet-1K.
+        published: Accuracies in percent on ImageNet-1K that its publisher reports, "top1" and "top5"; empty if there
+            are none.
+        training: How it was trained, as `save_network` was told; empty if it is not known.
+        notes: What was decided while loading, for the user to read.
+    """
+
+    name: str
+    module: nn.Module
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    input_size: int | None = None
+    crop: float | None = None
+    transform: Transform | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def preparation(self, size: int | None = None) -> Transform:
+        """From an RGB image to the network's input; `size` in pixels replaces the model's own way by RepLKNet's."""
+        if size is None and self.transform is not None:
+            return self.transform
+        return evaluation_transform(
+            size or self.input_size or DEFAULT_SIZE, mean=self.mean, std=self.std, crop=self.crop
+        )
+
+
+def place_of(module: nn.Module) -> Tensor:
+    """A tensor of the device and dtype that the network's input must have."""
+    floating = (tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point())
+    return next(floating, torch.zeros(()))

@@ -1,0 +1,1 @@
+"""Which pixels a unit sees: by theory, and by the gradient."""

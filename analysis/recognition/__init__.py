@@ -1,0 +1,1 @@
+"""What a classifier or a feature extractor makes of image files."""

@@ -1,0 +1,1 @@
+"""Whether an observer, network or person, goes by shape or by texture."""

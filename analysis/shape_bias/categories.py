@@ -1,0 +1,238 @@
+"""The 16 categories of the cue-conflict stimuli, and how a classifier's outputs become one of them."""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from analysis.images.synthetic.outlines import CLASSES
+
+CATEGORIES = (
+    "airplane",
+    "bear",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "car",
+    "cat",
+    "chair",
+    "clock",
+    "dog",
+    "elephant",
+    "keyboard",
+    "knife",
+    "oven",
+    "truck",
+)
+"""The categories of Geirhos et al. 2019, in alphabetical order."""
+
+
+NO_RESPONSE = "na"
+"""The response of an observer that gave none."""
+
+
+Aggregation = Literal["mean-probability", "sum-probability", "max-probability", "mean-logit"]
+
+
+Tie = Literal["first", "none"]
+
+
+AGGREGATIONS: tuple[Aggregation, ...] = ("mean-probability", "sum-probability", "max-probability", "mean-logit")
+
+
+TIES: tuple[Tie, ...] = ("first", "none")
+
+
+# Ranges of 0-based ImageNet-1K class indices, both ends included: facts of Geirhos et al. 2019 (MIT licence).
+_IMAGENET_RANGES = {
+    "airplane": "404",
+    "bear": "294-297",
+    "bicycle": "444 671",
+    "bird": "8 10-16 18-20 22-24 80-83 87-96 98-100 127-133 135-145",
+    "boat": "472 554 625 814 914",
+    "bottle": "440 720 737 898-899 901 907",
+    "car": "436 511 817",
+    "cat": "281-286",
+    "chair": "423 559 765 857",
+    "clock": "409 530 892",
+    "dog": "152-191 193-203 205-226 228-241 243-250 252-257 259 261-263 265-268",
+    "elephant": "385-386",
+    "keyboard": "508 878",
+    "knife": "499",
+    "oven": "766",
+    "truck": "555 569 656 675 717 734 864 867",
+}
+
+
+@dataclass(frozen=True)
+class LabelMapping:
+    """Which outputs of a classifier belong to which category; outputs without one take part in the softmax only.
+
+    Args:
+        indices: For each category, in alphabetical order, its class indices.
+        num_classes: How many outputs the classifier must have; None for any number above the largest index.
+
+    Raises:
+        ValueError: If a category has no index, or an index is negative, out of range or given twice.
+    """
+
+    indices: tuple[tuple[str, tuple[int, ...]], ...]
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        names = [category for category, _ in self.indices]
+        if not names or names != sorted(set(names)):
+            raise ValueError(f"indices: expected different categories in alphabetical order, not {', '.join(names)}")
+        owner: dict[int, str] = {}
+        for category, own in self.indices:
+            if not own:
+                raise ValueError(f"indices: category {category!r} has no class index")
+            for index in own:
+                if index < 0 or (self.num_classes is not None and index >= self.num_classes):
+                    limit = "" if self.num_classes is None else f" and below {self.num_classes}"
+                    raise ValueError(f"indices: class index {index} of {category!r}: expected at least 0{limit}")
+                if index in owner:
+                    raise ValueError(f"indices: class index {index} belongs to {owner[index]!r} and to {category!r}")
+                owner[index] = category
+
+    @classmethod
+    def from_dict(cls, categories: Mapping[int, str], num_classes: int | None = None) -> Self:
+        """From class index to category."""
+        names = sorted(set(categories.values()))
+        indices = tuple((name, tuple(sorted(i for i, own in categories.items() if own == name))) for name in names)
+        return cls(indices, num_classes)
+
+    @classmethod
+    def from_csv(cls, path: str | PathLike[str], num_classes: int | None = None) -> Self:
+        """From a file with the columns `class_index` and `category`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If a column is missing, a line is short, or an index is not a number or given twice.
+        """
+        try:
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"labels={str(path)!r}: no such file") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"labels={str(path)!r}: not UTF-8 text ({error.reason})") from error
+        rows = csv.DictReader(lines)
+        if not {"class_index", "category"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"labels={str(path)!r}: expected the columns class_index and category")
+        categories: dict[int, str] = {}
+        for row in rows:
+            text, category = row["class_index"], row["category"]
+            where = f"labels={str(path)!r}, line {rows.line_num}"
+            if not text or not text.strip().isdecimal() or not category or not category.strip():
+                raise ValueError(f"{where}: expected a class index and a category, not {text!r} and {category!r}")
+            if int(text) in categories:
+                raise ValueError(f"{where}: class index {text} was given before")
+            categories[int(text)] = category.strip()
+        return cls.from_dict(categories, num_classes)
+
+    @cached_property
+    def categories(self) -> tuple[str, ...]:
+        """In alphabetical order."""
+        return tuple(category for category, _ in self.indices)
+
+    def check_outputs(self, num_outputs: int) -> None:
+        """Refuse a classifier that cannot be meant.
+
+        Raises:
+            ValueError: If the number of outputs does not fit.
+        """
+        largest = max(max(own) for _, own in self.indices)
+        if self.num_classes not in (None, num_outputs) or num_outputs <= largest:
+            wanted = f"{self.num_classes}" if self.num_classes is not None else f"more than {largest}"
+            raise ValueError(f"model: it gives {num_outputs} outputs; the label mapping expects {wanted}")
+
+    def scores(self, logits: NDArray[Any], aggregation: Aggregation = "mean-probability") -> NDArray[np.float64]:
+        """One score for each category.
+
+        Args:
+            logits: Shape (N, classes).
+            aggregation: Mean, sum or maximum of the softmax probabilities of a category's classes, or the mean of their
+                logits.
+
+        Returns:
+            Shape (N, categories), float64.
+
+        Raises:
+            ValueError: If the number of classes does not fit or the aggregation is unknown.
+
+        References:
+            Geirhos et al. 2019, arXiv:1811.12231 (mean probability).
+        """
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(f"aggregation={aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
+        self.check_outputs(logits.shape[1])
+        values = np.asarray(logits, dtype=np.float64)
+        if aggregation != "mean-logit":
+            values = special.softmax(values, axis=1)
+        combiners: dict[str, Callable[..., Any]] = {"sum-probability": np.sum, "max-probability": np.max}
+        combine = combiners.get(aggregation, np.mean)
+        return np.stack([combine(values[:, list(own)], axis=1) for _, own in self.indices], axis=1)
+
+    def decide(
+        self, logits: NDArray[Any], aggregation: Aggregation = "mean-probability", tie: Tie = "first"
+    ) -> tuple[str, ...]:
+        """The category with the largest score for each image.
+
+        Args:
+            logits: Shape (N, classes).
+            aggregation: See `scores`.
+            tie: "first" takes the first category in alphabetical order, "none" gives no response ("na").
+
+        Raises:
+            ValueError: As `scores`, and if the tie rule is unknown.
+        """
+        if tie not in TIES:
+            raise ValueError(f"tie={tie!r}: expected one of {', '.join(TIES)}")
+        scores = self.scores(logits, aggregation)
+        best = scores.max(1, keepdims=True)
+        tied = (scores == best).sum(1) > 1
+        return tuple(
+            NO_RESPONSE if several and tie == "none" else self.categories[index]
+            for index, several in zip(scores.argmax(1), tied, strict=True)
+        )
+
+
+def _expand(ranges: str) -> tuple[int, ...]:
+    numbers: list[int] = []
+    for part in ranges.split():
+        first, _, last = part.partition("-")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return tuple(numbers)
+
+
+IMAGENET = LabelMapping(tuple((category, _expand(_IMAGENET_RANGES[category])) for category in CATEGORIES), 1000)
+"""The 207 of the 1000 ImageNet classes that belong to the 16 categories (Geirhos et al. 2019)."""
+
+
+MAPPING = LabelMapping.from_dict(dict(enumerate(CLASSES)), len(CLASSES))
+"""From the outputs of a network that was trained on these images to their classes."""
+
+
+def check_categories(
+    stimuli: Sequence[str], shapes: Sequence[str], textures: Sequence[str], categories: Sequence[str]
+) -> None:
+    """Refuse stimuli of a category that cannot be named.
+
+    Raises:
+        ValueError: Naming the first of them.
+    """
+    known = {*categories, ""}
+    for name, shape, texture in zip(stimuli, shapes, textures, strict=True):
+        for category in (shape, texture):
+            if category not in known:
+                raise ValueError(
+                    f"stimuli: {name}: unknown category {category!r}; expected one of {', '.join(categories)}"
+                )

@@ -1,0 +1,216 @@
+"""Observers beside each other: paired differences, error consistency, people as a yardstick."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.shape_bias.result import Cluster, FloatArray, ShapeBiasResult
+from analysis.statistics import bootstrap_p_value, percentile_interval
+
+# Two observers ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeBiasDifference:
+    """`first` minus `second` on the images that both saw."""
+
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    num_images: int
+    cluster: Cluster
+    confidence: float
+
+
+def compare_shape_bias(
+    first: ShapeBiasResult,
+    second: ShapeBiasResult,
+    *,
+    cluster: Cluster = "two-way",
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> ShapeBiasDifference:
+    """Paired difference of the shape bias of two observers: both see the same images in every draw.
+
+    Returns:
+        The difference by the estimator of `first`, its percentile bootstrap interval, and the two-sided p-value of no
+        difference (the level at which the interval would just exclude it).
+
+    Raises:
+        ValueError: If they have no image in common or disagree on an image's categories.
+    """
+    first, second = common_images(first, second)
+    second = replace(second, options=replace(second.options, estimator=first.options.estimator))
+
+    def difference(weights: FloatArray) -> FloatArray:
+        return first._estimate(weights) - second._estimate(weights)
+
+    draws = first._resample(difference, cluster, num_resamples, seed)
+    low, high = percentile_interval(draws, confidence)
+    value = float(difference(np.ones((1, len(first.stimuli))))[0])
+    return ShapeBiasDifference(
+        first=first.observer,
+        second=second.observer,
+        difference=value,
+        low=low,
+        high=high,
+        p_value=bootstrap_p_value(draws),
+        num_images=first.num_images,
+        cluster=cluster,
+        confidence=confidence,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorConsistency:
+    """Agreement of two observers about which images they get right, beyond what their accuracies make likely."""
+
+    first: str
+    second: str
+    kappa: float
+    """(observed - expected) / (1 - expected); NaN where both are always right or always wrong."""
+    observed: float
+    expected: float
+    low: float
+    high: float
+    num_images: int
+
+
+def error_consistency(
+    first: ShapeBiasResult,
+    second: ShapeBiasResult,
+    *,
+    cluster: Cluster = "image",
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> ErrorConsistency:
+    """Cohen's kappa of "answered with the shape", over all images that both saw, with or without a conflict.
+
+    Raises:
+        ValueError: If they have no image in common or disagree on an image's categories.
+
+    References:
+        Geirhos, Meding and Wichmann 2020, "Beyond accuracy", arXiv:2006.16736.
+    """
+    first, second = common_images(first, second)
+    correct = [result._columns["correct"].astype(float) for result in (first, second)]
+    columns = np.stack([*correct, correct[0] == correct[1]], axis=1)
+
+    def parts(weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        p1, p2, observed = (weights @ columns / weights.sum(1, keepdims=True)).T
+        expected = p1 * p2 + (1 - p1) * (1 - p2)
+        room = 1 - expected
+        kappa = np.divide(observed - expected, room, out=np.full_like(room, np.nan), where=room > 1e-12)
+        return kappa, observed, expected
+
+    kappa, observed, expected = (float(v[0]) for v in parts(np.ones((1, len(first.stimuli)))))
+    draws = first._resample(lambda weights: parts(weights)[0], cluster, num_resamples, seed)
+    low, high = percentile_interval(draws, confidence)
+    return ErrorConsistency(
+        first=first.observer,
+        second=second.observer,
+        kappa=kappa,
+        observed=observed,
+        expected=expected,
+        low=low,
+        high=high,
+        num_images=len(first.stimuli),
+    )
+
+
+def common_images(first: ShapeBiasResult, second: ShapeBiasResult) -> tuple[ShapeBiasResult, ShapeBiasResult]:
+    """Both results on the images that both have, in the order of the first.
+
+    Raises:
+        ValueError: If there is none, or the two disagree on an image's categories.
+    """
+    known = set(second.stimuli)
+    names = [name for name in first.stimuli if name in known]
+    if not names:
+        raise ValueError(f"{first.observer} and {second.observer}: no image in common")
+    if len(names) == len(first.stimuli) and first.stimuli == second.stimuli:
+        pair = (first, second)
+    else:
+        pair = (first._restricted(names), second._restricted(names))
+    if pair[0].shapes != pair[1].shapes or pair[0].textures != pair[1].textures:
+        raise ValueError(f"{first.observer} and {second.observer}: the same image has different categories")
+    return pair
+
+
+def consistency_table(observers: Sequence[ShapeBiasResult], humans: Sequence[ShapeBiasResult]) -> pd.DataFrame:
+    """`error_consistency` of every observer with every person but itself, one row each."""
+    pairs = [(observer, human) for observer in observers for human in humans if observer.observer != human.observer]
+    return pd.DataFrame(
+        [asdict(error_consistency(observer, human)) for observer, human in pairs],
+        columns=[item.name for item in fields(ErrorConsistency)],
+    )
+
+
+def pooled_by_category(results: Sequence[ShapeBiasResult], by: Literal["shape", "texture"] = "shape") -> pd.DataFrame:
+    """`by_category` of all their responses together."""
+    table = pd.concat([result.by_category(by) for result in results]).groupby(by, as_index=False)
+    counts = table[["num_images", "num_shape", "num_texture", "num_neither"]].sum()
+    decided = counts["num_shape"] + counts["num_texture"]
+    counts["shape_bias"] = counts["num_shape"] / decided.where(decided > 0)
+    counts["coverage"] = decided / counts["num_images"]
+    return counts
+
+
+# People -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanReference:
+    """What people do on the same stimuli, as a yardstick for networks."""
+
+    num_observers: int
+    num_shape: int
+    num_texture: int
+    shape_bias: float
+    """Of all their responses together."""
+    shape_bias_range: tuple[float, float]
+    """The lowest and the highest of one person."""
+    shape_bias_leave_one_out: tuple[float, float]
+    """The lowest and the highest of all together but one."""
+    kappa: float
+    """Noise ceiling: mean error consistency over all pairs of people. A network that is as consistent with people as
+    they are with each other reaches it."""
+    kappa_leave_one_out: tuple[float, float]
+    """The lowest and the highest mean error consistency of one person with all others."""
+
+
+def human_reference(humans: Sequence[ShapeBiasResult]) -> HumanReference:
+    """Ranges and noise ceiling of several people.
+
+    Raises:
+        ValueError: With fewer than two.
+    """
+    if len(humans) < 2:
+        raise ValueError(f"humans: expected at least two observers, not {len(humans)}")
+    counts = np.array([[human.num_shape, human.num_texture] for human in humans], dtype=float)
+    without = counts.sum(0) - counts
+    left_out = without[:, 0] / without.sum(1)
+    each = [human.shape_bias for human in humans]
+    kappas = np.full((len(humans), len(humans)), np.nan)
+    for i, first in enumerate(humans):
+        for j, second in enumerate(humans[:i]):
+            kappas[i, j] = kappas[j, i] = error_consistency(first, second, num_resamples=1).kappa
+    with_others = np.nanmean(kappas, axis=1)
+    return HumanReference(
+        num_observers=len(humans),
+        num_shape=int(counts[:, 0].sum()),
+        num_texture=int(counts[:, 1].sum()),
+        shape_bias=float(counts[:, 0].sum() / counts.sum()),
+        shape_bias_range=(min(each), max(each)),
+        shape_bias_leave_one_out=(float(left_out.min()), float(left_out.max())),
+        kappa=float(np.nanmean(kappas)),
+        kappa_leave_one_out=(float(with_others.min()), float(with_others.max())),
+    )

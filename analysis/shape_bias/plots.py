@@ -1,0 +1,223 @@
+"""Figures of shape-bias results. Each function draws into the Axes it is given and sets nothing global."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
+
+from analysis.figures import MARKERS, OKABE_ITO, axes_or_new
+from analysis.shape_bias.categories import NO_RESPONSE
+from analysis.shape_bias.comparing import HumanReference, pooled_by_category
+from analysis.shape_bias.glyphs import add_glyph, has_glyph
+from analysis.shape_bias.result import Cluster, ShapeBiasResult
+
+HUMAN_COLOR = "#A50026"
+
+
+_HUMAN_MARKER = "o"
+
+
+_ROW = 0.24
+"""Height of one category in inches."""
+
+
+def plot_shape_bias(
+    results: Sequence[ShapeBiasResult],
+    *,
+    humans: Sequence[ShapeBiasResult] = (),
+    cluster: Cluster = "two-way",
+    confidence: float = 0.95,
+    ax: Axes | None = None,
+) -> Axes:
+    """The classic figure: for each shape category the fraction of texture decisions of every observer.
+
+    People are one observer, their responses pooled. Vertical lines are at the value over all images; the last row shows
+    it with its interval, for people with the range from the lowest to the highest.
+    """
+    ax = axes_or_new(ax)
+    tables: list[tuple[str, Any]] = [(result.observer, result.by_category()) for result in results]
+    if humans:
+        tables.insert(0, (f"humans (n = {len(humans)})", pooled_by_category(humans)))
+    categories = sorted({category for _, table in tables for category in table["shape"]})
+    rows = {category: row for row, category in enumerate(categories)}
+    bottom = len(categories) + 0.6
+    for index, (name, table) in enumerate(tables):
+        is_human = bool(humans) and index == 0
+        color, marker = _look(index - bool(humans), is_human)
+        style: dict[str, Any] = {"color": color, "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.4}
+        ax.plot(1 - table["shape_bias"], table["shape"].map(rows), linestyle="none", markersize=5, label=name, **style)
+        if is_human:
+            center = 1 - float(table["num_shape"].sum() / (table["num_shape"] + table["num_texture"]).sum())
+            each = [1 - human.shape_bias for human in humans]
+            ends = (min(each), max(each))
+        else:
+            result = results[index - bool(humans)]
+            center = 1 - result.shape_bias
+            low, high = result.confidence_interval(cluster, confidence=confidence)
+            ends = (1 - high, 1 - low)
+        ax.axvline(center, color=color, lw=0.9, linestyle=(0, (1, 1)) if is_human else "solid", zorder=0)
+        ax.plot(ends, (bottom + 0.35 * index,) * 2, color=color, lw=1.2, solid_capstyle="butt")
+        ax.plot(center, bottom + 0.35 * index, linestyle="none", markersize=5, **style)
+    last = bottom + 0.35 * (len(tables) - 1)
+    ax.axhline(len(categories) - 0.2, color="0.6", lw=0.6)
+    ax.set(xlim=(-0.02, 1.02), ylim=(last + 0.6, -0.7), xlabel="fraction of texture decisions")
+    ax.set_yticks([*rows.values(), (bottom + last) / 2], [*rows, "all images"])
+    for category, row in rows.items():
+        ax.axhline(row, color="0.9", lw=0.4, zorder=-1)
+        if has_glyph(category):
+            add_glyph(ax, category, row, size=12)
+    ax.tick_params(axis="y", length=0, pad=21 if any(map(has_glyph, categories)) else 3)
+    top = ax.secondary_xaxis("top", functions=(_complement, _complement))
+    top.set_xlabel("fraction of shape decisions")
+    _legend_below(ax, ax.get_legend_handles_labels()[0])
+    return ax
+
+
+def shape_bias_figure(
+    results: Sequence[ShapeBiasResult], *, humans: Sequence[ShapeBiasResult] = (), cluster: Cluster = "two-way"
+) -> Figure:
+    """`plot_shape_bias` in a figure as high as its categories and observers need."""
+    categories = {shape for result in (*results, *humans) for shape in result.shapes}
+    observers = len(results) + bool(humans)
+    height = 1.0 + _ROW * (len(categories) + 1.5) + 0.1 * observers + 0.17 * (observers // 2 + 1)
+    figure = Figure(figsize=(4.6, height), layout="constrained")
+    plot_shape_bias(results, humans=humans, cluster=cluster, ax=figure.add_subplot())
+    return figure
+
+
+def plot_category_box(
+    results: Sequence[ShapeBiasResult], *, humans: Sequence[ShapeBiasResult] = (), ax: Axes | None = None
+) -> Axes:
+    """Shape bias of the shape categories of each observer: box from quartile to quartile, whiskers to the extremes."""
+    ax = axes_or_new(ax)
+    tables: list[tuple[str, Any]] = [(result.observer, result.by_category()) for result in results]
+    if humans:
+        tables.insert(0, (f"humans (n = {len(humans)})", pooled_by_category(humans)))
+    for index, (_, table) in enumerate(tables):
+        is_human = bool(humans) and index == 0
+        color, marker = _look(index - bool(humans), is_human)
+        values = table["shape_bias"].dropna().to_numpy()
+        boxes = ax.boxplot(
+            [values], positions=[index], orientation="horizontal", widths=0.5, whis=(0, 100), showfliers=False
+        )
+        for lines in boxes.values():
+            for line in lines:
+                line.set(color=color, linewidth=1.0)
+        spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(len(values))
+        ax.plot(values, index + spread, linestyle="none", marker=marker, markersize=2.5, color=color, alpha=0.6)
+    ax.set_yticks(range(len(tables)), [textwrap.fill(name, 24) for name, _ in tables])
+    ax.set(xlim=(-0.02, 1.02), ylim=(len(tables) - 0.4, -0.6), xlabel="shape bias of each shape category")
+    return ax
+
+
+def plot_pair_map(result: ShapeBiasResult, *, ax: Axes | None = None) -> Axes:
+    """Shape bias of every pair of shape (row) and texture (column), with the counts of shape / texture decisions.
+
+    A cell without either is grey; the diagonal has no conflict and is empty.
+    """
+    ax = axes_or_new(ax)
+    table = result.pair_map()
+    rows, columns = (sorted(set(table[name])) for name in ("shape", "texture"))
+    values = np.full((len(rows), len(columns)), np.nan)
+    ax.set_facecolor("white")
+    for shape, texture, num_shape, num_texture, shape_bias in table[
+        ["shape", "texture", "num_shape", "num_texture", "shape_bias"]
+    ].itertuples(index=False, name=None):
+        y, x = rows.index(shape), columns.index(texture)
+        values[y, x] = shape_bias
+        if np.isnan(values[y, x]):
+            ax.fill([x - 0.5, x + 0.5, x + 0.5, x - 0.5], [y - 0.5, y - 0.5, y + 0.5, y + 0.5], color="0.88", lw=0)
+        dark = not np.isnan(values[y, x]) and values[y, x] < 0.55
+        ax.text(
+            x, y, f"{num_shape}/{num_texture}", ha="center", va="center", fontsize=5,
+            color="white" if dark else "black",
+        )  # fmt: skip
+    image = ax.imshow(values, vmin=0, vmax=1, cmap="cividis")
+    if ax.figure is not None:
+        ax.figure.colorbar(image, ax=ax, shrink=0.75, label="shape bias")
+    ax.set_xticks(range(len(columns)), columns, rotation=90)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set(xlabel="texture", ylabel="shape")
+    ax.set_title(f"{result.observer}: shape / texture decisions")
+    return ax
+
+
+def plot_confusion(result: ShapeBiasResult, *, ax: Axes | None = None) -> Axes:
+    """Responses (columns) to each shape category (rows) in percent of its images, all images."""
+    ax = axes_or_new(ax)
+    table = result.confusion()
+    if not table[NO_RESPONSE].any():  # networks always answer
+        table = table.drop(columns=NO_RESPONSE)
+    percent = 100 * table.to_numpy(dtype=float) / np.maximum(table.sum(axis=1).to_numpy(), 1)[:, None]
+    image = ax.imshow(percent, vmin=0, vmax=100, cmap="cividis")
+    for (y, x), value in np.ndenumerate(percent):
+        if value >= 0.5:
+            ax.text(
+                x, y, f"{value:.0f}", ha="center", va="center", fontsize=5, color="white" if value < 55 else "black"
+            )
+    if ax.figure is not None:
+        ax.figure.colorbar(image, ax=ax, shrink=0.75, label="% of the images")
+    ax.set_xticks(range(table.shape[1]), list(table.columns), rotation=90)
+    ax.set_yticks(range(table.shape[0]), list(table.index))
+    ax.set(xlabel="response", ylabel="shape")
+    ax.set_title(f"{result.observer}: responses")
+    return ax
+
+
+def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes | None = None) -> Axes:
+    """Error consistency of each network with every person (`consistency_table`), beside people with each other.
+
+    Points are people, with 95 % intervals over images; the bar is their mean. The band spans the mean consistency of
+    one person with the others, the dashed line is the mean over all pairs of people.
+    """
+    ax = axes_or_new(ax)
+    low, high = reference.kappa_leave_one_out
+    ax.axvspan(low, high, color=HUMAN_COLOR, alpha=0.15, lw=0)
+    ax.axvline(reference.kappa, color=HUMAN_COLOR, lw=0.9, linestyle="dashed")
+    names = list(dict.fromkeys(table["first"]))
+    for index, name in enumerate(names):
+        color, marker = _look(index, False)
+        own = table[table["first"] == name]
+        y = index + np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else np.array([float(index)])
+        ax.hlines(y, own["low"], own["high"], color=color, lw=0.5, alpha=0.6)
+        ax.plot(own["kappa"], y, linestyle="none", marker=marker, markersize=3, color=color)
+        mean = own["kappa"].mean()
+        ax.plot([mean, mean], [index - 0.35, index + 0.35], color="black", lw=1.5)
+    ax.axvline(0, color="0.5", lw=0.6)
+    ax.set_yticks(range(len(names)), [textwrap.fill(name, 24) for name in names])
+    ax.set(ylim=(len(names) - 0.4, -0.6), xlabel="error consistency with each person (kappa)")
+    handles = [
+        Line2D([], [], color=HUMAN_COLOR, linestyle="dashed", label="people with each other"),
+        Line2D([], [], color="black", lw=1.5, label="mean"),
+    ]
+    _legend_below(ax, handles)
+    return ax
+
+
+def _look(index: int, is_human: bool) -> tuple[str, str]:
+    if is_human:
+        return HUMAN_COLOR, _HUMAN_MARKER
+    return OKABE_ITO[index % len(OKABE_ITO)], MARKERS[1:][index % (len(MARKERS) - 1)]
+
+
+def _legend_below(ax: Axes, handles: Sequence[Any]) -> None:
+    """Under the horizontal axis and its label, however high the axes are."""
+    down = ScaledTranslation(0, -34 / 72, ax.figure.dpi_scale_trans)
+    ax.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.4, 0.0),
+        bbox_transform=ax.transAxes + down,
+        ncols=2,
+        frameon=False,
+    )
+
+
+def _complement(share: Any) -> Any:
+    return 1 - share

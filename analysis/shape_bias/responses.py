@@ -1,0 +1,117 @@
+"""Raw responses as CSV, in the schema of the human data of Geirhos et al. and of toolboxes that follow it."""
+
+import csv
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+from analysis.images.stimuli import parse_stimulus
+from analysis.shape_bias.categories import CATEGORIES, NO_RESPONSE, check_categories
+from analysis.shape_bias.result import ShapeBiasResult
+
+COLUMNS = ("subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename")
+
+
+def read_responses(path: str | PathLike[str], *, categories: Sequence[str] = CATEGORIES) -> ShapeBiasResult:
+    """The responses of one observer.
+
+    The stimulus is what follows the last underscore of `imagename`; "na" (or nothing) is no response.
+
+    Args:
+        path: CSV with the columns subj, session, trial, rt, object_response, category, condition and imagename.
+        categories: What the observer could answer.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: Naming file and line: a column is missing, a line is cut, a category or stimulus is unknown, an
+            image was shown twice, the file holds several observers or none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"responses={str(path)!r}: no such file")
+    known = sorted(categories)
+    observers: dict[str, None] = {}
+    responses: dict[str, str] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"responses={str(path)!r}: not a text file ({error.reason})") from error
+    lines = text.splitlines()
+    rows = csv.reader(lines)
+    header = [name.strip() for name in next(rows, [])]
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise ValueError(f"responses={str(path)!r}: no column {missing[0]}; expected {','.join(COLUMNS)}")
+    for row in rows:
+        where = f"responses={str(path)!r}, line {rows.line_num}"
+        last_unfinished = rows.line_num == len(lines) and not text.endswith("\n")
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise ValueError(f"{where}: {len(row)} of {len(header)} fields; is the file cut off?")
+        cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
+        stimulus = cells["imagename"].split("_")[-1]
+        try:
+            shape, _, texture, _ = parse_stimulus(stimulus)
+            check_categories([stimulus], [shape], [texture], known)
+        except ValueError as error:
+            cut = "; is the file cut off?" if last_unfinished else ""
+            raise ValueError(f"{where}: {error}{cut}") from error
+        response = cells["object_response"] or NO_RESPONSE
+        if response.lower() in (NO_RESPONSE, "nan"):
+            response = NO_RESPONSE
+        elif response not in known:
+            raise ValueError(f"{where}: unknown response {response!r}; expected {', '.join(known)} or {NO_RESPONSE}")
+        if cells["category"] != shape:
+            raise ValueError(f"{where}: category {cells['category']!r}, but {stimulus} shows {shape!r}")
+        if stimulus in responses:
+            raise ValueError(f"{where}: {stimulus} was shown before")
+        responses[stimulus] = response
+        observers[cells["subj"]] = None
+    if len(observers) != 1:
+        found = ", ".join(observers) or "none"
+        raise ValueError(f"responses={str(path)!r}: expected the responses of one observer, found {found}")
+    names = sorted(responses)
+    parts = [parse_stimulus(name) for name in names]
+    return ShapeBiasResult(
+        observer=next(iter(observers)),
+        stimuli=tuple(names),
+        shapes=tuple(part[0] for part in parts),
+        shape_exemplars=tuple(part[1] for part in parts),
+        textures=tuple(part[2] for part in parts),
+        texture_exemplars=tuple(part[3] for part in parts),
+        responses=tuple(responses[name] for name in names),
+        categories=tuple(known),
+        source=str(path),
+    )
+
+
+def read_observers(directory: str | PathLike[str], *, categories: Sequence[str] = CATEGORIES) -> list[ShapeBiasResult]:
+    """One result for each CSV file of a folder, in the order of their names.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no CSV file, one cannot be read, or two belong to the same observer.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise FileNotFoundError(f"humans={str(root)!r}: no such folder")
+    observers = [read_responses(path, categories=categories) for path in sorted(root.glob("*.csv"))]
+    if not observers:
+        raise ValueError(f"humans={str(root)!r}: holds no CSV file")
+    names = [observer.observer for observer in observers]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"humans={str(root)!r}: two files hold the responses of {twice}")
+    return observers
+
+
+def write_responses(result: ShapeBiasResult, path: str | PathLike[str]) -> None:
+    """Write responses in the schema that `read_responses` reads; an existing file is replaced."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        rows = zip(result.stimuli, result.shapes, result.responses, strict=True)
+        for trial, (stimulus, shape, response) in enumerate(rows, 1):
+            image = f"{trial:04d}_cue_dnn_0_{shape}_00_{stimulus}"
+            writer.writerow([result.observer, 1, trial, "NaN", response, shape, 0, image])

@@ -1,0 +1,1 @@
+"""The kernel-size study: networks that differ in their kernels only, trained and measured alike."""

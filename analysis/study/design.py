@@ -1,0 +1,176 @@
+"""What a study is made of: its settings, its cells, its presets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import replknet
+from analysis.images.synthetic.drawing import SyntheticOptions
+from analysis.images.synthetic.sets import SyntheticImages
+from analysis.training.recipe import Recipe
+
+_STRIDE = 4
+"""Of the first stage; each further stage doubles it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Everything that a study is made of.
+
+    Args:
+        kernels: Kernel sizes to compare, each at every stage; where a stage's map is smaller, the size is capped at
+            what can meet it (twice the map's side minus 1, at least 3).
+        small_kernels: Parallel kernels, 0 for none.
+        shortcuts: With and without the identity shortcut of the RepLK blocks.
+        num_seeds: Trainings of each setting; they differ in the first weights and in the order of the images.
+        data: A folder with `train` and `val` (or `test`); None for generated images with both cues.
+        size: Side of the images in pixels.
+        layers: Pairs of blocks of each stage.
+        channels: Width of each stage.
+        recipe: The training of every cell.
+        num_train: Generated images to train on.
+        num_val: Generated images to measure the accuracy on.
+        train_balance: Which cue of a generated training image is weakened (`SyntheticImages`): None draws it anew for
+            each image; 0 leaves both cues full in all.
+        texture_region: See `SyntheticOptions`.
+        texture_scale: See `SyntheticOptions`.
+        balances: Of the conflict images, from -1 (no texture) to 1 (no shape).
+        num_conflict: Images at each balance; the same scenes at all.
+        erf_size: Side in pixels of the images on which receptive fields are measured; about four times `size`.
+        num_erf: Validation images, resized to it.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    kernels: tuple[int, ...] = (3, 7, 13, 31)
+    small_kernels: tuple[int, ...] = (3,)
+    shortcuts: tuple[bool, ...] = (True,)
+    num_seeds: int = 3
+    data: str | None = None
+    size: int = 64
+    layers: tuple[int, ...] = (1, 1, 2, 1)
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    recipe: Recipe = field(default_factory=Recipe)
+    num_train: int = 9600
+    num_val: int = 600
+    train_balance: float | None = None
+    texture_region: str = "image"
+    texture_scale: float = 1.0
+    balances: tuple[float, ...] = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
+    num_conflict: int = 264
+    erf_size: int = 256
+    num_erf: int = 12
+
+    def __post_init__(self) -> None:
+        for name in ("kernels", "small_kernels", "shortcuts", "balances"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}={values}: expected one or more different values")
+        for name in ("num_seeds", "num_train", "num_val", "num_conflict", "num_erf"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if any(kernel < 3 or kernel % 2 == 0 for kernel in self.kernels):
+            raise ValueError(f"kernels={self.kernels}: expected odd numbers of at least 3")
+        if 0.0 not in self.balances:
+            raise ValueError(f"balances={self.balances}: expected 0, both cues full, among them")
+        for balance in (*self.balances, self.train_balance):
+            SyntheticImages(num_images=1, balance=balance, options=self.synthetic_options)
+        stride = _STRIDE * 2 ** (len(self.layers) - 1)
+        if self.size < stride:
+            raise ValueError(f"size={self.size}: expected at least {stride} pixels, the stride of the last stage")
+        if self.recipe.augmentation == "imagenet" and self.recipe.image_size != self.size:
+            raise ValueError(
+                f"image_size={self.recipe.image_size}: expected {self.size}, the size of the study's images"
+            )
+        for cell in self.cells():
+            self.config(cell, num_classes=2)
+
+    def cells(self) -> list["Cell"]:
+        """All cells, one seed after the other, so that an unfinished study has all kernels alike."""
+        return [
+            Cell(kernel=kernel, small_kernel=small, shortcut=shortcut, seed=seed)
+            for seed in range(self.num_seeds)
+            for shortcut in self.shortcuts
+            for small in self.small_kernels
+            for kernel in self.kernels
+        ]
+
+    def kernel_sizes(self, kernel: int) -> tuple[int, ...]:
+        """The kernel of each stage after capping."""
+        maps = [-(-self.size // (_STRIDE * 2**stage)) for stage in range(len(self.layers))]
+        return tuple(min(kernel, max(2 * side - 1, 3)) for side in maps)
+
+    def config(self, cell: "Cell", num_classes: int) -> replknet.RepLKNetConfig:
+        """The architecture of a cell's network."""
+        return replknet.RepLKNetConfig(
+            layers=self.layers,
+            channels=self.channels,
+            kernel_sizes=self.kernel_sizes(cell.kernel),
+            small_kernel=cell.small_kernel or None,
+            shortcut=cell.shortcut,
+            drop_path_rate=self.recipe.drop_path_rate,
+            gradient_checkpointing=self.recipe.gradient_checkpointing,
+            num_classes=num_classes,
+        )
+
+    @property
+    def synthetic_options(self) -> SyntheticOptions:
+        """Of the generated images."""
+        return SyntheticOptions(
+            size=self.size,
+            texture_region=self.texture_region,  # type: ignore[arg-type]
+            texture_scale=self.texture_scale,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One setting of the kernels with one seed."""
+
+    kernel: int
+    small_kernel: int
+    shortcut: bool
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        shortcut = "" if self.shortcut else "_noshortcut"
+        return f"k{self.kernel}_small{self.small_kernel}{shortcut}_seed{self.seed}"
+
+
+PRESETS: Mapping[str, Study] = {
+    "quick": Study(
+        kernels=(3, 13),
+        num_seeds=2,
+        size=32,
+        layers=(1, 1, 1, 1),
+        channels=(8, 16, 24, 32),
+        recipe=Recipe(steps=30, batch_size=32),
+        num_train=480,
+        num_val=96,
+        balances=(-1.0, -0.5, 0.0, 0.5, 1.0),
+        num_conflict=132,
+        erf_size=128,
+        num_erf=3,
+    ),
+    "standard": Study(),
+    "full": Study(num_seeds=5, small_kernels=(3, 0), shortcuts=(True, False), recipe=Recipe(steps=2000)),
+}
+"""Seconds, some minutes, and some hours on two cores; "quick" shows what comes out and means nothing."""
+
+
+def preset(name: str, data: str | None = None) -> Study:
+    """A study by name; on an image folder it trains longer and moves the images about.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset={name!r}: expected one of {', '.join(PRESETS)}")
+    study = PRESETS[name]
+    if data is None:
+        return study
+    longer = {"quick": 1, "standard": 5, "full": 5}[name]
+    recipe = replace(study.recipe, steps=longer * study.recipe.steps, augmentation="flip-crop")
+    return replace(study, data=data, recipe=recipe)

@@ -1,0 +1,97 @@
+"""The images that all cells of a study share."""
+
+import hashlib
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from analysis.images.labelled import FolderImages, InMemory, LabelledImages
+from analysis.images.preparing import normalize
+from analysis.images.stimuli import StimulusSet
+from analysis.images.synthetic.sets import SyntheticImages, stimulus_set
+from analysis.study.design import Study
+
+
+class StudyImages:
+    """The images that all cells share; each set is made when it is first asked for."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._conflict: dict[float, StimulusSet] = {}
+
+    def _folder(self, split: Any) -> FolderImages:
+        assert self.study.data is not None
+        return FolderImages(self.study.data, split, size=self.study.size)
+
+    def _generated(self, **settings: Any) -> SyntheticImages:
+        return SyntheticImages(options=self.study.synthetic_options, **settings)
+
+    @cached_property
+    def train(self) -> LabelledImages:
+        study = self.study
+        if study.data is not None:
+            return InMemory(self._folder("train"))
+        return InMemory(self._generated(num_images=study.num_train, balance=study.train_balance, seed=1))
+
+    @cached_property
+    def val(self) -> LabelledImages:
+        study = self.study
+        if study.data is not None:
+            return InMemory(self._folder("val"))
+        return InMemory(self._generated(num_images=study.num_val, balance=study.train_balance, seed=2))
+
+    def conflict(self, balance: float) -> StimulusSet:
+        """The scenes of the conflict images at one balance."""
+        if balance not in self._conflict:
+            images = self._generated(kind="conflict", num_images=self.study.num_conflict, balance=balance, seed=3)
+            self._conflict[balance] = stimulus_set(images)
+        return self._conflict[balance]
+
+    @cached_property
+    def single(self) -> dict[str, LabelledImages]:
+        """Images with one cue only."""
+        return {
+            kind: InMemory(self._generated(kind=kind, num_images=self.study.num_val, seed=4))
+            for kind in ("shape-only", "texture-only")
+        }
+
+    @cached_property
+    def erf(self) -> Tensor:
+        """Validation images spread over the set, resized bicubically: shape (N, 3, erf_size, erf_size), normalised."""
+        count = min(self.study.num_erf, len(self.val))
+        chosen = np.linspace(0, len(self.val) - 1, count).round().astype(int)
+        side = self.study.erf_size
+        pixels = [Image.fromarray(self.val[int(i)][0]).resize((side, side), Image.Resampling.BICUBIC) for i in chosen]
+        stacked = torch.from_numpy(np.stack([np.asarray(image) for image in pixels]))
+        return normalize(stacked.permute(0, 3, 1, 2)).contiguous()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of everything that the images depend on."""
+        study = self.study
+        if study.data is not None:
+            return self._folder("train").fingerprint() + self._folder("val").fingerprint()
+        sets = [self._generated(num_images=12, balance=study.train_balance, seed=seed) for seed in (1, 2)]
+        sets.append(self._generated(kind="conflict", num_images=12, seed=3))
+        pixels = [images[index][0].tobytes() for images in sets for index in range(12)]
+        return hashlib.sha256(b"".join(pixels)).hexdigest()
+
+    def check(self) -> None:
+        """Refuse images that cannot be studied.
+
+        Raises:
+            ValueError: If training and validation have different classes, there is only one, or there are fewer images
+                than a batch takes.
+            FileNotFoundError: If the image folder is missing or incomplete.
+        """
+        study = self.study
+        if self.train.classes != self.val.classes:
+            raise ValueError(f"data={study.data!r}: train has the classes {self.train.classes}, val {self.val.classes}")
+        if len(self.train.classes) < 2:
+            raise ValueError(f"data={study.data!r}: expected two or more classes, not {self.train.classes}")
+        if study.recipe.batch_size > len(self.train):
+            raise ValueError(f"batch_size={study.recipe.batch_size}: there are only {len(self.train)} training images")

@@ -1,0 +1,203 @@
+"""Figures of the kernel-size study. Each function draws into the Axes it is given and sets nothing global."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analysis.figures import DASHES, MARKERS, OKABE_ITO, axes_or_new
+from analysis.shape_bias.psychometric import fit_psychometric
+from analysis.statistics import mean_interval
+from analysis.study.result import CellResult, values_by_seed
+
+_SPREAD = 0.025
+"""Distance of neighbouring seeds along the logarithmic axis of kernel sizes, as a part of the value."""
+
+
+def settings_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each setting but for kernel and seed, with a label; the label is empty if there is only one."""
+    groups = list(table.groupby(["shortcut", "small_kernel"], sort=False))
+    labels = [
+        f"{'with' if small else 'without'} small kernel{f' {small}' if small else ''}"
+        f"{'' if shortcut else ', without shortcut'}"
+        for (shortcut, small), _ in groups
+    ]
+    return [(label if len(groups) > 1 else "", rows) for label, (_, rows) in zip(labels, groups, strict=True)]
+
+
+def plot_by_kernel(
+    table: pd.DataFrame, measures: Sequence[tuple[str, str]], *, scale: float = 1.0, ax: Axes | None = None
+) -> Axes:
+    """Mean and 95 % interval over seeds of one or several measures against the kernel size, every seed a dot.
+
+    Args:
+        table: As `study_table` makes it.
+        measures: Columns, each with its label.
+        scale: Factor on the values, such as 100 for per cent.
+        ax: To draw into.
+    """
+    ax = axes_or_new(ax)
+    number = 0
+    for label, rows in settings_of(table):
+        for column, name in measures:
+            kernels, values = values_by_seed(rows, column)
+            style = {"color": OKABE_ITO[number % len(OKABE_ITO)], "marker": MARKERS[number % len(MARKERS)]}
+            shown = ", ".join(part for part in (name, label) if part)
+            _draw_means(ax, kernels, scale * values, style, DASHES[number % len(DASHES)], shown)
+            number += 1
+    kernels = sorted(set(table["kernel"]))
+    ax.set_xscale("log")
+    ax.set_xticks(kernels, [str(kernel) for kernel in kernels])
+    ax.minorticks_off()
+    ax.set_xlim(kernels[0] / 1.2, kernels[-1] * 1.2)
+    ax.set_xlabel("kernel size (pixels of the stage's map)")
+    if number > 1:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, ncols=1)
+    return ax
+
+
+def _draw_means(
+    ax: Axes, kernels: Sequence[int], values: NDArray[np.float64], style: dict[str, Any], dash: Any, label: str
+) -> None:
+    offsets = 1 + _SPREAD * (np.arange(len(values)) - (len(values) - 1) / 2)
+    for seed, offset in enumerate(offsets):
+        ax.plot(np.array(kernels) * offset, values[seed], linestyle="none", markersize=3, alpha=0.45, **style)
+    finite = np.where(np.isfinite(values), values, np.nan)
+    means = np.array([column[~np.isnan(column)].mean() if (~np.isnan(column)).any() else np.nan for column in finite.T])
+    ends = np.array([mean_interval([value for value in column if not np.isnan(value)]) for column in finite.T])
+    ax.plot(kernels, means, linestyle=dash, lw=1.2, markersize=5, label=label or None, **style)
+    ax.vlines(kernels, ends[:, 0], ends[:, 1], color=style["color"], lw=1.2)
+
+
+def plot_psychometric(results: Sequence[CellResult], *, ax: Axes | None = None) -> Axes:
+    """Share of shape decisions against the balance of the cues: one curve for each kernel, fitted to all seeds.
+
+    Dots are the seeds; the vertical mark is the point of subjective equality.
+    """
+    ax = axes_or_new(ax)
+    for number, kernel in enumerate(sorted({result.cell.kernel for result in results})):
+        own = [result for result in results if result.cell.kernel == kernel]
+        color, marker = OKABE_ITO[number % len(OKABE_ITO)], MARKERS[number % len(MARKERS)]
+        balances = np.array(own[0].balances)
+        shape, texture = (np.array([getattr(r, name) for r in own]) for name in ("num_shape", "num_texture"))
+        decided = shape + texture
+        shares = np.divide(shape, decided, out=np.full(shape.shape, np.nan), where=decided > 0)
+        for seed in shares:
+            ax.plot(balances, seed, linestyle="none", marker=marker, markersize=3, alpha=0.45, color=color)
+        fit = fit_psychometric(own[0].balances, shape.sum(0).tolist(), texture.sum(0).tolist())
+        grid = np.linspace(balances.min(), balances.max(), 201)
+        ax.plot(grid, fit.probability(grid), color=color, linestyle=DASHES[number % len(DASHES)], label=f"{kernel}")
+        if np.isfinite(fit.pse):
+            ax.plot([fit.pse] * 2, [0.44, 0.56], color=color, lw=2)
+    ax.axhline(0.5, color="0.6", lw=0.6, zorder=0)
+    ax.axvline(0, color="0.6", lw=0.6, zorder=0)
+    ax.set(ylim=(-0.03, 1.03), xlabel="balance of the cues\n(-1: no texture, 0: both full, 1: no figure)")
+    ax.set_ylabel("shape bias, S / (S + T)")
+    ax.legend(title="kernel", frameon=False)
+    return ax
+
+
+def plot_erf_against_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Shape bias of every cell against its effective receptive field."""
+    ax = axes_or_new(ax)
+    for number, (kernel, rows) in enumerate(table.groupby("kernel")):
+        ax.plot(
+            100 * rows["erf_area_0.5"],
+            rows["shape_bias"],
+            linestyle="none",
+            color=OKABE_ITO[number % len(OKABE_ITO)],
+            marker=MARKERS[number % len(MARKERS)],
+            label=f"{kernel}",
+        )
+    ax.set(xlabel="area with half of the gradient (% of the image)", ylabel="shape bias with both cues full")
+    ax.set_ylim(-0.03, 1.03)
+    ax.legend(title="kernel", frameon=False)
+    return ax
+
+
+def plot_curves(results: Sequence[CellResult], *, ax: Axes | None = None) -> Axes:
+    """Validation accuracy during the training, every seed a line."""
+    ax = axes_or_new(ax)
+    for number, kernel in enumerate(sorted({result.cell.kernel for result in results})):
+        for index, result in enumerate(r for r in results if r.cell.kernel == kernel):
+            ax.plot(
+                result.curve.step,
+                100 * np.array(result.curve.val_accuracy),
+                color=OKABE_ITO[number % len(OKABE_ITO)],
+                linestyle=DASHES[number % len(DASHES)],
+                lw=0.9,
+                label=None if index else f"{kernel}",
+            )
+    ax.set(xlabel="step", ylabel="validation accuracy (%)", ylim=(0, 100))
+    ax.legend(title="kernel", frameon=False)
+    return ax
+
+
+def plot_posthoc(table: pd.DataFrame, measure: str, label: str, *, scale: float = 1.0, ax: Axes | None = None) -> Axes:
+    """A measure against the side to which kernels are cropped, at all stages and at one at a time.
+
+    The horizontal line is the network as it is, the dotted one the network without its small branch.
+    """
+    ax = axes_or_new(ax)
+    whole = table[table["kernel"].isna() & table["small_branch"]]
+    ax.axhline(scale * float(whole[measure].iloc[0]), color="0.5", lw=0.8, zorder=0, label="whole kernels")
+    without = table[~table["small_branch"]]
+    if len(without):
+        ax.axhline(scale * float(without[measure].iloc[0]), color="0.5", lw=0.9, ls=":", label="no small branch")
+    cropped = table[table["kernel"].notna()]
+    stages = sorted(set(cropped["stage"].dropna()))
+    series: list[tuple[str, pd.DataFrame]] = [("all stages", cropped[cropped["stage"].isna()])]
+    series += [(f"stage {int(stage)} only", cropped[cropped["stage"] == stage]) for stage in stages]
+    for number, (name, rows) in enumerate(series):
+        ax.plot(
+            rows["kernel"],
+            scale * rows[measure],
+            color=OKABE_ITO[number % len(OKABE_ITO)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle=DASHES[number % len(DASHES)],
+            markersize=3.5,
+            lw=1.6 if number == 0 else 0.9,
+            label=name,
+        )
+    ax.set(xlabel="kernels cropped to (pixels)", ylabel=label)
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def plot_energy(energy: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Share of a kernel's energy inside its central square, by the square's side, for each stage."""
+    ax = axes_or_new(ax)
+    for number, (stage, rows) in enumerate(energy.groupby("stage")):
+        ax.plot(
+            2 * rows["radius"] + 1,
+            100 * rows["cumulative"],
+            color=OKABE_ITO[(number + 1) % len(OKABE_ITO)],
+            marker=MARKERS[(number + 1) % len(MARKERS)],
+            linestyle=DASHES[(number + 1) % len(DASHES)],
+            markersize=3.5,
+            label=f"stage {stage}",
+        )
+    ax.set(xlabel="side of the central square (pixels)", ylabel="energy inside (%)", ylim=(0, 103))
+    ax.legend(frameon=False)
+    return ax
+
+
+def posthoc_figure(table: pd.DataFrame, energy: pd.DataFrame) -> Figure:
+    """Every measure of `posthoc_table` that is there, and the energy of the kernels."""
+    panels: list[tuple[str, str, float]] = [
+        ("accuracy", "accuracy (%)", 100),
+        ("erf_area_0.5", "area with half of the gradient (%)", 100),
+        ("shape_bias", "shape bias, S / (S + T)", 1),
+    ]
+    panels = [panel for panel in panels if table[panel[0]].notna().any()]
+    figure = Figure(figsize=(2.6 * (len(panels) + 1), 3.3), layout="constrained")
+    axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
+    for (measure, label, scale), ax in zip(panels, axes, strict=False):
+        plot_posthoc(table, measure, label, scale=scale, ax=ax)
+    plot_energy(energy, ax=axes[-1])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure

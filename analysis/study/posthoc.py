@@ -1,0 +1,306 @@
+"""What large kernels do in a network that is trained already: cut them down and measure, without retraining.
+
+Batch norms keep the statistics of the whole kernels, as every layer keeps its weights: the measurements answer what the
+outer taps do in this network, not what a network trained with smaller kernels would do.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import replknet
+from analysis.images.labelled import LabelledImages
+from analysis.images.sets import ImageSet
+from analysis.images.stimuli import StimulusSet
+from analysis.models.loaded import LoadedModel
+from analysis.receptive_field.measuring import effective_receptive_field
+from analysis.receptive_field.result import ErfResult
+from analysis.runs.identity import hash_weights
+from analysis.runs.results import ResultError, load_result, save_result
+from analysis.shape_bias.categories import IMAGENET, LabelMapping
+from analysis.shape_bias.measuring import evaluate_shape_bias
+from analysis.training.loop import accuracy
+
+_KIND = "post hoc variant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A network with parts of its kernels set to zero.
+
+    Args:
+        kernel: Side to which large kernels are cropped; None leaves them whole.
+        stage: The only stage whose kernels are changed, from 0; None for all.
+        small_branch: Keep the parallel small kernels.
+    """
+
+    kernel: int | None = None
+    stage: int | None = None
+    small_branch: bool = True
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        where = "" if self.stage is None else f"_stage{self.stage + 1}"
+        what = "whole" if self.kernel is None else f"crop{self.kernel}"
+        return f"{what}{where}{'' if self.small_branch else '_nosmall'}"
+
+
+def large_kernels(model: replknet.RepLKNet) -> list[list[torch.nn.Conv2d]]:
+    """The large depthwise convolutions of each stage, merged or not."""
+    found: list[list[torch.nn.Conv2d]] = []
+    for stage in model.stages:
+        own = []
+        for module in stage.modules():
+            if isinstance(module, replknet.ReparamLargeKernelConv):
+                layer = module.lkb_reparam if module.lkb_origin is None else module.lkb_origin.conv
+                assert layer is not None
+                own.append(layer)
+        found.append(own)
+    return found
+
+
+@torch.no_grad()
+def apply_variant(model: replknet.RepLKNet, variant: Variant) -> replknet.RepLKNet:
+    """A copy of the network with the variant's taps set to zero.
+
+    In a network whose branches are merged, the merged kernels are cropped.
+
+    Raises:
+        ValueError: If the kernel is not odd and positive, the stage does not exist, or the small branch cannot be
+            dropped because there is none any more.
+    """
+    kernel, stage = variant.kernel, variant.stage
+    if kernel is not None:
+        _check_kernel(kernel)
+    if stage is not None and not 0 <= stage < len(model.stages):
+        raise ValueError(f"stage={stage}: expected a number from 0 to {len(model.stages) - 1}")
+    changed = copy.deepcopy(model)
+    chosen = range(len(model.stages)) if stage is None else [stage]
+    for index in chosen:
+        for layer in large_kernels(changed)[index]:
+            margin = 0 if kernel is None else (layer.weight.shape[-1] - kernel) // 2
+            if margin > 0:
+                mask = torch.zeros_like(layer.weight)
+                mask[..., margin:-margin, margin:-margin] = 1
+                layer.weight.mul_(mask)
+        if not variant.small_branch:
+            for module in changed.stages[index].modules():
+                if isinstance(module, replknet.ReparamLargeKernelConv):
+                    if module.small_conv is None:
+                        raise ValueError("small_branch=False: this network has no separate small kernels")
+                    module.small_conv = None
+    return changed
+
+
+def _check_kernel(kernel: int) -> None:
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"kernel={kernel}: expected an odd positive number")
+
+
+def has_small_branch(model: replknet.RepLKNet) -> bool:
+    """Whether there are parallel small kernels that are not merged."""
+    return any(m.small_conv is not None for m in model.modules() if isinstance(m, replknet.ReparamLargeKernelConv))
+
+
+def default_variants(
+    model: replknet.RepLKNet, kernels: Sequence[int] | None = None, *, by_stage: bool = True
+) -> list[Variant]:
+    """The network as it is, cropped at all stages and at one stage at a time, and without its small branch.
+
+    Args:
+        model: To be cropped.
+        kernels: Sides to crop to; None for some eight of the possible ones. At each place only those smaller than the
+            kernel there are used.
+        by_stage: Also one stage at a time.
+
+    Raises:
+        ValueError: If a kernel is not odd and positive.
+    """
+    for kernel in kernels or ():
+        _check_kernel(kernel)
+    sizes = [max((layer.weight.shape[-1] for layer in own), default=1) for own in large_kernels(model)]
+    largest = max(sizes)
+    if kernels is None:
+        steps = np.unique(np.linspace(0, (largest - 1) // 2, 9).round().astype(int))[:-1]
+        kernels = [int(2 * step + 1) for step in steps]
+    variants = [Variant()]
+    variants += [Variant(kernel=kernel) for kernel in sorted(set(kernels)) if kernel < largest]
+    if by_stage:
+        variants += [
+            Variant(kernel=kernel, stage=stage)
+            for stage, size in enumerate(sizes)
+            for kernel in sorted(set(kernels))
+            if kernel < size
+        ]
+    if has_small_branch(model):
+        variants.append(Variant(small_branch=False))
+    return variants
+
+
+@torch.no_grad()
+def kernel_energy(model: replknet.RepLKNet) -> pd.DataFrame:
+    """Where the energy of the large kernels lies: one row for each stage and radius.
+
+    The radius of a tap is its larger coordinate distance from the centre; a crop to k keeps the radii up to
+    (k - 1) / 2. Branches and batch norms are merged first. `energy` is the share of the sum of squared taps at the
+    radius, the mean over the stage's channels and blocks of each channel's own share; `cumulative` its running sum.
+    """
+    merged = replknet.reparameterize(model, level="kernels")
+    rows = []
+    for stage, layers in enumerate(large_kernels(merged)):
+        shares = []
+        for layer in layers:
+            power = layer.weight.detach().double().square()[:, 0]  # (C, K, K)
+            half = power.shape[-1] // 2
+            distance = torch.arange(-half, half + 1).abs()
+            radius = torch.maximum(distance[:, None], distance[None, :]).flatten()
+            rings = torch.zeros(len(power), half + 1, dtype=torch.float64)
+            rings.index_add_(1, radius, power.flatten(1))
+            total = rings.sum(1, keepdim=True)
+            shares.append((rings / total)[total[:, 0] > 0])  # a channel without any tap has no share
+        mean = torch.cat(shares).mean(0).numpy()
+        for radius_value, (energy, total) in enumerate(zip(mean, mean.cumsum(), strict=True)):
+            rows.append({"stage": stage + 1, "radius": radius_value, "energy": energy, "cumulative": total})
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VariantResult:
+    """What was measured on one variant; NaN where there were no images for it."""
+
+    variant: Variant
+    settings: dict[str, Any]
+    accuracy: float
+    shape_bias: float
+    coverage: float
+    erf: ErfResult
+
+    def row(self) -> dict[str, Any]:
+        """Of a table."""
+        row: dict[str, Any] = {"variant": self.variant.name} | asdict(self.variant)
+        row["stage"] = None if self.variant.stage is None else self.variant.stage + 1
+        row |= {"accuracy": self.accuracy, "shape_bias": self.shape_bias, "coverage": self.coverage}
+        for threshold in (0.5, 0.99):
+            row[f"erf_area_{threshold}"] = self.erf.area_ratio(threshold)
+            low, high = self.erf.area_ratio_interval(threshold)
+            row |= {f"erf_area_{threshold}_low": low, f"erf_area_{threshold}_high": high}
+        row["erf_rms_radius"] = self.erf.rms_radius()
+        return row
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write the result, `measures` last."""
+        self.erf.save(Path(directory) / "erf", overwrite=True)
+        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "erf"}
+        content["variant"] = asdict(self.variant)
+        save_result(Path(directory) / "measures", _KIND, content, {}, overwrite=True)
+
+    @classmethod
+    def load(cls, directory: str | PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no finished result.
+            ResultError: If a file is damaged.
+        """
+        content, _ = load_result(Path(directory) / "measures", _KIND)
+        try:
+            variant = Variant(**content.pop("variant"))
+            return cls(variant=variant, erf=ErfResult.load(Path(directory) / "erf"), **content)
+        except (KeyError, TypeError) as error:
+            raise ResultError(f"directory={str(directory)!r}: fields do not fit ({error})") from error
+
+
+def measure_variants(
+    loaded: LoadedModel,
+    variants: Sequence[Variant],
+    directory: str | PathLike[str],
+    *,
+    erf_images: ImageSet | Tensor,
+    labelled: LabelledImages | None = None,
+    stimuli: StimulusSet | None = None,
+    mapping: LabelMapping = IMAGENET,
+    settings: dict[str, Any] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[VariantResult]:
+    """Accuracy, shape bias and effective receptive field of each variant; finished ones are read from `directory`.
+
+    Args:
+        loaded: A RepLKNet and its preprocessing.
+        variants: Of it, as `default_variants` makes them.
+        directory: Gets one folder for each variant.
+        erf_images: Normalised for the network.
+        labelled: To measure the accuracy on; their classes are those of the network's outputs.
+        stimuli: To measure the shape bias on.
+        mapping: From outputs to the categories of the stimuli.
+        settings: Recorded with each result; one that was measured under other settings is measured anew.
+        progress: Called with the variants done, their number, and the name of the one at work.
+
+    Raises:
+        ValueError: If the network is no RepLKNet.
+    """
+    model = loaded.module
+    if not isinstance(model, replknet.RepLKNet):
+        raise ValueError(f"model={loaded.name!r}: expected a RepLKNet, not {type(model).__name__}")
+    recorded = {"weights": hash_weights(model), **(settings or {})}
+    results = []
+    for number, variant in enumerate(variants):
+        if progress is not None:
+            progress(number, len(variants), variant.name)
+        target = Path(directory) / variant.name
+        try:
+            found = VariantResult.load(target)
+        except (OSError, ResultError):
+            found = None
+        if found is None or found.settings != recorded:
+            found = _measure(loaded, model, variant, target, erf_images, labelled, stimuli, mapping, recorded)
+            found.save(target)
+        results.append(found)
+    if progress is not None:
+        progress(len(variants), len(variants), "done")
+    return results
+
+
+def _measure(
+    loaded: LoadedModel,
+    model: replknet.RepLKNet,
+    variant: Variant,
+    target: Path,
+    erf_images: ImageSet | Tensor,
+    labelled: LabelledImages | None,
+    stimuli: StimulusSet | None,
+    mapping: LabelMapping,
+    settings: dict[str, Any],
+) -> VariantResult:
+    fast = replknet.reparameterize(apply_variant(model, variant).eval())
+    nothing = float("nan")
+    right = nothing if labelled is None else accuracy(fast, labelled, mean=loaded.mean, std=loaded.std)
+    bias, coverage = nothing, nothing
+    if stimuli is not None:
+        conflict = evaluate_shape_bias(
+            fast,
+            stimuli,
+            mapping=mapping,
+            mean=loaded.mean,
+            std=loaded.std,
+            input_size=loaded.input_size,
+            batch_size=32,
+        )
+        bias, coverage = conflict.shape_bias, conflict.coverage
+    erf = effective_receptive_field(fast, erf_images, name=variant.name, partial=target / "erf.partial.npz")
+    return VariantResult(
+        variant=variant, settings=settings, accuracy=right, shape_bias=bias, coverage=coverage, erf=erf
+    )
+
+
+def posthoc_table(results: Sequence[VariantResult]) -> pd.DataFrame:
+    """One row for each variant."""
+    return pd.DataFrame([result.row() for result in results])

@@ -1,0 +1,68 @@
+"""A study as it lies in its folder."""
+
+import json
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from analysis.runs.results import ResultError
+from analysis.runs.writing import write_json
+from analysis.study.design import Study
+from analysis.study.jobs import CellState, cell_states
+from analysis.study.result import CellResult
+from analysis.training.recipe import Recipe
+
+STUDY_FILE = "study.json"
+
+
+def save_study(study: Study, command: str, directory: str | PathLike[str]) -> None:
+    """Write `study.json`: what is done in the folder, and the command that does it."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    write_json(Path(directory) / STUDY_FILE, {"command": command, "study": asdict(study)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """A study as it lies in its folder: every cell that is finished, by whichever command, and the state of all."""
+
+    study: Study
+    """Of the last command; `results` may hold more kernels and seeds."""
+    command: str
+    results: tuple[CellResult, ...]
+    states: tuple[CellState, ...]
+
+    @property
+    def kernels(self) -> list[int]:
+        """Of the results."""
+        return sorted({result.cell.kernel for result in self.results})
+
+
+def load_study(directory: str | PathLike[str]) -> StudyRecord:
+    """Read a study and its finished cells, in whatever state the others are.
+
+    Raises:
+        ResultError: If the folder holds no study, or a file is damaged.
+    """
+    study, command = read_study(directory)
+    states = cell_states(study, Path(directory))
+    done = [Path(directory) / "cells" / state.cell for state in states if state.state == "done"]
+    results = tuple(CellResult.load(cell) for cell in sorted(done))
+    return StudyRecord(study=study, command=command, results=results, states=tuple(states))
+
+
+def read_study(directory: str | PathLike[str]) -> tuple[Study, str]:
+    """The study of a folder, and the command that does it.
+
+    Raises:
+        ResultError: If the folder holds none, or the file is damaged.
+    """
+    path = Path(directory) / STUDY_FILE
+    if not path.is_file():
+        raise ResultError(f"directory={str(directory)!r}: holds no {STUDY_FILE}; run `replknet study` first")
+    try:
+        content = json.loads(path.read_text())
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["study"].items()}
+        return Study(**plain | {"recipe": Recipe(**plain["recipe"])}), str(content["command"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultError(f"{str(path)!r}: unreadable ({error})") from error

@@ -1,0 +1,333 @@
+"""The kernel-size study: networks that differ in their kernels only, trained and measured alike.
+
+Every cell, one setting of the kernels with one seed, is a folder of its own. A finished cell is read, an interrupted
+one continues, and a cell that fails is reported while the others go on.
+"""
+
+import copy
+import importlib.metadata
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+import replknet
+from analysis.images.preparing import normalize
+from analysis.models.complexity import num_macs, num_parameters
+from analysis.models.files import save_network
+from analysis.models.loading import load_model
+from analysis.receptive_field.measuring import effective_receptive_field
+from analysis.receptive_field.result import ErfResult
+from analysis.runs.identity import describe_environment, hash_weights, processor_name
+from analysis.runs.processes import by_first, num_processes
+from analysis.runs.results import ResultError
+from analysis.runs.writing import write_json
+from analysis.shape_bias.categories import MAPPING
+from analysis.shape_bias.measuring import evaluate_shape_bias
+from analysis.shape_bias.result import ShapeBiasResult
+from analysis.study.design import Cell, Study
+from analysis.study.images import StudyImages
+from analysis.study.result import CellResult
+from analysis.training.loop import accuracy, train
+from analysis.training.progress import Curve
+from analysis.training.state import remove_state
+
+_CALIBRATION_IMAGES = 256
+
+
+_INFERENCE_BATCH = 32
+
+
+_NUM_TIMINGS = 9
+
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A cell that is done, or why it is not."""
+
+    cell: Cell
+    result: CellResult | None
+    error: str = ""
+    reused: bool = False
+    """It was finished before."""
+
+
+def run_study(
+    study: Study,
+    directory: str | PathLike[str],
+    *,
+    num_workers: int = 0,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Train and measure every cell that `directory/cells` does not hold yet.
+
+    Args:
+        study: What to do.
+        directory: Gets `cells/<name>/` with `cell.json` (the complete recipe), `network.safetensors` (which
+            `load_model` reads), `curve.csv` and the measurements.
+        num_workers: Processes that load images; without effect on the results.
+        device: Where networks are trained and measured; recorded with each cell.
+        progress: Called with the work done, all work, and the name of the cell at work.
+
+    Returns:
+        One outcome for each cell, in the order of `study.cells()`.
+
+    Raises:
+        ValueError: If the images cannot be used, or `directory` holds a finished cell of another study.
+        FileNotFoundError: If the image folder is missing or incomplete.
+    """
+    images = StudyImages(study)
+    images.check()
+    check_folder(study, directory, images)
+    cells = study.cells()
+    # The measurements of a cell take about as long as this many steps.
+    effort = study.recipe.steps + max(study.recipe.steps // 6, 1)
+    outcomes = []
+    for number, cell in enumerate(cells):
+        target = Path(directory) / "cells" / cell.name
+
+        def report(done: int, start: int = number * effort, name: str = cell.name) -> None:
+            if progress is not None:
+                progress(start + done, len(cells) * effort, name)
+
+        report(0)
+        outcomes.append(run_cell(study, cell, images, target, num_workers=num_workers, device=device, report=report))
+        report(effort)
+    return outcomes
+
+
+def run_cell(
+    study: Study,
+    cell: Cell,
+    images: StudyImages,
+    target: Path,
+    *,
+    num_workers: int = 0,
+    device: str | torch.device = "cpu",
+    report: Callable[[int], None] = lambda done: None,
+) -> Outcome:
+    """Train and measure one cell in its folder, or read it if it is finished; a failure is an outcome, too.
+
+    In a process group, a failure is raised.
+
+    Raises:
+        ValueError: If the folder holds a finished cell of another study.
+    """
+    settings = cell_settings(study, cell, images)
+    found = by_first(lambda: _finished(target, settings))
+    if found is not None:
+        return Outcome(cell=cell, result=found, reused=True)
+    try:
+        result = _run_cell(study, cell, images, settings, target, num_workers, torch.device(device), report)
+    except Exception as error:  # whatever it is, the other cells do not depend on it
+        (target / "error.txt").write_text(traceback.format_exc())
+        if num_processes() > 1:
+            raise  # the other processes may know nothing of it: whoever started them ends all
+        return Outcome(cell=cell, result=None, error=f"{type(error).__name__}: {error}")
+    return Outcome(cell=cell, result=result)
+
+
+def cell_settings(study: Study, cell: Cell, images: StudyImages) -> dict[str, Any]:
+    """The complete recipe of a cell, as JSON holds it."""
+    content = asdict(study)
+    for name in ("kernels", "small_kernels", "shortcuts", "num_seeds"):
+        content.pop(name)
+    content |= {"cell": asdict(cell), "config": asdict(study.config(cell, len(images.train.classes)))}
+    content["images"] = images.fingerprint
+    settings: dict[str, Any] = json.loads(json.dumps(content))
+    return settings
+
+
+def check_folder(study: Study, directory: str | PathLike[str], images: StudyImages) -> None:
+    """Refuse a folder that holds a finished cell of the same name made with other settings.
+
+    Raises:
+        ValueError: Naming the cell.
+    """
+    for cell in study.cells():
+        _finished(Path(directory) / "cells" / cell.name, cell_settings(study, cell, images))
+
+
+def _finished(target: Path, settings: dict[str, Any]) -> CellResult | None:
+    """The result of a cell that was made with these settings; None if there is none or it is damaged."""
+    try:
+        found = CellResult.load(target)
+    except (OSError, ResultError):
+        return None
+    if found.settings != settings:
+        differing = [key for key in settings if found.settings.get(key) != settings[key]]
+        raise ValueError(
+            f"directory={str(target)!r}: holds a finished cell of another study, which differs in "
+            f"{', '.join(differing)}; choose another folder"
+        )
+    return found
+
+
+def _run_cell(
+    study: Study,
+    cell: Cell,
+    images: StudyImages,
+    settings: dict[str, Any],
+    target: Path,
+    num_workers: int,
+    device: torch.device,
+    report: Callable[[int], None],
+) -> CellResult:
+    by_first(lambda: _begin_cell(target, settings))
+    classes = images.train.classes
+    network = _new_network(study, cell, len(classes)).to(device)
+    untrained = _measure_erf(_calibrated_copy(network, images), images, f"{cell.name}, untrained")
+    checkpoint = target / "checkpoint.pt"
+    training = train(
+        network,
+        images.train,
+        images.val,
+        study.recipe,
+        seed=cell.seed,
+        num_workers=num_workers,
+        checkpoint=checkpoint,
+        progress=lambda done, _: report(done),
+    )
+    curve = training.curve
+    by_first(lambda: _save_training(target, network, classes, study, curve))
+    merged = replknet.reparameterize(network, level="kernels")
+    fast = replknet.reparameterize(network)
+    shape_only = texture_only = float("nan")
+    conflicts: dict[float, ShapeBiasResult] = {}
+    if study.data is None:
+        shape_only, texture_only = (accuracy(fast, images.single[kind]) for kind in ("shape-only", "texture-only"))
+        loaded = replace(load_model(str(target / "network.safetensors")), module=fast, name=cell.name)
+        conflicts = {
+            balance: evaluate_shape_bias(loaded, images.conflict(balance), mapping=MAPPING, batch_size=64)
+            for balance in study.balances
+        }
+    result = CellResult(
+        cell=cell,
+        kernel_sizes=study.kernel_sizes(cell.kernel),
+        settings=settings,
+        classes=classes,
+        curve=curve,
+        accuracy=accuracy(fast, images.val),
+        num_val=len(images.val),
+        shape_only_accuracy=shape_only,
+        texture_only_accuracy=texture_only,
+        parameters=num_parameters(network),
+        merged_parameters=num_parameters(merged),
+        macs=num_macs(merged, (study.size, study.size)),
+        seconds_per_step=training.seconds_per_step,
+        inference_ms=_inference_ms(fast, study.size),
+        balances=tuple(conflicts),
+        num_shape=tuple(conflict.num_shape for conflict in conflicts.values()),
+        num_texture=tuple(conflict.num_texture for conflict in conflicts.values()),
+        num_conflict=study.num_conflict if conflicts else 0,
+        weights_hash=hash_weights(network),
+        environment=_environment(device),
+        erf=_measure_erf(network, images, cell.name),
+        untrained_erf=untrained,
+        conflict=conflicts.get(0.0),
+    )
+    by_first(lambda: result.save(target))
+    by_first(lambda: remove_state(checkpoint))
+    return result
+
+
+def _begin_cell(target: Path, settings: dict[str, Any]) -> None:
+    record = target / "cell.json"
+    if record.is_file() and _read_json(record) != settings:
+        shutil.rmtree(target)  # an unfinished cell of another study
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "error.txt").unlink(missing_ok=True)
+    write_json(record, settings)
+
+
+def _save_training(
+    target: Path, network: replknet.RepLKNet, classes: tuple[str, ...], study: Study, curve: Curve
+) -> None:
+    save_network(
+        target / "network.safetensors", network, classes=classes, input_size=study.size, training=_described(study)
+    )
+    pd.DataFrame(asdict(curve)).to_csv(target / "curve.csv", index=False)
+
+
+def _environment(device: torch.device) -> dict[str, str]:
+    """Of everything that takes part in a training, with the machine."""
+    versions = {}
+    for name in ("replknet", "timm", "torchvision", "scipy"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a folder
+            versions[name] = "not installed"
+    machine = {"processor": processor_name(), "threads": str(torch.get_num_threads())}
+    return describe_environment(torch.zeros((), device=device)) | versions | machine
+
+
+def _described(study: Study) -> dict[str, Any]:
+    """What a network's file tells of its training: enough to make the same kind of images again."""
+    names = ("data", "size", "train_balance", "texture_region", "texture_scale", "erf_size")
+    return {name: getattr(study, name) for name in names} | {"recipe": asdict(study.recipe)}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return None
+
+
+def _new_network(study: Study, cell: Cell, num_classes: int) -> replknet.RepLKNet:
+    """With the first weights of the cell's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cell.seed)
+        return replknet.RepLKNet(study.config(cell, num_classes))
+
+
+def _calibrated_copy(network: replknet.RepLKNet, images: StudyImages) -> replknet.RepLKNet:
+    """A copy whose batch norms know the statistics of its own maps, all else untrained.
+
+    With the statistics that a new batch norm has, 0 and 1, the branches of a new network are far weaker than its
+    shortcuts, and its receptive field shows the stem alone.
+    """
+    copied = copy.deepcopy(network)
+    device = next(network.parameters()).device
+    count = min(_CALIBRATION_IMAGES, len(images.train))
+    chosen = np.linspace(0, len(images.train) - 1, count).round().astype(int)
+    batches = [
+        normalize(torch.from_numpy(np.stack([images.train[int(i)][0] for i in part])).permute(0, 3, 1, 2)).to(device)
+        for part in np.array_split(chosen, -(-count // 64))
+    ]
+    with torch.random.fork_rng(devices=[]):  # drop path
+        update_bn(batches, copied)
+    return copied
+
+
+def _measure_erf(network: replknet.RepLKNet, images: StudyImages, name: str) -> ErfResult:
+    # The same map as the network's own in training form, in less time.
+    return effective_receptive_field(replknet.reparameterize(network), images.erf, name=name)
+
+
+def _inference_ms(model: nn.Module, size: int) -> float:
+    device = next(model.parameters()).device
+    batch = normalize(torch.zeros(_INFERENCE_BATCH, 3, size, size, dtype=torch.uint8)).to(device)
+    seconds = []
+    with torch.no_grad():
+        model(batch)  # packs weights
+        for _ in range(_NUM_TIMINGS):
+            start = time.perf_counter()
+            float(model(batch).sum())  # waits for the device
+            seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds)) * 1000 / _INFERENCE_BATCH

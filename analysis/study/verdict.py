@@ -1,0 +1,193 @@
+"""What the statistics of a study say, in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.statistics import Trend, mean_interval, trend
+from analysis.study.result import values_by_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The answer to one question.
+
+    Args:
+        question: Asked before the study.
+        answer: One short sentence: what the test allows to say.
+        detail: The numbers behind it.
+        trend: The test.
+    """
+
+    question: str
+    answer: str
+    detail: str
+    trend: Trend
+
+
+def findings(table: pd.DataFrame) -> list[Finding]:
+    """One finding for each question that the study can answer.
+
+    Args:
+        table: Of one setting of small kernel and shortcut, as `study_table` makes it, with two or more kernels.
+    """
+    found = [
+        _finding(
+            table,
+            "erf_area_0.5",
+            "Does a larger kernel see further?",
+            (
+                "Yes: the effective receptive field grows with the kernel size.",
+                "The opposite: the effective receptive field shrinks.",
+            ),
+            "area that holds half of the gradient",
+            percent=True,
+        ),
+        _finding(
+            table,
+            "untrained_erf_area_0.5",
+            "Did it before the training?",
+            ("Yes: it grew with the kernel size there too.", "The opposite: it shrank with the kernel size there."),
+            "area before the training",
+            percent=True,
+        ),
+    ]
+    if table["shape_bias"].notna().any():
+        found += [
+            _finding(
+                table,
+                "shape_bias",
+                "Does it see shape?",
+                ("Yes: the shape bias grows with the kernel size.", "The opposite: the shape bias falls."),
+                "shape bias with both cues full",
+            ),
+            _finding(
+                table,
+                "pse",
+                "Does a weaker shape still win?",
+                (
+                    "Yes: larger kernels let a weaker shape win.",
+                    "The opposite: with larger kernels shape wins only against a weaker texture.",
+                ),
+                "point of subjective equality",
+            ),
+        ]
+    found.append(
+        _finding(
+            table,
+            "accuracy",
+            "Is it more accurate?",
+            ("Yes: the accuracy grows with the kernel size.", "The opposite: the accuracy falls."),
+            "validation accuracy",
+            percent=True,
+        )
+    )
+    return found
+
+
+def chance_of_any(num_tests: int) -> float:
+    """Probability of one or more trends among independent tests at the level of 5 % where there are none."""
+    return 1 - 0.95**num_tests
+
+
+def _finding(
+    table: pd.DataFrame, measure: str, question: str, answers: tuple[str, str], quantity: str, *, percent: bool = False
+) -> Finding:
+    kernels, values = values_by_seed(table, measure)
+    tested = trend(values)
+    if tested.num_repeats < min(len(values), 2):
+        answer = "No answer: the quantity is not defined for enough seeds."
+    elif not tested.decidable:
+        number = f"{tested.num_repeats} seed{'s' * (tested.num_repeats > 1)}"
+        answer = f"No answer: no result of {number} with {len(kernels)} kernels could be significant."
+    elif tested.direction == 0:
+        answer = "No evidence of a trend."
+    else:
+        answer = answers[0] if tested.direction > 0 else answers[1]
+    means = [_number(_mean(column), percent) for column in values.T]
+    parts = [f"{quantity}: {', '.join(f'{m} at {k}' for k, m in zip(kernels, means, strict=True))}"]
+    if tested.num_repeats:
+        change = (
+            f"difference from kernel {kernels[0]} to {kernels[-1]} {_number(tested.difference, percent, sign=True)}"
+        )
+        if tested.num_repeats > 1:
+            change += f" [{_number(tested.low, percent, sign=True)}, {_number(tested.high, percent, sign=True)}]"
+        parts.append(f"{change} over {tested.num_repeats} seed{'s' * (tested.num_repeats > 1)}")
+    if tested.test != "none":
+        parts.append(f"{tested.test}, p = {tested.p_value:.2g}")
+    if tested.direction and tested.low <= 0 <= tested.high:
+        parts.append("the test goes by the order of all kernels; the difference of the two ends alone is uncertain")
+    missing = len(values) - tested.num_repeats
+    if missing:
+        parts.append(f"{missing} seed{'s' * (missing > 1)} without all values left out")
+    return Finding(question=question, answer=answer, detail="; ".join(parts) + ".", trend=tested)
+
+
+def _mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
+
+
+def _number(value: float, percent: bool, *, sign: bool = False) -> str:
+    if not np.isfinite(value):
+        return "undefined"
+    plus = "+" if sign else ""
+    return f"{100 * value:{plus}.1f} %" if percent else f"{value:{plus}.2f}"
+
+
+def warnings_of(table: pd.DataFrame, *, chance: float) -> list[str]:
+    """What weakens the findings: networks that learned little, a bias that rests on few images, a full image.
+
+    Args:
+        table: As `study_table` makes it.
+        chance: Accuracy of guessing.
+    """
+    notes = []
+    weak = table[table["accuracy"] < 2 * chance]
+    if len(weak):
+        notes.append(
+            f"{len(weak)} of {len(table)} networks are less than twice as accurate as guessing ({100 * chance:.1f} %): "
+            "they were trained too briefly for their shape bias to mean anything."
+        )
+    if table["shape_bias"].notna().any():
+        low = table["coverage"].min()
+        if low < 0.5:
+            notes.append(
+                f"On some networks fewer than half of the conflict images were answered with either cue (coverage "
+                f"{100 * low:.0f} %)."
+            )
+        if len(table) > 1 and (table["shape_bias"].max() < 0.05 or table["shape_bias"].min() > 0.95):
+            notes.append(
+                "With both cues full every network follows one of them almost always; read the points of subjective "
+                "equality instead."
+            )
+    full = table[table["erf_area_0.99"] >= 0.9]
+    if len(full):
+        kernels = ", ".join(str(kernel) for kernel in sorted(set(full["kernel"])))
+        notes.append(
+            f"The square with 99 % of the gradient takes nine tenths of the image or more (kernel {kernels}): there "
+            "the border limits that area; the area with half of the gradient is not concerned."
+        )
+    return notes
+
+
+def interval_text(values: Sequence[float], *, percent: bool = False, lowest: float = 0.0) -> str:
+    """Mean and 95 % interval over seeds, such as "5.6 [4.9, 6.3]", cut where no value of a share can lie.
+
+    Args:
+        values: One for each seed; those that are not finite do not count.
+        percent: Shown in per cent.
+        lowest: Smallest possible value; the largest is 1.
+    """
+    finite = [value for value in values if np.isfinite(value)]
+    if not finite:
+        return "-"
+    scale, digits = (100, 1) if percent else (1, 2)
+    text = f"{scale * np.mean(finite):.{digits}f}"
+    low, high = mean_interval(finite)
+    if np.isnan(low):
+        return text
+    low, high = max(low, lowest), min(high, 1.0)
+    return f"{text} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"

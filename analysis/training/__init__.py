@@ -1,0 +1,1 @@
+"""One training recipe and one loop, the same for every network of a study and for ImageNet."""

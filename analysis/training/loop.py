@@ -1,0 +1,239 @@
+"""One training recipe and one loop, the same for every network of a study and for ImageNet.
+
+Everything random in step k follows from the seed and k alone: an interrupted run that continues from its checkpoint
+ends with the same weights, bit for bit, on the same machine with the same number of threads and processes, and so does
+a run with any number of loader processes.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.images.labelled import LabelledImages, TrainingError
+from analysis.images.preparing import normalize
+from analysis.models.layers import evaluation_mode
+from analysis.runs.processes import copy_buffers, gather, in_turns, num_processes, rank, total
+from analysis.training.batches import OrderedBatches, TrainingBatches, mix, seeded
+from analysis.training.parallel import check_division, lost_processes_named, prepared, unsynchronised
+from analysis.training.progress import Curve, TrainingState
+from analysis.training.recipe import Recipe
+from analysis.training.signals import DeferredSignals, leave_signals_to_parent
+
+_NUM_EVALUATIONS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a training left beside the weights."""
+
+    curve: Curve
+    seconds_per_step: float
+    """Median, without loading the images."""
+    notes: tuple[str, ...] = ()
+    """What happened on the way that a user should know."""
+
+
+def train(
+    model: nn.Module,
+    images: LabelledImages,
+    validation: LabelledImages | None,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    num_workers: int = 0,
+    checkpoint: str | PathLike[str] | None = None,
+    stop_after: int | None = None,
+    record_every: int | None = None,
+    evaluate_every: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    recorded: Callable[[Curve], None] | None = None,
+) -> Training:
+    """Train a classifier in place, by AdamW with warm-up and a cosine; it is left in evaluation mode.
+
+    In a process group (`analysis.distributed`) every process takes an equal part of each batch, and gradients are
+    averaged (DistributedDataParallel). The images and their augmentation are those of one process; batch norms see the
+    process's own part, unless they are synchronised, and their running statistics are the first process's.
+
+    Where there is a checkpoint, a signal to end (SIGINT, SIGTERM, SIGUSR1, SIGUSR2) to any process takes effect in all
+    of them after the step at work, when the state has been written; a second SIGINT does at once.
+
+    Args:
+        model: Takes normalised images (N, 3, H, W), gives logits (N, classes).
+        images: To train on.
+        validation: For the learning curve only; nothing is chosen by it. None for none.
+        recipe: Everything else.
+        seed: Of the order of the images, their augmentation and drop path. The caller's random state is left alone.
+        mean: Per channel, subtracted from images in [0, 1].
+        std: Per channel, divided by.
+        num_workers: Processes that load images; without effect on the result.
+        checkpoint: A file that keeps the state every few seconds, or less often where that would take long, and the
+            state before it beside it. A later call with the same new model, recipe, seed and images continues from it.
+            It is left there.
+        stop_after: Stop after this step, the schedule unchanged; a later call goes on from the checkpoint.
+        record_every: Steps between entries of the curve; by default a tenth of all.
+        evaluate_every: Steps between measurements of the validation accuracy; by default a tenth of all.
+        progress: Called with the steps done and their total.
+        recorded: Called with the curve after each new entry, in the first process.
+
+    Raises:
+        ValueError: If the images have other classes than the validation images, or a batch cannot be divided.
+        TrainingError: If the loss is not finite, an image cannot be read, or another process is gone.
+        StateError: If the checkpoint cannot be written.
+
+    References:
+        Loshchilov and Hutter 2019, arXiv:1711.05101.
+    """
+    if validation is not None and images.classes != validation.classes:
+        raise ValueError(f"validation: its classes {validation.classes} are not those of the images {images.classes}")
+    device = next(model.parameters()).device
+    check_division(recipe, device)
+    model.train()
+    model.to(memory_format=torch.channels_last)
+    state = TrainingState.begin(model, images, recipe, seed, None if checkpoint is None else Path(checkpoint))
+    last = min(recipe.steps, stop_after or recipe.steps)
+    records, evaluations = (_due(every, recipe.steps, last) for every in (record_every, evaluate_every))
+    batches = TrainingBatches(images, recipe, seed, (rank(), num_processes()))
+    mixing = _Mixing(recipe, len(images.classes), device)
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.enable_grad(),
+        prepared(model, recipe, device) as network,
+        DeferredSignals(active=checkpoint is not None) as signals,
+        closing(_load(batches, range(state.step, last), num_workers)) as loader,
+        lost_processes_named(),
+    ):
+        for step, (pixels, labels) in zip(range(state.step, last), loader, strict=True):
+            start = time.perf_counter()
+            torch.manual_seed(mix(seed, step, "drop path", *([rank()] if rank() else [])))
+            state.schedule.step_update(step + 0.5)  # mid-step: the rate is never 0
+            state.optimizer.zero_grad()
+            found = torch.zeros(3, dtype=torch.float64)  # loss, share of right answers, signal
+            parts = list(zip(pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True))
+            for number, (part, answers) in enumerate(parts):
+                answers = answers.to(device)
+                inputs = normalize(part.to(device), mean, std)
+                inputs, targets = mixing(inputs, answers, mix(seed, step, number, rank(), "mixing"))
+                with unsynchronised(network, active=number < len(parts) - 1):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=bool(recipe.autocast)):
+                        logits = network(inputs)
+                        loss = F.cross_entropy(logits, targets, label_smoothing=mixing.smoothing)
+                    (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+                found[0] += loss.item() / len(parts)
+                found[1] += float((logits.argmax(1) == answers).double().mean()) / len(parts)
+            found[2] = signals.number
+            mean_loss, correct, signalled = (total(found) / num_processes()).tolist()
+            if not math.isfinite(mean_loss):
+                raise TrainingError(f"step {step}: the loss is {mean_loss}; try a lower learning_rate")
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
+            state.optimizer.step()
+            if state.average is not None:
+                state.average.update_parameters(model)
+            state.add(mean_loss, correct, time.perf_counter() - start)
+            if step + 1 in records | evaluations:
+                measured = math.nan
+                if validation is not None and step + 1 in evaluations:
+                    measured = accuracy(state.averaged(), validation, mean=mean, std=std, num_workers=num_workers)
+                    model.train()
+                state.record(measured)
+                if recorded is not None and rank() == 0:
+                    recorded(state.curve())
+            state.store_if_due(now=signalled > 0 or step + 1 == last)
+            if progress is not None:
+                progress(step + 1, last)
+            if signalled and step + 1 < last:
+                signals.take_effect(max(gather(signals.number)))
+    if state.average is not None:
+        model.load_state_dict(state.average.module.state_dict())
+    copy_buffers(model)
+    model.eval()
+    return Training(curve=state.curve(), seconds_per_step=float(np.median(state.seconds)), notes=state.notes)
+
+
+def accuracy(
+    model: nn.Module,
+    images: LabelledImages,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> float:
+    """Part of the images that are named correctly; the model runs in evaluation mode, which is restored.
+
+    In a process group each process takes every n-th batch, and all have the buffers of the first process afterwards.
+    """
+    reference = next(model.parameters())
+    copy_buffers(model)
+    batches = OrderedBatches(images, batch_size)
+    own = range(rank(), len(batches), num_processes())
+    with evaluation_mode(model), torch.no_grad(), closing(_load(batches, own, num_workers)) as loader:
+
+        def num_correct(_: int) -> int:
+            pixels, labels = next(loader)
+            inputs = normalize(pixels.to(reference.device), mean, std).to(reference.dtype)
+            return int((model(inputs).argmax(1).cpu() == labels).sum())
+
+        return sum(in_turns(len(batches), num_correct)) / len(images)
+
+
+def _load(
+    batches: Dataset[tuple[Tensor, Tensor]], items: Sequence[int], num_workers: int
+) -> Generator[tuple[Tensor, Tensor]]:
+    if num_workers == 0:
+        yield from (batches[item] for item in items)
+        return
+    yield from DataLoader(
+        batches,
+        batch_size=None,
+        sampler=items,
+        num_workers=num_workers,
+        worker_init_fn=leave_signals_to_parent,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _due(every: int | None, steps: int, last: int) -> set[int]:
+    """The steps after which something is done: every so many, or ten in all, and the last."""
+    if every is not None and every < 1:
+        raise ValueError(f"record_every, evaluate_every: {every}; expected at least 1")
+    found = range(every, last, every) if every else (round(steps * k / _NUM_EVALUATIONS) for k in range(1, 10))
+    return {step for step in found if 0 < step < last} | {last}
+
+
+class _Mixing:
+    """Random erasing, mixup and cutmix of a batch on its device, from a seed."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, device: torch.device) -> None:
+        self.smoothing = 0.0 if recipe.mixes else recipe.label_smoothing
+        self._erase = self._mix = None
+        if recipe.random_erasing:
+            self._erase = RandomErasing(recipe.random_erasing, mode="pixel", max_count=1, device=device)
+        if recipe.mixes:
+            self._mix = Mixup(
+                recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes
+            )
+
+    def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        if self._erase is None and self._mix is None:
+            return images, labels
+        with seeded(seed):
+            if self._erase is not None:
+                images = self._erase(images)
+            if self._mix is not None:
+                images, labels = self._mix(images, labels)
+        return images, labels

@@ -1,0 +1,232 @@
+"""How a network is trained: every hyper-parameter, and the published ones as TOML files."""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+Augmentation = Literal["none", "flip", "flip-crop", "imagenet"]
+
+
+AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip-crop", "imagenet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything about a training but the network, the images and the seed.
+
+    Args:
+        steps: Updates of the weights.
+        batch_size: Images in a step, of all processes together.
+        learning_rate: Its peak, of AdamW.
+        minimum_rate: What it falls to.
+        weight_decay: Of the weights of convolutions and of the head; norms and biases have none.
+        layer_decay: Factor on the learning rate from each group of layers to the one before it; see `group_matcher` of
+            the model.
+        warmup: Part of the steps in which the rate rises linearly from 0; it then falls along a cosine.
+        label_smoothing: Probability that the target gives to all classes together.
+        drop_path_rate: Of the last pair of blocks; see `RepLKNetConfig`. A property of the network: whoever makes it
+            heeds this.
+        augmentation: "none", "flip" (left and right, half of the time), "flip-crop" (also moved by up to an eighth of
+            the side, with mirrored borders), or "imagenet" (a random part of the image, flipped, with RandAugment, or
+            else with colour jitter).
+        image_size: Side in pixels that "imagenet" resizes to.
+        rand_augment: For "imagenet", in timm's notation, such as "rand-m9-mstd0.5-inc1"; empty for none.
+        random_erasing: Probability that a rectangle of an image is replaced by noise.
+        mixup: Parameter of the beta distribution of the weights of two images; 0 for none.
+        cutmix: That of the area that one image gives to another; where both are above 0, a batch has either.
+        ema_decay: Use the exponential moving average of the weights with this decay at the end, after t updates at most
+            (1 + t) / (10 + t), so that the first weights are soon forgotten; None for the last weights.
+        max_gradient_norm: A gradient that is longer is scaled down to it; infinite for never.
+        autocast: "bfloat16" for mixed precision, or "".
+        accumulate: Parts that each process makes of its share of a batch, one after the other, to save memory. Batch
+            norms see one part at a time.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory. A property of the network:
+            whoever makes it heeds this.
+        sync_batch_norm: Statistics of batch norms over all processes; PyTorch has this on GPUs only.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    References:
+        Mixing, erasing and RandAugment are timm's: Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019,
+        arXiv:1905.04899; Zhong et al. 2020, arXiv:1708.04896; Cubuk et al. 2020, arXiv:1909.13719.
+    """
+
+    steps: int = 450
+    batch_size: int = 64
+    learning_rate: float = 8e-3
+    minimum_rate: float = 0.0
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    warmup: float = 0.1
+    label_smoothing: float = 0.1
+    drop_path_rate: float = 0.0
+    augmentation: Augmentation = "flip"
+    image_size: int = 224
+    rand_augment: str = ""
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema_decay: float | None = None
+    max_gradient_norm: float = 5.0
+    autocast: str = ""
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    sync_batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[float, float, str]] = {
+            "steps": (1, math.inf, "at least 1"),
+            "batch_size": (2, math.inf, "at least 2 (batch norm)"),
+            "learning_rate": (1e-12, math.inf, "a positive number"),
+            "minimum_rate": (0, self.learning_rate, "a number from 0 to learning_rate"),
+            "weight_decay": (0, math.inf, "a number of at least 0"),
+            "layer_decay": (1e-6, 1, "a number in (0, 1]"),
+            "warmup": (0, 0.999, "a part below 1"),
+            "label_smoothing": (0, 0.999, "a number in [0, 1)"),
+            "drop_path_rate": (0, 0.999, "a number in [0, 1)"),
+            "image_size": (16, 4096, "16 to 4096 pixels"),
+            "random_erasing": (0, 1, "a probability"),
+            "mixup": (0, math.inf, "a number of at least 0"),
+            "cutmix": (0, math.inf, "a number of at least 0"),
+            "max_gradient_norm": (1e-12, math.inf, "a positive number"),
+            "accumulate": (1, self.batch_size, "1 to batch_size"),
+        }
+        for name, (low, high, expected) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
+        if self.augmentation not in AUGMENTATIONS:
+            raise ValueError(f"augmentation={self.augmentation!r}: expected one of {', '.join(AUGMENTATIONS)}")
+        if self.rand_augment and self.augmentation != "imagenet":
+            raise ValueError(f"rand_augment={self.rand_augment!r}: goes with augmentation 'imagenet' only")
+        if self.rand_augment:
+            _check_rand_augment(self.rand_augment)
+        if self.autocast not in ("", "bfloat16"):
+            raise ValueError(f"autocast={self.autocast!r}: expected 'bfloat16' or ''")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: expected a number in [0, 1), or None")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeFile:
+    """A recipe that counts in epochs, from a TOML file: `about`, `source`, `epochs`, `warmup_epochs` and `[recipe]`.
+
+    Args:
+        name: Of the file, without its ending.
+        about: What it is for.
+        source: Where the numbers are from.
+        epochs: Passes over all images.
+        warmup_epochs: The first of them, in which the learning rate rises.
+        settings: Fields of `Recipe`.
+    """
+
+    name: str
+    about: str
+    source: str
+    epochs: float
+    warmup_epochs: float
+    settings: Mapping[str, Any]
+
+    def for_images(self, num_images: int, changes: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe for a set of so many images; `changes` may name any field of `Recipe`, `epochs` and
+        `warmup_epochs`.
+
+        Raises:
+            ValueError: If a field is unknown or out of range.
+        """
+        settings = {"epochs": self.epochs, "warmup_epochs": self.warmup_epochs, **self.settings, **(changes or {})}
+        epochs, warmup = settings.pop("epochs"), settings.pop("warmup_epochs")
+        known = {field.name for field in fields(Recipe)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]}={settings[unknown[0]]!r}: no field of a recipe; expected epochs, warmup_epochs, "
+                f"{', '.join(sorted(known))}"
+            )
+        for name, value in {"epochs": epochs, "warmup_epochs": warmup, **settings}.items():
+            _check_type(name, value)
+        if not epochs > 0 or not 0 <= warmup < epochs:
+            raise ValueError(
+                f"epochs={epochs}, warmup_epochs={warmup}: expected 0 <= warmup_epochs < epochs; set both of them"
+            )
+        batch_size = settings.get("batch_size", Recipe.batch_size)
+        derived = {"steps": max(1, round(epochs * num_images / batch_size)), "warmup": warmup / epochs}
+        return Recipe(**derived | settings)
+
+
+def _check_rand_augment(text: str) -> None:
+    from timm.data.auto_augment import rand_augment_transform  # not loaded for recipes without it
+
+    try:
+        rand_augment_transform(text, {})
+    except (AssertionError, ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"rand_augment={text!r}: expected timm's notation, such as 'rand-m9-mstd0.5-inc1'") from error
+
+
+def _check_type(name: str, value: Any) -> None:
+    """Refuse a value of another type than the field's own."""
+    default = getattr(Recipe, name, 0.0)
+    kinds: tuple[type, ...]
+    if isinstance(default, bool | str):
+        kinds, expected = (type(default),), "true or false" if isinstance(default, bool) else "a text"
+    elif isinstance(default, int):
+        kinds, expected = (int,), "a whole number"
+    else:
+        kinds, expected = (int, float), "a number"
+    nothing = name == "ema_decay" and value is None
+    if not nothing and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+        raise ValueError(f"{name}={value!r}: expected {expected}")
+
+
+def recipe_names() -> list[str]:
+    """Of the recipes that come with the package."""
+    folder = resources.files("analysis.training") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str) -> RecipeFile:
+    """A recipe that comes with the package, by name, or any TOML file in the same form.
+
+    Raises:
+        ValueError: If there is none of this name, or a field is missing or unknown.
+    """
+    if name in recipe_names():
+        text = (resources.files("analysis.training") / "recipes" / f"{name}.toml").read_text()
+    elif name.endswith(".toml") and Path(name).is_file():
+        text = Path(name).read_text()
+    else:
+        raise ValueError(f"recipe={name!r}: expected a .toml file or one of {', '.join(recipe_names())}")
+    try:
+        content = tomllib.loads(text)
+        found = RecipeFile(name=Path(name).stem, settings=content.pop("recipe"), **content)
+        found.for_images(1_000_000)
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"recipe={name!r}: not a recipe ({error})") from error
+    return found
+
+
+def parse_changes(texts: list[str]) -> dict[str, Any]:
+    """Fields of a recipe from texts such as "batch_size=64"; an empty value is an empty text, or None for a number.
+
+    Raises:
+        ValueError: If a text is not of this form.
+    """
+    changes: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"set={text!r}: expected name=value, such as batch_size=64")
+        try:
+            changes[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[name] = None if name == "ema_decay" else value
+    return changes

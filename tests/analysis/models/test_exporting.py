@@ -1,0 +1,87 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import analysis
+from analysis.models.exporting import export_model, format_of
+from tests.networks import tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def network() -> analysis.LoadedModel:
+    return analysis.LoadedModel(name="tiny", module=tiny_model().float(), input_size=64)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt", ".pt2"])
+def test_an_exported_network_gives_the_same_outputs_at_other_sizes(
+    network: analysis.LoadedModel, tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"network{suffix}"
+    report = export_model(network, path, format=format_of(path))
+    assert report.shapes == ((2, 3, 64, 64), (3, 3, 96, 128))
+    assert report.difference < 1e-5
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    images = torch.rand(1, 3, 80, 64)
+    with torch.no_grad():
+        expected: Any = network.module(images)
+        if suffix == ".onnx":
+            onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+            nodes = [node.op_type for node in onnx.load(path).graph.node]
+            assert "BatchNormalization" not in nodes
+            assert nodes.count("Conv") > 10
+            found = torch.from_numpy(onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})[0])
+        else:
+            found = analysis.load_model(str(path)).module(images)
+    assert torch.allclose(found, expected, atol=1e-5)
+    # The network itself is as it was.
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.module.modules())
+    with pytest.raises(FileExistsError, match="exists already"):
+        export_model(network, path, format=format_of(path))
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt", ".pt2"])
+def test_the_shipped_networks_are_exported_with_their_preprocessing(tmp_path: Path, suffix: str) -> None:
+    loaded = analysis.load_model("replknet_nano_k31")
+    path = tmp_path / f"nano{suffix}"
+    assert export_model(loaded, path, format=format_of(path)).difference < 1e-4
+    if suffix == ".onnx":
+        with pytest.raises(ValueError, match="ONNX files cannot be read back"):
+            analysis.load_model(str(path))
+    else:
+        again = analysis.load_model(str(path))
+        assert (again.classes, again.input_size, again.mean, again.crop) == (loaded.classes, 64, loaded.mean, 1.0)
+
+
+def test_what_an_exported_file_does_not_keep_is_said(tmp_path: Path) -> None:
+    export_model(analysis.load_model("timm:test_resnet", pretrained=False), tmp_path / "t.pt2", format="export")
+    assert "not the library's own resizing" in analysis.load_model(str(tmp_path / "t.pt2")).notes[0]
+
+
+def test_a_missing_runtime_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"format='onnx': needs onnxruntime \(extra 'export'\)"):
+        export_model(analysis.load_model("replknet_nano_k3"), tmp_path / "n.onnx", format="onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path) -> None:
+    class Undecided(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sum((2, 3)) if x.sum() > 0 else x.mean((2, 3))
+
+    loaded = analysis.LoadedModel(name="undecided", module=Undecided(), input_size=32)
+    with pytest.raises(ValueError, match="undecided cannot be exported as export"):
+        export_model(loaded, tmp_path / "u.pt2", format="export")
+    with pytest.raises(ValueError, match=r"ends like a file of format onnx, not export"):
+        format_of("a.onnx", "export")
+    with pytest.raises(ValueError, match="format='tflite': expected one of onnx, torchscript, export"):
+        format_of("a.onnx", "tflite")
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.onnx, \.pt, \.ts, \.pt2"):
+        format_of("a.tflite")
+    assert list(tmp_path.iterdir()) == []

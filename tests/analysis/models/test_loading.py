@@ -1,0 +1,185 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+import analysis
+import replknet
+from analysis import effective_receptive_field, load_model
+from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.models.files import save_network
+from analysis.models.loading import as_loaded
+from tests.networks import tiny_model
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+
+
+def test_weights_in_a_file_are_a_model(tmp_path: Path) -> None:
+    model = tiny_model().float()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+    for name in ("official.pth", "merged.safetensors"):
+        torch.save(model.state_dict(), tmp_path / "official.pth")
+        if name == "merged.safetensors":
+            replknet.convert_checkpoint(tmp_path / "official.pth", tmp_path / name, level="full")
+        loaded = load_model(str(tmp_path / name))
+        assert loaded.name == Path(name).stem
+        assert "the architecture was read from them" in loaded.notes[0]
+        with torch.no_grad():
+            assert torch.allclose(loaded.module(images), expected, atol=1e-5)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_model(str(tmp_path / "none.pth"))
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ValueError, match="not a readable weight file"):
+        load_model(str(tmp_path / "text.pth"))
+    with pytest.raises(ValueError, match="applies to RepLKNets by name only"):
+        load_model(str(tmp_path / "official.pth"), checkpoint="other.pth")
+
+
+def test_bare_weights_of_a_shipped_network_are_prepared_as_its_own(tmp_path: Path) -> None:
+    torch.save(replknet.create_model("replknet_nano_k3", pretrained=True).state_dict(), tmp_path / "bare.pth")
+    assert load_model(str(tmp_path / "bare.pth")).input_size == 64
+    assert load_model("replknet_nano_k3", checkpoint=tmp_path / "bare.pth").input_size == 64
+    assert "published ones are replknet_31b.in1k_224" in load_model("replknet_31b").notes[0]
+    with torch.device("meta"):
+        assert load_model("replknet_xl").mean == load_model("replknet_xl").std == (0.5, 0.5, 0.5)
+    module = timm.create_model("replknet_nano_k3", pretrained=True)
+    assert as_loaded(module).input_size == 64
+    # Trained on whole images: no way of loading it crops or magnifies one of 64 pixels.
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    pixels = np.asarray(image, np.float32).transpose(2, 0, 1) / 255
+    mean, std = (np.array(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    for spec in (str(tmp_path / "bare.pth"), "replknet_nano_k3", "timm:replknet_nano_k3"):
+        np.testing.assert_allclose(load_model(spec).preparation()(image), (pixels - mean) / std, atol=1e-5)
+
+
+def test_a_folded_network_is_saved_with_its_description(tmp_path: Path) -> None:
+    model = replknet.reparameterize(tiny_model().float())
+    save_network(tmp_path / "small.safetensors", model, classes=[str(i) for i in range(10)], input_size=32)
+    loaded = load_model(str(tmp_path / "small.safetensors"))
+    assert (loaded.name, loaded.input_size) == ("small", 32)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(loaded.module(images), model(images), atol=1e-6)
+
+
+def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = replknet.create_model("replknet_xl", layers=(1, 1, 1, 1), channels=(4, 8, 8, 8))
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    monkeypatch.setattr("replknet.creating.download_weights", lambda name, progress: tmp_path / "weights.pth")
+    monkeypatch.setattr("replknet.creating.PRESETS", {"replknet_xl": source.config})
+    loaded = load_model("replknet_xl.meg73m_ft_in1k_320")
+    assert loaded.published == {"top1": 87.57, "top5": 98.39}
+    assert (loaded.mean, loaded.input_size) == ((0.5, 0.5, 0.5), 320)
+    assert "random" not in loaded.name
+    assert torch.equal(loaded.module.get_parameter("head.weight"), source.head.weight)  # type: ignore[arg-type]
+    assert "random weights" in load_model("replknet_xl.meg73m_ft_in1k_320", pretrained=False).name
+    with pytest.raises(ValueError, match="these weights have the kernels"):
+        load_model("replknet_xl.meg73m_ft_in1k_320", kernel_sizes=(3, 3, 3, 3))
+
+
+def test_libraries_bring_their_own_preparation(image: Image.Image) -> None:
+    from torchvision.models import ResNet18_Weights
+
+    loaded = load_model("torchvision:resnet18", pretrained=False)
+    assert torch.equal(loaded.preparation()(image), ResNet18_Weights.DEFAULT.transforms()(image))
+    assert loaded.preparation(96)(image).shape == (3, 96, 96)
+    other = load_model("timm:convnext_atto", pretrained=False)
+    config = timm.data.resolve_data_config({}, model=other.module)
+    assert torch.equal(other.preparation()(image), timm.data.create_transform(**config)(image))
+    ours = load_model("timm:replknet_nano_k3")
+    assert ours.input_size == 64
+
+
+def test_classifiers_of_transformers(tmp_path: Path, image: Image.Image) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    labels = {index: f"kind {index}" for index in range(3)}
+    config = transformers.ConvNextConfig(
+        hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], id2label=labels, label2id={v: k for k, v in labels.items()}
+    )
+    network = transformers.ConvNextForImageClassification(config).eval()
+    processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 64})
+    network.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = load_model(f"hf:{tmp_path}")
+    assert loaded.classes == ("kind 0", "kind 1", "kind 2")
+    pixels = processor(images=image, return_tensors="pt")["pixel_values"]
+    prepared = loaded.preparation()(image)
+    assert torch.equal(prepared, pixels[0])
+    with torch.no_grad():
+        assert torch.allclose(loaded.module(prepared[None]), network(pixels).logits, atol=1e-6)
+    image.save(tmp_path / "image.png")
+    assert analysis.predict(loaded, tmp_path / "image.png")[0].names[0] in labels.values()
+    result = effective_receptive_field(loaded.module, torch.rand(1, 3, 64, 64))
+    assert result.mean_map.shape == (64, 64)
+    assert result.mean_map.any()
+    with pytest.raises(ValueError, match=r"hf:.*its weights could not be loaded"):
+        load_model(f"hf:{tmp_path / 'none'}")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*:FutureWarning")
+def test_programs(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)).eval()
+    images = torch.rand(2, 3, 32, 32)
+    expected = effective_receptive_field(network, images).mean_map
+    torch.jit.trace(network, images).save(str(tmp_path / "traced.pt"))  # type: ignore[no-untyped-call]
+    program = torch.export.export(
+        network, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
+    )
+    torch.export.save(program, tmp_path / "program.pt2")
+    for name in ("traced.pt", "program.pt2"):
+        loaded = load_model(str(tmp_path / name))
+        assert loaded.name == Path(name).stem
+        found: Any = effective_receptive_field(loaded.module, images)
+        np.testing.assert_allclose(found.mean_map, expected, rtol=1e-5)
+    (tmp_path / "broken.pt2").write_text("nothing")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_model(str(tmp_path / "broken.pt2"))
+
+
+def test_device_and_dtype(tmp_path: Path) -> None:
+    from analysis.cli.console import placed
+
+    loaded = load_model("replknet_nano_k3")
+    with pytest.raises(ValueError, match="--dtype=int8: expected one of float32"):
+        placed(loaded, "cpu", "int8")
+    # PyTorch says so by RuntimeError and its NotImplementedError, AssertionError and ModuleNotFoundError.
+    for device in ("nowhere", "xla", "mtia", "hpu"):
+        with pytest.raises(ValueError, match=f"--device={device}: cannot be used here"):
+            placed(loaded, device, "float32")
+    double = placed(loaded, "cpu", "float64")
+    assert next(double.module.parameters()).dtype is torch.float64
+    # The meta device computes shapes alone: nothing on the way may assume the CPU.
+    meta = placed(load_model("replknet_nano_k31"), "meta", "float16")
+    assert meta.module(torch.zeros(2, 3, 64, 64, device="meta", dtype=torch.float16)).shape == (2, 12)
+
+
+ACCELERATORS = [
+    name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there
+]
+
+
+@pytest.mark.skipif(not ACCELERATORS, reason="no CUDA or MPS device")
+@pytest.mark.parametrize("device", ACCELERATORS)
+def test_an_accelerator_gives_the_same_results(device: str, image: Image.Image, tmp_path: Path) -> None:
+    from analysis.cli.console import placed
+
+    image.save(tmp_path / "image.png")
+    here = load_model("replknet_nano_k31")
+    there = placed(load_model("replknet_nano_k31"), device, "float32")
+    expected, found = (analysis.predict(model, tmp_path / "image.png", top=12)[0] for model in (here, there))
+    assert sorted(found.indices) == sorted(expected.indices)
+    np.testing.assert_allclose(sorted(found.scores), sorted(expected.scores), atol=1e-4)
+    images = torch.rand(1, 3, 64, 64)
+    maps = [effective_receptive_field(model.module, images).mean_map for model in (here, there)]
+    np.testing.assert_allclose(maps[1], maps[0], rtol=1e-2, atol=1e-4 * float(maps[0].max()))

@@ -1,0 +1,145 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from analysis import EvaluationResult, ResultError, evaluate, labelled_files
+from analysis.images.imagenet import imagenet_classes
+from analysis.recognition.labels import DataError
+from analysis.runs.results import load_result
+from tests.analysis.recognition.test_prediction import COLOURS
+from tests.networks import efficientnet_lite0
+
+RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Ten images of pure colour in folders of classes; the network answers with the colour."""
+    shown = {
+        "red": ["red", "red", "red", "blue"],
+        "green": ["green", "green", "red"],
+        "blue": ["blue", "blue", "green"],
+    }
+    for name, colours in shown.items():
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index, colour in enumerate(colours):
+            Image.new("RGB", (40, 40), RGB[colour]).save(tmp_path / "data" / name / f"{index}.png")
+    return tmp_path / "data"
+
+
+def test_accuracy_and_confusion_counted_by_hand(data: Path) -> None:
+    (data / "red" / "9.png").write_bytes(b"broken")
+    result = evaluate(COLOURS, data)
+    assert (result.num_correct(), len(result.labels), result.accuracy()) == (7, 10, 0.7)
+    assert result.accuracy(5) == 1.0
+    assert result.skipped == (("red/9.png", "corrupt"),)
+    table = result.confusion()
+    assert table.loc["red"].to_dict() == {"red": 3, "green": 0, "blue": 1}
+    assert table.loc["green"].to_dict() == {"red": 1, "green": 2, "blue": 0}
+    assert table.loc["blue"].to_dict() == {"red": 0, "green": 1, "blue": 2}
+    by_class = result.by_class().set_index("class")["top1"].to_dict()
+    assert by_class == {"red": 0.75, "green": pytest.approx(2 / 3), "blue": pytest.approx(2 / 3)}
+    wrong = result.decisions().query("not correct")
+    assert list(wrong["image"]) == ["blue/2.png", "green/2.png", "red/3.png"] or set(wrong["image"]) == {
+        "blue/2.png",
+        "green/2.png",
+        "red/3.png",
+    }
+    # Wilson's interval in its closed form.
+    z, n, p = stats.norm.ppf(0.975), 10, 0.7
+    centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    expected = [(centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)]
+    assert result.interval() == pytest.approx(expected, abs=1e-12)
+
+
+def test_saved_and_read_again(data: Path, tmp_path: Path) -> None:
+    result = evaluate(COLOURS, data, batch_size=3, num_workers=2)
+    result.save(tmp_path / "out")
+    again = EvaluationResult.load(tmp_path / "out")
+    assert again.images == result.images
+    assert np.array_equal(again.best, result.best)
+    assert again.settings["data"] == str(data)
+    with pytest.raises(FileExistsError):
+        result.save(tmp_path / "out")
+    with pytest.raises(ResultError, match="expected a result of kind 'erf'"):
+        load_result(tmp_path / "out", "erf")
+
+
+def test_an_interrupted_run_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
+    whole, partial = evaluate(COLOURS, data, batch_size=2), tmp_path / "partial.npz"
+
+    def stop(done: int, total: int) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(COLOURS, data, batch_size=2, partial=partial, progress=stop)
+    seen: list[int] = []
+    resumed = evaluate(COLOURS, data, batch_size=2, partial=partial, progress=lambda done, total: seen.append(done))
+    assert seen == [6, 8, 10]
+    assert np.array_equal(resumed.best, whole.best)
+    assert resumed.images == whole.images
+    assert not partial.exists()
+    # A state of other data is not taken for this one's.
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(COLOURS, data, batch_size=2, partial=partial, progress=stop)
+    Image.new("RGB", (60, 40)).save(data / "blue" / "0.png")
+    evaluate(COLOURS, data, batch_size=2, partial=partial, progress=lambda done, total: seen.append(done))
+    assert seen[3:] == [0, 2, 4, 6, 8, 10]
+
+
+def test_classes_are_matched_by_name_wordnet_id_number_or_order(data: Path, tmp_path: Path) -> None:
+    assert labelled_files(data, COLOURS.classes).rule == "by the names of the folders"
+    ids = imagenet_classes()
+    names = [name for _, name in ids]
+    imagenet = tmp_path / "val"
+    for index in (0, 207, 999):
+        shutil.copytree(data / "red", imagenet / ids[index][0])
+    assert set(labelled_files(imagenet, names).labels) == {0, 207, 999}
+    shutil.copytree(data / "red", imagenet / "5")
+    assert set(labelled_files(imagenet, names).labels) == {0, 5, 207, 999}
+    shutil.copytree(data / "red", imagenet / "nobody")
+    with pytest.raises(DataError, match="the folder 'nobody' is no class of the model; expected names such as tench"):
+        labelled_files(imagenet, names)
+    for old, new in (("red", "x"), ("green", "y"), ("blue", "z")):
+        (data / old).rename(data / new)
+    ordered = labelled_files(data, COLOURS.classes)
+    assert "sorted order" in ordered.rule
+    assert [ordered.labels[index] for index in (0, -1)] == [0, 2]
+
+
+def test_a_labels_file(data: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("red/0.png,red\nred/3.png,2\n\ngreen/0.png,green\n")
+    result = evaluate(COLOURS, data, labels=table)
+    assert result.accuracy() == 1.0
+    for line, message in (
+        ("red/0.png,pink", "line 1 is 'red/0.png,pink'; expected file,class with a class such as red, green, blue"),
+        ("red/7.png,red", "names .*red/7.png, which is not there"),
+        ("", "names no file"),
+    ):
+        table.write_text(line)
+        with pytest.raises(DataError, match=message):
+            evaluate(COLOURS, data, labels=table)
+    with pytest.raises(FileNotFoundError, match="labels="):
+        evaluate(COLOURS, data, labels=tmp_path / "none.csv")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        evaluate(COLOURS, tmp_path / "none")
+
+
+def test_a_real_classifier_on_photographs(shared: Path, tmp_path: Path) -> None:
+    for photo in sorted((shared / "data" / "photos").iterdir()):
+        folder = tmp_path / photo.name.split("_")[0]
+        folder.mkdir(exist_ok=True)
+        shutil.copy(photo, folder)
+    loaded: Any = efficientnet_lite0()
+    result = evaluate(loaded, tmp_path)
+    assert len(result.labels) == 48
+    assert result.accuracy() > 0.6
+    assert result.accuracy(5) > 0.9
+    assert result.images_per_second > 0

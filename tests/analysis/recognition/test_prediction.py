@@ -1,0 +1,185 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+import analysis
+import replknet
+from analysis import LayerError, extract_features, predict
+from analysis.images.files import find_images
+from analysis.images.imagenet import imagenet_classes
+from analysis.images.preparing import evaluation_transform
+from tests.networks import efficientnet_lite0
+
+
+class Brightness(nn.Module):
+    """Scores that can be worked out by hand: the mean of each colour channel, times four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(3, 3, bias=False)
+        self.head.weight.data = 4 * torch.eye(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(self.pool(x).flatten(1))
+        return scores
+
+
+COLOURS = analysis.LoadedModel(
+    name="colours",
+    module=Brightness(),
+    mean=(0.0,) * 3,
+    std=(1.0,) * 3,
+    input_size=32,
+    classes=("red", "green", "blue"),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, colour in (("b/blue.png", (0, 0, 255)), ("a/red.png", (255, 0, 0)), ("a/green.jpg", (0, 255, 0))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (50, 40), colour).save(tmp_path / name, quality=95)
+    (tmp_path / "a" / "broken.png").write_bytes(b"not a png")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_scores_of_a_network_worked_out_by_hand(folder: Path) -> None:
+    found = predict(COLOURS, folder, top=2)
+    assert [Path(item.image).name for item in found] == ["green.jpg", "red.png", "blue.png"]
+    assert [item.names[0] for item in found] == ["green", "red", "blue"]
+    expected = np.exp(4) / (np.exp(4) + 2)
+    assert found[1].scores[0] == pytest.approx(expected, abs=1e-6)
+    assert found[1].scores[1] == pytest.approx(1 / (np.exp(4) + 2), abs=1e-6)
+    assert found.skipped == ((str(folder / "a" / "broken.png"), "corrupt"),)
+    table = found.table()
+    assert list(table["rank"]) == [1, 2] * 3
+    assert len(predict(COLOURS, folder / "b" / "blue.png", top=9)[0].names) == 3
+
+
+def test_worker_processes_and_batches_change_nothing(folder: Path) -> None:
+    one = predict(COLOURS, folder, batch_size=1)
+    other = predict(COLOURS, folder, batch_size=2, num_workers=2)
+    assert one.items == other.items
+    assert one.skipped == other.skipped
+
+
+def test_images_are_files_folders_and_patterns_each_once(folder: Path) -> None:
+    def names(*sources: Any) -> list[str]:
+        return [path.name for path in find_images(sources)]
+
+    assert names(folder / "b", str(folder / "*" / "*.png")) == ["blue.png", "broken.png", "red.png"]
+    assert names(folder / "a" / "notes.txt") == ["notes.txt"]
+    with pytest.raises(FileNotFoundError, match="no file matches"):
+        find_images(str(folder / "*.gif"))
+    (folder / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no image"):
+        find_images(folder / "empty")
+    with pytest.raises(ValueError, match="none of 1 files is a usable image"):
+        predict(COLOURS, folder / "a" / "notes.txt")
+
+
+def test_resizing_follows_the_published_rule() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8))
+    found = evaluation_transform(224, mean=(0.5,) * 3, std=(0.5,) * 3)(image)
+    # int(224 / 0.875) = 256 on the short side, then the central 224 pixels.
+    resized = image.resize((int(500 * 256 / 300), 256), Image.Resampling.BICUBIC)
+    left = round((resized.width - 224) / 2)
+    expected = np.asarray(resized.crop((left, 16, left + 224, 240)), np.float32).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(found.numpy(), (expected - 0.5) / 0.5, atol=1e-6)
+    # From 384 on a square without a crop.
+    square = evaluation_transform(384, mean=(0.0,) * 3, std=(1.0,) * 3)(image)
+    whole = np.asarray(image.resize((384, 384), Image.Resampling.BICUBIC), np.float32).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(square.numpy(), whole, atol=1e-6)
+    with pytest.raises(ValueError, match="crop=2"):
+        evaluation_transform(224, mean=(0.0,) * 3, std=(1.0,) * 3, crop=2)
+
+
+@pytest.mark.parametrize("name", ["replknet_31b.in1k_224", "replknet_xl.meg73m_ft_in1k_320", "replknet_31b.in1k_384"])
+def test_timm_prepares_our_models_in_the_same_way(name: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (500, 700, 3), dtype=np.uint8))
+    weights = replknet.PUBLISHED[name]
+    ours = analysis.LoadedModel(
+        name=name, module=nn.Identity(), mean=weights.mean, std=weights.std, input_size=weights.image_size
+    ).preparation()
+    with torch.device("meta"):
+        config = timm.data.resolve_data_config({}, model=timm.create_model(name))
+    difference = (timm.data.create_transform(**config)(image) - ours(image)).abs().max()
+    assert difference < 1e-6
+
+
+def test_a_real_classifier_names_photographs(shared: Path) -> None:
+    found = predict(efficientnet_lite0(), shared / "data" / "photos")
+    assert len(found) == 48
+    assert found.skipped == ()
+    # The file names carry the WordNet id and the class of the photograph.
+    ids = [wordnet_id for wordnet_id, _ in imagenet_classes()]
+    right = [ids[item.indices[0]] == Path(item.image).name.split("_")[0] for item in found]
+    assert np.mean(right) > 0.6
+    assert all(abs(sum(item.scores)) <= 1 and item.scores[0] >= item.scores[-1] for item in found)
+
+
+def test_what_is_no_classifier_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"Identity returns shape \(3, 3, 224, 224\); expected one row"):
+        predict(nn.Identity(), [folder / "a" / "red.png", folder / "a" / "green.jpg", folder / "b" / "blue.png"])
+    with pytest.raises(ValueError, match="cannot take images of shape"):
+        predict(nn.Linear(7, 2), folder / "b")
+    with pytest.raises(ValueError, match="names 4 classes and returns 3"):
+        predict(replace(COLOURS, classes=("red", "green", "blue", "grey")), folder / "b")
+    with pytest.raises(ValueError, match="top=0"):
+        predict(COLOURS, folder, top=0)
+
+
+def test_features_of_stages_layers_and_the_head(folder: Path, tmp_path: Path) -> None:
+    found = extract_features("replknet_nano_k31", folder, stages=[3, 0, "pooled", "stages.1.blocks.0"])
+    shapes = {name: array.shape for name, array in found.arrays.items()}
+    assert shapes == {
+        "stage3": (3, 128, 2, 2),
+        "stage0": (3, 16, 16, 16),
+        "pooled": (3, 128),
+        "stages.1.blocks.0": (3, 32, 8, 8),
+    }
+    assert [Path(name).name for name in found.images] == ["green.jpg", "red.png", "blue.png"]
+    # Independently: the network's own methods on the same input.
+    loaded = analysis.load_model("replknet_nano_k31")
+    batch = torch.stack([loaded.preparation()(Image.open(name).convert("RGB")) for name in found.images])
+    module: Any = loaded.module
+    with torch.no_grad():
+        last = module.forward_features(batch)
+        np.testing.assert_allclose(found.arrays["stage3"], last, atol=1e-5)
+        np.testing.assert_allclose(found.arrays["pooled"], module.forward_head(last, pre_logits=True), atol=1e-5)
+    averaged = extract_features("replknet_nano_k31", folder, stages=[0], average=True)
+    np.testing.assert_allclose(averaged.arrays["stage0"], found.arrays["stage0"].mean((2, 3)), atol=1e-6)
+    path = tmp_path / "f.npz"
+    found.save(path)
+    with np.load(path) as file:
+        assert set(file) == {*shapes, "images", "model"}
+        np.testing.assert_array_equal(file["stage0"], found.arrays["stage0"])
+    with pytest.raises(FileExistsError, match="exists already"):
+        found.save(path)
+
+
+def test_features_of_other_networks(folder: Path) -> None:
+    timm_model = extract_features(analysis.load_model("timm:resnet18", pretrained=False), folder, stages=[1, "pooled"])
+    assert timm_model.arrays["stage1"].shape == (3, 64, 56, 56)
+    assert timm_model.arrays["pooled"].shape == (3, 512)
+    net = analysis.load_model("torchvision:mobilenet_v2", pretrained=False)
+    assert extract_features(net, folder, stages=["pooled"]).arrays["pooled"].shape == (3, 1280)
+    with pytest.raises(LayerError, match="has no numbered stages"):
+        extract_features(net, folder, stages=[1])
+    with pytest.raises(
+        LayerError, match="layer='nose': the model has no such module; expected pooled or a name such as"
+    ):
+        extract_features(net, folder, stages=["nose"])
+    with pytest.raises(LayerError, match="stages=\\[7\\]"):
+        extract_features("replknet_nano_k3", folder, stages=[7])
+    with pytest.raises(ValueError, match="expected at least one stage"):
+        extract_features(net, folder, stages=[])

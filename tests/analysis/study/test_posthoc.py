@@ -1,0 +1,177 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import replknet
+from analysis import LoadedModel
+from analysis.images.synthetic.drawing import SyntheticOptions
+from analysis.images.synthetic.outlines import CLASSES
+from analysis.images.synthetic.sets import SyntheticImages, stimulus_set
+from analysis.shape_bias.categories import MAPPING
+from analysis.study.posthoc import (
+    Variant,
+    apply_variant,
+    default_variants,
+    has_small_branch,
+    kernel_energy,
+    large_kernels,
+    measure_variants,
+    posthoc_table,
+)
+from tests.networks import TINY, tiny_model
+
+IMAGES = torch.rand(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_cropped_network_is_the_network_with_smaller_kernels() -> None:
+    model = tiny_model()
+    cropped = apply_variant(model, Variant(kernel=7))
+    sizes = [min(7, size) for size in TINY["kernel_sizes"]]
+    small = tiny_model(kernel_sizes=sizes)
+    state = model.state_dict()
+    for key, value in small.state_dict().items():
+        margin = (state[key].shape[-1] - value.shape[-1]) // 2 if value.ndim == 4 else 0
+        state[key] = (
+            state[key][..., margin : state[key].shape[-1] - margin, margin : state[key].shape[-1] - margin]
+            if margin
+            else state[key]
+        )
+    small.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.allclose(cropped(IMAGES), small(IMAGES), rtol=1e-10)
+        assert not torch.allclose(cropped(IMAGES), model(IMAGES), rtol=1e-3)
+
+
+def test_the_model_itself_is_left_alone_and_a_wide_crop_changes_nothing() -> None:
+    model = tiny_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    apply_variant(model, Variant(kernel=1, small_branch=False))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    with torch.no_grad():
+        assert torch.equal(apply_variant(model, Variant(kernel=13))(IMAGES), model(IMAGES))
+
+
+def test_one_stage_at_a_time() -> None:
+    model = tiny_model()
+    changed = apply_variant(model, Variant(kernel=3, stage=2))
+    for stage, (ours, theirs) in enumerate(zip(large_kernels(changed), large_kernels(model), strict=True)):
+        for layer, former in zip(ours, theirs, strict=True):
+            assert torch.equal(layer.weight, former.weight) == (stage != 2)
+    assert (large_kernels(changed)[2][0].weight != 0).sum() == 9 * TINY["channels"][2]
+
+
+def test_dropping_the_small_branch_is_its_weight_set_to_zero() -> None:
+    model = tiny_model()
+    dropped = apply_variant(model, Variant(small_branch=False))
+    silent = tiny_model()
+    for module in silent.modules():
+        if isinstance(module, replknet.ReparamLargeKernelConv) and module.small_conv is not None:
+            norm = module.small_conv.bn
+            norm.weight.data.zero_()  # type: ignore[operator]
+            norm.bias.data.zero_()  # type: ignore[operator]
+    with torch.no_grad():
+        assert torch.allclose(dropped(IMAGES), silent(IMAGES), rtol=1e-10)
+        assert torch.allclose(replknet.reparameterize(dropped)(IMAGES), dropped(IMAGES), rtol=1e-8)
+    assert has_small_branch(model)
+    assert not has_small_branch(dropped)
+
+
+def test_merged_networks_are_cropped_too_but_have_no_small_branch() -> None:
+    merged = replknet.reparameterize(tiny_model(), level="kernels")
+    # Down to the small kernel, merging and cropping commute.
+    with torch.no_grad():
+        first = apply_variant(merged, Variant(kernel=7))(IMAGES)
+        second = replknet.reparameterize(apply_variant(tiny_model(), Variant(kernel=7)), level="kernels")(IMAGES)
+    assert torch.allclose(first, second, rtol=1e-5)
+    with pytest.raises(ValueError, match="no separate small kernels"):
+        apply_variant(merged, Variant(small_branch=False))
+    assert all(variant.small_branch for variant in default_variants(merged))
+
+
+def test_default_variants() -> None:
+    variants = default_variants(tiny_model(), [3, 9, 21])
+    assert variants[0] == Variant()
+    assert [v.kernel for v in variants if v.stage is None and v.kernel] == [3, 9]
+    assert [(v.stage, v.kernel) for v in variants if v.stage is not None] == [
+        (0, 3), (0, 9), (1, 3), (1, 9), (2, 3), (3, 3),
+    ]  # fmt: skip
+    assert variants[-1] == Variant(small_branch=False)
+    assert len({variant.name for variant in variants}) == len(variants)
+    automatic = [v.kernel for v in default_variants(replknet.create_model("replknet_nano_k31"), by_stage=False)]
+    assert automatic[1] == 1
+    assert automatic[-2] == 27
+    assert len(automatic) == 10
+
+
+def test_energy_of_known_kernels() -> None:
+    model = tiny_model(small_kernel=None)
+    for layer in large_kernels(model)[0]:
+        layer.weight.data.fill_(1.0)
+    for layer in large_kernels(model)[1]:
+        layer.weight.data.zero_()
+        layer.weight.data[:, :, 5, 5] = 2.0
+    energy = kernel_energy(model)
+    uniform = energy[energy["stage"] == 1]
+    # A ring of radius r has 8 r taps of the 13 x 13.
+    assert uniform["energy"].to_numpy() == pytest.approx(np.array([1, *(8 * r for r in range(1, 7))]) / 169)
+    assert uniform["cumulative"].to_numpy() == pytest.approx(np.arange(1, 14, 2) ** 2 / 169)
+    center = energy[energy["stage"] == 2]
+    assert center["energy"].to_numpy() == pytest.approx([1, 0, 0, 0, 0, 0])
+    assert energy.groupby("stage")["energy"].sum().to_numpy() == pytest.approx(1)
+
+
+def nano(num_classes: int = 12) -> LoadedModel:
+    torch.manual_seed(0)
+    module = replknet.create_model(
+        "replknet_nano_k31", layers=(1, 1), channels=(4, 8), kernel_sizes=(7, 5), num_classes=num_classes
+    )
+    return LoadedModel(name="nano", module=module.eval(), input_size=32, classes=CLASSES)
+
+
+def test_measures_each_variant_and_resumes(tmp_path: Path) -> None:
+    loaded = nano()
+    variants = [Variant(), Variant(kernel=3), Variant(kernel=1, stage=1)]
+    options = SyntheticOptions(size=32)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    measured: list[str] = []
+    settings = {"size": 64}
+
+    def measure(**changes: int) -> list[float]:
+        results = measure_variants(
+            loaded,
+            variants,
+            tmp_path,
+            erf_images=images,
+            labelled=SyntheticImages(num_images=24, options=options),
+            stimuli=stimulus_set(SyntheticImages(kind="conflict", num_images=24, options=options)),
+            mapping=MAPPING,
+            settings=settings | changes,
+            progress=lambda done, total, name: measured.append(name),
+        )
+        table = posthoc_table(results)
+        assert list(table["variant"]) == ["whole", "crop3", "crop1_stage2"]
+        assert table["accuracy"].between(0, 1).all()
+        assert table["coverage"].between(0, 1).all()
+        return [float(value) for value in table["erf_area_0.99"]]
+
+    first = measure()
+    assert first[0] > first[1]
+    assert measured[-1] == "done"
+    stamp = (tmp_path / "crop3" / "measures" / "result.json").stat().st_mtime_ns
+    assert measure() == first
+    assert (tmp_path / "crop3" / "measures" / "result.json").stat().st_mtime_ns == stamp
+    measure(size=65)
+    assert (tmp_path / "crop3" / "measures" / "result.json").stat().st_mtime_ns != stamp
+
+
+def test_wrong_values_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="kernel=4"):
+        apply_variant(tiny_model(), Variant(kernel=4))
+    with pytest.raises(ValueError, match="stage=4"):
+        apply_variant(tiny_model(), Variant(stage=4))
+    other = replace(nano(), module=torch.nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match="expected a RepLKNet"):
+        measure_variants(other, [Variant()], tmp_path, erf_images=torch.rand(1, 3, 32, 32))

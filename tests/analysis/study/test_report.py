@@ -1,0 +1,189 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.runs.results import ResultError
+from analysis.study import record, report
+from analysis.study.running import run_study
+from analysis.study.verdict import findings, interval_text, warnings_of
+from tests.analysis.study.test_running import TINY
+
+
+def table(bias: list[list[float]], area: list[list[float]], kernels: tuple[int, ...] = (3, 7, 13, 31)) -> pd.DataFrame:
+    rows = [
+        {
+            "kernel": kernel,
+            "seed": seed,
+            "shape_bias": bias[seed][index],
+            "pse": bias[seed][index] - 0.5,
+            "erf_area_0.5": area[seed][index],
+            "untrained_erf_area_0.5": 0.1,
+            "erf_area_0.99": 0.5,
+            "accuracy": 0.9,
+            "coverage": 0.9,
+        }
+        for seed in range(len(bias))
+        for index, kernel in enumerate(kernels)
+    ]
+    return pd.DataFrame(rows)
+
+
+RISING = [[0.1, 0.2, 0.3, 0.4], [0.12, 0.21, 0.33, 0.41], [0.1, 0.22, 0.3, 0.45]]
+FALLING = [row[::-1] for row in RISING]
+MIXED = [RISING[0], FALLING[0], [0.2, 0.4, 0.1, 0.3]]
+
+
+def answers(bias: list[list[float]], area: list[list[float]]) -> dict[str, str]:
+    return {finding.question: finding.answer for finding in findings(table(bias, area))}
+
+
+def test_verdict_follows_the_statistics() -> None:
+    found = answers(bias=RISING, area=RISING)
+    assert found["Does a larger kernel see further?"].startswith("Yes")
+    assert found["Does it see shape?"].startswith("Yes")
+    assert found["Is it more accurate?"] == "No evidence of a trend."
+    found = answers(bias=FALLING, area=MIXED)
+    assert found["Does a larger kernel see further?"] == "No evidence of a trend."
+    assert found["Does it see shape?"].startswith("The opposite")
+    assert found["Does a weaker shape still win?"].startswith("The opposite")
+
+
+def test_verdict_gives_the_numbers() -> None:
+    (finding, *_) = findings(table(bias=RISING, area=RISING))
+    assert "10.7 % at 3" in finding.detail
+    assert "+31.3 % [" in finding.detail
+    assert "over 3 seeds" in finding.detail
+    assert "p = 0.00014" in finding.detail
+
+
+def test_one_seed_is_no_answer() -> None:
+    found = {f.question: f for f in findings(table(bias=RISING[:1], area=RISING[:1]))}
+    assert found["Does it see shape?"].answer.startswith("No answer")
+    assert "+0.30 over 1 seed." in found["Does it see shape?"].detail
+
+
+def test_a_study_without_two_cues_says_nothing_of_shape() -> None:
+    rows = table(bias=RISING, area=RISING).assign(shape_bias=np.nan)
+    assert not [finding for finding in findings(rows) if "shape" in finding.question]
+    assert warnings_of(rows, chance=0.1) == []
+
+
+def test_warnings() -> None:
+    rows = table(bias=RISING, area=RISING)
+    assert warnings_of(rows, chance=0.1) == []
+    weak = rows.assign(accuracy=0.15, coverage=0.2, shape_bias=0.01)
+    weak["erf_area_0.99"] = 0.95
+    notes = warnings_of(weak, chance=0.1)
+    assert len(notes) == 4
+    assert "12 of 12 networks" in notes[0]
+
+
+def test_interval_text() -> None:
+    assert interval_text([0.1, 0.2, 0.3], percent=True) == "20.0 [0.0, 44.8]"
+    assert interval_text([0.5]) == "0.50"
+    assert interval_text([np.nan]) == "-"
+    assert interval_text([-0.5, 0.5], lowest=-1) == "0.00 [-1.00, 1.00]"
+
+
+class Page(HTMLParser):
+    """Tags that must be closed, and everything that would be fetched."""
+
+    void = frozenset({"meta", "br", "img", "link", "input", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.identifiers: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.void:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and value:
+                self.links.append(value)
+            if name == "id" and value:
+                self.identifiers.append(value)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.void:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("report")
+    run_study(replace(TINY, num_seeds=1), directory)
+    failed = directory / "cells" / "k5_small3_seed7"
+    failed.mkdir()
+    (failed / "error.txt").write_text("Traceback\nRuntimeError: <b>no luck</b>\n")
+    record.save_study(TINY, "replknet study --out X", directory)
+    report.write_report(directory)
+    return directory
+
+
+def test_page_is_whole_and_self_contained(study: Path) -> None:
+    source = (study / "report.html").read_text()
+    page = Page()
+    page.feed(source)
+    assert page.open == []
+    outside = [link for link in page.links if not link.startswith(("#", "data:"))]
+    assert all(link.startswith("https://arxiv.org/abs/") for link in outside)
+    assert len(page.identifiers) == len(set(page.identifiers))
+    targets = {link.removeprefix("#") for link in page.links if link.startswith("#")}
+    targets |= set(re.findall(r"url\(#([^)]+)\)", source))
+    assert targets <= set(page.identifiers)
+    assert source.count("<svg") == source.count("<figure")
+    assert "prefers-color-scheme: dark" in source
+    assert "@media print" in source
+    assert "replknet study --out X" in page.text
+    assert "No answer: no result of 1 seed with 2 kernels could be significant." in page.text
+    assert "<b>no luck</b>" in page.text  # escaped: text, not a tag
+    assert "#010203" not in source
+    assert "currentColor" in source
+
+
+def test_figures_and_table_are_files(study: Path) -> None:
+    table = pd.read_csv(study / "study.csv")
+    assert list(table["kernel"]) == [3, 5]
+    assert table["accuracy"].between(0, 1).all()
+    names = {path.stem for path in (study / "figures").iterdir()}
+    assert names >= {"area", "shape_bias", "psychometric", "erf_trained", "erf_untrained", "stimuli", "macs"}
+    assert all(
+        (study / "figures" / f"{name}.{suffix}").stat().st_size > 1000 for name in names for suffix in ("png", "pdf")
+    )
+    assert (study / "figures" / "area.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_wrong_folders_are_named(tmp_path: Path, study: Path) -> None:
+    with pytest.raises(ResultError, match=r"holds no study\.json"):
+        report.write_report(tmp_path)
+    (tmp_path / "study.json").write_text("[]")
+    with pytest.raises(ResultError, match="unreadable"):
+        report.write_report(tmp_path)
+    found = record.load_study(study)
+    assert found.study == TINY
+    assert found.kernels == [3, 5]
+    failed = next(state for state in found.states if state.state == "failed")
+    assert (failed.cell, failed.line) == ("k5_small3_seed7", "RuntimeError: <b>no luck</b>")
+
+
+def test_a_study_without_a_finished_cell_has_a_page_that_says_so(tmp_path: Path) -> None:
+    record.save_study(TINY, "replknet study", tmp_path)
+    page = report.write_report(tmp_path).read_text()
+    assert "0 of 4 networks are trained and measured." in page
+    assert page.count("<td>missing</td>") == 4
+    assert [path.name for path in tmp_path.iterdir() if path.name != "study.json"] == ["report.html"]

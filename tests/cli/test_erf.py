@@ -1,0 +1,208 @@
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import analysis
+from analysis import ErfResult, cli
+from analysis.receptive_field.plots import plot_contribution, plot_erf
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 5, padding=2), nn.ReLU(), nn.Conv2d(4, 4, 9, padding=4))
+
+
+def not_a_network() -> int:
+    return 3
+
+
+MODEL = "tests.cli.test_erf:small_network"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 255, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def run(*arguments: object) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    assert ended.value.code == 0
+
+
+def test_erf_writes_results_table_and_figures(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    arguments = ("erf", MODEL, "--untrained", "--images", photos, "--size", "32x40", "--layers", "0,last", "--out", out)
+    run(*arguments)
+    names = {path.name for path in out.iterdir()}
+    for figure in ("erf", "contribution", "growth"):
+        assert {f"{figure}.png", f"{figure}.pdf"} <= names
+        assert matplotlib.image.imread(out / f"{figure}.png").std() > 0.01
+    table = pd.read_csv(out / "erf.csv")
+    assert list(table["model"]) == ["small_network"] * 2 + ["small_network, untrained"] * 2
+    assert list(table["layer"]) == ["0", "last feature map"] * 2
+    result = ErfResult.load(out / "small_network")
+    assert result.images == ("0.png", "1.png", "2.png") or sorted(result.images) == ["0.png", "1.png", "2.png"]
+    assert table["area_0.5"][1] == pytest.approx(result.area_ratio(0.5))
+    assert result.map_size == (32, 40)
+    # A second call answers from what is saved; another run is refused and changes nothing.
+    stamp = (out / "small_network" / "result.json").stat().st_mtime_ns
+    run(*arguments)
+    assert (out / "small_network" / "result.json").stat().st_mtime_ns == stamp
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in (*arguments, "--protocol", "official")])
+    assert ended.value.code == 2
+    assert "differs in protocol" in capsys.readouterr().err
+    assert (out / "small_network" / "result.json").stat().st_mtime_ns == stamp
+    run(*arguments, "--protocol", "official", "--overwrite")
+    assert ErfResult.load(out / "small_network").protocol == "official"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["replknet_31x"], "model='replknet_31x': expected a RepLKNet"),
+        (["timm:no_such_net", "--no-pretrained"], "timm has no such model"),
+        (["torchvision:no_such_net"], "torchvision has no such model"),
+        (["tests.cli.test_erf:absent"], "cannot be imported"),
+        (["tests.cli.test_erf:not_a_network"], "returned int"),
+        ([MODEL, "--images", "/no/such/folder"], "no such folder"),
+        ([MODEL, "--size", "12y"], "--size='12y'"),
+        ([MODEL, "--protocol", "luo"], "--protocol='luo'"),
+        ([MODEL, "--num-images", "0"], "num_images=0"),
+        ([MODEL, "--mean", "1,2"], "--mean='1,2'"),
+        ([MODEL, "--std", "0,1,1"], "--std='0,1,1'"),
+        ([MODEL, "--layers", "nope"], "layer='nope'"),
+        ([MODEL, "--checkpoint", "w.pth"], "applies to RepLKNets by name only"),
+        ([MODEL, MODEL], "not all different"),
+        (["replknet_31b", "--kernel-sizes", "31,30,27,13"], "kernel_sizes="),
+        (["replknet_31b", "--kernel-sizes", "31,29"], "kernel_sizes="),
+        (["replknet_31b", "--kernel-sizes", "a"], "--kernel-sizes='a'"),
+        (["replknet_31b", "--checkpoint", "/no/such.pth"], "no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(
+            ["erf", *arguments, "--size", "32", "--num-images", "1", "--out", str(tmp_path / "out")]
+            if "--size" not in arguments and "--num-images" not in arguments
+            else ["erf", *arguments, "--out", str(tmp_path / "out")]
+        )
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert error.strip().splitlines()[-1].startswith("replknet: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["erf", MODEL], "Missing option '--out'"),
+        (["erf", MODEL, "--out", "x", "--num-images", "many"], "--num-images"),
+        (["erf", MODEL, "--out", "x", "--colour", "red"], "--colour"),
+        (["shape"], "shape"),
+    ],
+)
+def test_a_call_that_cannot_be_parsed_is_one_line_too(arguments: list[str], message: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def shrinking_network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 2, 33), nn.ReLU())
+
+
+def test_overwriting_with_a_command_that_cannot_run_keeps_the_old_results(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    run("erf", MODEL, "--size", "24", "--num-images", "1", "--out", out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    for bad in ([MODEL, "--layers", "nope"], ["tests.cli.test_erf:shrinking_network"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["erf", *bad, "--size", "24", "--num-images", "1", "--out", str(out), "--overwrite"])
+        assert ended.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analysis.cli.erf.effective_receptive_field", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["erf", MODEL, "--size", "24", "--num-images", "1", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 130
+    assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for target in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["erf", MODEL, "--size", "32", "--num-images", "1", "--out", str(target), "--overwrite"])
+        assert ended.value.code == 2
+        assert f"--out={str(target)!r}: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_models_prints_the_published_counts(capsys: Any) -> None:
+    run("models")
+    text = capsys.readouterr().out
+    for count in ("79,864,168", "79,527,272", "15,431,298,048", "172,671,016", "335,399,656", "12,938,654,720"):
+        assert count in text
+
+
+def test_untrained_copy_is_new_and_names_what_it_could_not_reset() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(3, 2, 3), nn.Parameter(torch.ones(2))
+
+    loaded = analysis.LoadedModel(name="scaled", module=Scaled())
+    copy = analysis.untrained_copy(loaded, seed=1)
+    weights = [item.module.get_parameter("conv.weight") for item in (loaded, copy)]
+    assert not torch.equal(*weights)
+    assert copy.name == "scaled, untrained"
+    assert "scale" in copy.notes[0]
+    again = analysis.untrained_copy(loaded, seed=1).module.get_parameter("conv.weight")
+    assert torch.equal(weights[1], again)
+
+
+def test_a_small_kernel_that_does_not_fit_is_left_out_with_a_note() -> None:
+    loaded = analysis.load_model("replknet_31b", kernel_sizes=(3, 3, 3, 3))
+    assert "does not fit" in loaded.notes[0]
+    assert not any("small_conv" in key for key in loaded.module.state_dict())
+    kept = analysis.load_model("torchvision:mobilenet_v2", pretrained=False)
+    assert kept.input_size == 224
+
+
+def test_plots_show_the_data_of_the_result() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    result = analysis.effective_receptive_field(small_network(), images)
+    ax = plot_erf(result)
+    shown = np.asarray(ax.images[0].get_array())
+    np.testing.assert_allclose(shown, np.maximum(result.mean_map / result.mean_map.max(), 1e-4))
+    assert ax.patches[0].get_width() == result.side(0.5)  # type: ignore[attr-defined]
+    line = plot_contribution([result]).lines[0]
+    areas, shares = result.contribution_curve()
+    np.testing.assert_allclose(np.asarray(line.get_xdata()), 100 * np.sqrt(areas))
+    np.testing.assert_allclose(np.asarray(line.get_ydata()), 100 * shares)

@@ -1,0 +1,211 @@
+"""The commands of daily work, through their entry point."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import replknet
+from analysis import cli
+from analysis.images.synthetic.sets import SyntheticImages, save_stimuli
+from tests.cli.test_study import run
+from tests.networks import tiny_model
+
+WEIGHTS = Path(replknet.__file__).parent / "weights" / "replknet_nano_k31.safetensors"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated images in folders of their classes, and one broken file."""
+    folder = tmp_path_factory.mktemp("images") / "congruent"
+    save_stimuli(SyntheticImages(kind="congruent", num_images=24, seed=1), folder)
+    (folder / "ring" / "broken.png").write_bytes(b"broken")
+    return folder
+
+
+def test_predict_as_table_json_and_csv(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict replknet_nano_k31", images / "ring", "--top", "2") == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("ring") >= 4
+    assert "skipped" in printed.err
+    assert "broken.png: corrupt" in printed.err
+    assert run("predict replknet_nano_k31 --json --top 3", images / "ring") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [len(item["predictions"]) for item in content] == [3, 3]
+    assert content[0]["predictions"][0]["class"] == "ring"
+    assert run("predict replknet_nano_k31 --csv", images / "ring") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "image,rank,class_index,class,score"
+    assert len(lines) == 11
+
+
+def test_features_into_a_file(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "f.npz"
+    assert run("features replknet_nano_k3 --stages 1,pooled --average", images, "--out", out) == 0
+    with np.load(out) as file:
+        assert file["stage1"].shape == (24, 32)
+        assert file["pooled"].shape == (24, 128)
+        assert len(file["images"]) == 24
+    before = out.read_bytes()
+    capsys.readouterr()
+    assert run("features replknet_nano_k3", images, "--out", out) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_the_working_day(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluate, merge the file, look at it, evaluate again: the same accuracy."""
+    out = tmp_path / "evaluation"
+    assert run(f"evaluate {WEIGHTS} --confusion --data", images, "--out", out) == 0
+    first = capsys.readouterr()
+    assert "24" in first.out
+    assert "broken.png: corrupt" in first.err
+    assert "classes matched by the names of the folders" in first.err
+    assert len(pd.read_csv(out / "decisions.csv")) == 24
+    assert pd.read_csv(out / "confusion.csv").shape[0] == 12
+    assert run(f"evaluate {WEIGHTS} --data", images, "--out", out) == 0  # from what is saved
+    merged = tmp_path / "merged.safetensors"
+    assert run(f"reparameterize {WEIGHTS}", merged) == 0
+    assert "314,556 parameters became 306,796" in capsys.readouterr().out
+    assert run("info", merged) == 0
+    assert "re-parameterised, no batch norm" in capsys.readouterr().out
+    again = tmp_path / "again"
+    assert run("evaluate", merged, "--data", images, "--out", again) == 0
+    before, after = (pd.read_csv(folder / "decisions.csv") for folder in (out, again))
+    pd.testing.assert_frame_equal(before, after)
+    capsys.readouterr()
+    assert run("evaluate", merged, "--data", images, "--out", out) == 2
+    assert "holds another run, which differs in model, weights; choose" in capsys.readouterr().err
+    record = json.loads((out / "run.json").read_text())
+    del record["schema_version"]
+    (out / "run.json").write_text(json.dumps(record))
+    assert run("evaluate", merged, "--data", images, "--out", out) == 2
+    message = capsys.readouterr().err
+    assert "differs in model, weights, and was made by a former version, which named the networks' code" in message
+    assert message.strip().count("\n") == 0
+
+
+def test_convert_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = tmp_path / "there.pth"
+    assert run(f"convert {WEIGHTS}", there, "--to", "mmpretrain") == 0
+    assert run("info", there) == 0
+    assert "mmpretrain" in capsys.readouterr().out
+    assert run("convert", there, tmp_path / "back.safetensors", "--to", "safetensors") == 0
+    state, back = (replknet.load_state_dict(path) for path in (WEIGHTS, tmp_path / "back.safetensors"))
+    assert all(torch.equal(state[key], back[key]) for key in state)
+    broken = tiny_model().float().state_dict()
+    broken["norm.weight"][:] = float("nan")
+    torch.save(broken, tmp_path / "broken.pth")
+    assert run("info", tmp_path / "broken.pth") == 1
+    assert "NaN in 1 of" in capsys.readouterr().out
+
+
+def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    assert run("export replknet_nano_k3 --out", tmp_path / "n.onnx") == 0
+    assert "run by onnxruntime" in capsys.readouterr().out
+    assert run("export replknet_nano_k3 --out", tmp_path / "n.pt2") == 0
+    assert run("predict", tmp_path / "n.pt2", tmp_path / "n.onnx") == 2  # no image
+    assert "none of 1 files is a usable image" in capsys.readouterr().err
+
+
+def test_models_lists_the_published_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models") == 0
+    printed = capsys.readouterr().out
+    for name, weights in replknet.PUBLISHED.items():
+        (line,) = [line for line in printed.splitlines() if f" {name} " in line]
+        assert f"{weights.top1:.2f}" in line
+        assert f"{weights.top5:.2f}" in line
+
+
+BAD = [
+    ("predict nobody IMAGES", "model='nobody': expected a RepLKNet"),
+    ("predict replknet_nano_k3 nowhere.jpg", "images='nowhere.jpg': no such file or folder"),
+    ("predict replknet_nano_k3 IMAGES --top 0", "Invalid value for '--top'"),
+    ("predict replknet_nano_k3 IMAGES --json --csv", "--json, --csv: expected one of them"),
+    ("predict replknet_nano_k3 IMAGES --device nowhere", "--device=nowhere: cannot be used here"),
+    ("predict replknet_nano_k3 IMAGES --dtype int8", "--dtype=int8: expected one of float32"),
+    ("predict nowhere.safetensors IMAGES", "model='nowhere.safetensors': no such file"),
+    ("predict TEXT IMAGES", "not a readable weight file"),
+    ("predict replknet_nano_k3 TEXT", "none of 1 files is a usable image"),
+    ("predict replknet_31b.in1k_999 IMAGES", "model='replknet_31b.in1k_999': expected a RepLKNet"),
+    ("predict hf:nowhere/none IMAGES", "model='hf:nowhere/none'"),
+    ("predict no.such:thing IMAGES", "cannot be imported"),
+    ("features replknet_nano_k3 IMAGES --stages 9 --out NEW.npz", "stages=[9]"),
+    ("features replknet_nano_k3 IMAGES --stages nose --out NEW.npz", "layer='nose': the model has no such module"),
+    ("features replknet_nano_k3 IMAGES --out TEXT", "expected a name that ends in .npz"),
+    ("evaluate replknet_nano_k3 --data nowhere", "data='nowhere': no such folder"),
+    ("evaluate replknet_nano_k3 --data FOLDER", "expected a sub-folder for each class"),
+    ("evaluate replknet_nano_k3 --data IMAGES --labels TEXT", "line 1 is 'no weights'"),
+    ("evaluate replknet_nano_k3 --data IMAGES --confusion", "--confusion: needs a folder for the table"),
+    ("evaluate replknet_nano_k3 --data IMAGES --out FOLDER", "holds files of something else"),
+    ("features replknet_nano_k3 IMAGES --out /proc/f.npz", "cannot be written"),
+    ("predict NEW.onnx IMAGES", "ONNX files cannot be read back"),
+    ("reparameterize WEIGHTS WEIGHTS --overwrite", "is the source itself"),
+    ("predict replknet_nano_k3 IMAGES --seed -1", "Invalid value for '--seed'"),
+    ("info nowhere.pth", "checkpoint='nowhere.pth': no such file"),
+    ("info TEXT", "not a readable weight file"),
+    ("convert TEXT NEW.pth", "not a readable weight file"),
+    ("convert WEIGHTS NEW.onnx", "expected a name that ends in .safetensors, .pth, .pt"),
+    ("convert WEIGHTS NEW.pth --to keras", "to='keras': expected 'official' or 'mmpretrain'"),
+    ("convert WEIGHTS NEW.pth --to safetensors", "expected a name that ends in .safetensors"),
+    ("convert WEIGHTS TEXT", "exists already"),
+    ("reparameterize WEIGHTS NEW.pth --level most", "--level=most: expected full or kernels"),
+    ("reparameterize WEIGHTS NEW.pth --to mmpretrain", "no place for folded batch norms"),
+    ("export replknet_nano_k3 --out NEW.tflite", "expected a name that ends in .onnx, .pt"),
+    ("export replknet_nano_k3 --out NEW.onnx --format export", "ends like a file of format onnx"),
+    ("export replknet_nano_k3 --out TEXT", "exists already"),
+    ("data weights replknet_nano_k3", "no published weights; expected one of replknet_31b.in1k_224"),
+    ("data weights replknet_31b.in1k_224 --url nowhere", "url='nowhere': expected an address such as https://"),
+    ("frobnicate", "No such command 'frobnicate'"),
+    ("predict", "Missing argument"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), BAD)
+def test_a_bad_input_is_one_line_and_exit_code_2(
+    command: str, message: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / ("text.pt" if command.startswith("export") else "text.pth")
+    text.write_text("no weights")
+    (tmp_path / "folder").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "folder" / "image.png")
+    names = {"IMAGES": images, "TEXT": text, "FOLDER": tmp_path / "folder", "WEIGHTS": WEIGHTS}
+    words = [str(names.get(word, word)).replace("NEW", str(tmp_path / "new")) for word in command.split()]
+    assert run(words[0], *words[1:]) == 2
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if "━" not in line and line.strip()]
+    assert line.startswith("replknet: ")
+    assert message in line
+    assert printed.out == ""
+    assert text.read_text() == "no weights"
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_every_command_is_in_the_list_with_its_own_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    listed = " ".join(capsys.readouterr().out.split())
+    for name, (module, summary) in cli.COMMANDS.items():
+        assert name in listed
+        assert run(name, "--help") == 0
+        own = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert summary.rstrip(".").split(",")[0] in own, (name, module)
+
+
+def test_help_and_completion_wait_for_no_heavy_library() -> None:
+    code = (
+        "import sys; from analysis.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'pandas', 'matplotlib', 'timm') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    module = subprocess.run([sys.executable, "-m", "replknet", "--help"], capture_output=True, text=True, check=True)
+    assert "reparameterize" in module.stdout
