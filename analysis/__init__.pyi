@@ -1,14 +1,14 @@
 """Receptive fields and shape bias of vision networks, measured on any `torch.nn.Module`."""
 
 from .benchmark.plots import plot_benchmark, plot_ratios
-from .figures import paper_style
-from .images.downloads import download_cue_conflict
+from .figures import paper_style, save_figure
+from .images.downloads import download_stimuli
 from .images.files import find_images
-from .images.labelled import FolderImages, InMemory
+from .images.labelled import DataError, FolderImages, InMemory
 from .images.plots import balance_strip, contact_sheet
 from .images.sets import ImageSet, load_images
 from .images.shards import TarShards
-from .images.stimuli import StimulusError, StimulusSet, load_stimuli
+from .images.stimuli import StimulusError, StimulusSet, load_stimuli, published_sets
 from .images.synthetic.drawing import SyntheticOptions
 from .images.synthetic.outlines import CLASSES
 from .images.synthetic.sets import SyntheticImages, save_stimuli, stimulus_set
@@ -27,6 +27,7 @@ from .recognition.evaluation import EvaluationResult, evaluate
 from .recognition.features import Features, extract_features
 from .recognition.labels import LabelledFiles, labelled_files
 from .recognition.prediction import Prediction, Predictions, predict
+from .runs.identity import NetworkIdentity, identify
 from .runs.memory import keep_freed_memory
 from .runs.processes import num_processes, process_group, rank
 from .runs.results import ResultError
@@ -69,10 +70,11 @@ from .study.plots import (
 from .study.posthoc import Variant, VariantResult, default_variants, kernel_energy, measure_variants, posthoc_table
 from .study.record import load_study, save_study
 from .study.report import write_report
-from .study.result import CellResult, study_table
+from .study.result import CellResult, psychometric_curves, study_table
 from .study.running import run_study
 from .study.verdict import findings
 from .training.loop import accuracy, train
+from .training.parallel import TrainingError
 from .training.recipe import Recipe, load_recipe
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "Cell",
     "CellResult",
     "CellState",
+    "DataError",
     "ErfOptions",
     "ErfResult",
     "ErrorConsistency",
@@ -97,6 +100,7 @@ __all__ = [
     "LabelledFiles",
     "LayerError",
     "LoadedModel",
+    "NetworkIdentity",
     "Prediction",
     "Predictions",
     "PsychometricFit",
@@ -113,6 +117,7 @@ __all__ = [
     "SyntheticOptions",
     "TarShards",
     "TheoreticalReceptiveField",
+    "TrainingError",
     "Trend",
     "Variant",
     "VariantResult",
@@ -124,7 +129,7 @@ __all__ = [
     "consistency_table",
     "contact_sheet",
     "default_variants",
-    "download_cue_conflict",
+    "download_stimuli",
     "effective_receptive_field",
     "erf_figure",
     "erf_row",
@@ -137,6 +142,7 @@ __all__ = [
     "findings",
     "fit_psychometric",
     "human_reference",
+    "identify",
     "keep_freed_memory",
     "kernel_energy",
     "labelled_files",
@@ -171,10 +177,13 @@ __all__ = [
     "predict",
     "preset",
     "process_group",
+    "psychometric_curves",
+    "published_sets",
     "rank",
     "read_observers",
     "read_responses",
     "run_study",
+    "save_figure",
     "save_network",
     "save_stimuli",
     "save_study",

@@ -1,7 +1,8 @@
 """What all figures have in common: palette, style, saving."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -9,11 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
-
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -36,3 +33,10 @@ def paper_style() -> Iterator[None]:
 def axes_or_new(ax: Axes | None) -> Axes:
     """`ax`, or the only axes of a new figure of column width."""
     return Figure(figsize=(3.4, 3.0), layout="constrained").add_subplot() if ax is None else ax
+
+
+def save_figure(figure: Figure, name: str, place: Callable[[str], AbstractContextManager[Path]]) -> None:
+    """As PNG and PDF, at the paths that `place` gives for the two names."""
+    for suffix in ("png", "pdf"):
+        with place(f"{name}.{suffix}") as path:
+            figure.savefig(path)

@@ -2,11 +2,14 @@
 
 import importlib
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from re import Match
 from typing import Any
 
 import typer
@@ -22,7 +25,7 @@ COMMANDS = {
     "shape-bias": ("shape_bias", "Measure shape bias."),
     "study": ("study", "Train networks that differ in kernel size, measure them, write a report."),
     "report": ("study", "Write the table, the figures and the page of a study anew."),
-    "ablate": ("study", "Kernel-size ablations, trained anew or on a trained network."),
+    "ablate": ("ablate", "Kernel-size ablations, trained anew or on a trained network."),
     "info": ("models", "Say what a weight file holds."),
     "convert": ("models", "Write weights under other key names or in another format."),
     "reparameterize": ("models", "Merge the kernels and batch norms of a weight file."),
@@ -31,6 +34,10 @@ COMMANDS = {
     "bench": ("bench", "Time RepLKNet and its convolution beside other libraries."),
 }
 """Module and one line of help of each command; the module is imported when the command runs."""
+
+
+ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("ARGUMENTS", default=())
+"""What the user typed after the name of the program."""
 
 
 class _Deferred(TyperCommand):
@@ -69,17 +76,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.path.append(str(Path.cwd()))  # so that package.module:callable finds the user's own files
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
+        ARGUMENTS.set(tuple(given))
         with _all_processes(given):
             code = app(args=given, prog_name="replknet", standalone_mode=False)
     except _UsageError as error:
         _fail(error.format_message())
     except (ValueError, OSError) as error:
-        _fail(str(error))
+        _fail(_as_typed(str(error), given))
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # Typer returns it or raises, depending on its version
         typer.echo("replknet: interrupted; the same command resumes", err=True)
     sys.exit(code or 0)
+
+
+def _as_typed(message: str, given: Sequence[str]) -> str:
+    """A message of the library with the options that the user knows in place of arguments of functions."""
+    from analysis.cli.options import SPELLING
+
+    def option(match: Match[str]) -> str:
+        name = SPELLING.get(match[1], f"--{match[1].replace('_', '-')}")
+        return f"{name}=" if name in {word.partition("=")[0] for word in given} else match[0]
+
+    message = re.sub(r"(?:(?<=^)|(?<=, ))([a-z_]+)=", option, message)
+    return message.replace("overwrite=True", "--overwrite").replace("pretrained=False", "--no-pretrained")
 
 
 def _fail(message: str) -> None:

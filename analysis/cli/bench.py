@@ -1,6 +1,5 @@
 """`replknet bench`."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,9 @@ from rich.table import Table
 from analysis.benchmark.convolutions import convolution_cases
 from analysis.benchmark.networks import network_cases
 from analysis.benchmark.timing import Case, compare, environment, slowness
-from analysis.cli.console import parse_integers, print_table, progress_bar
+from analysis.cli.console import print_table, progress_bar
+from analysis.cli.options import parse_numbers
+from analysis.runs.writing import replacing, write_json
 
 app = typer.Typer()
 
@@ -54,7 +55,7 @@ def bench_conv(
     On the grid, what takes over three times as long as the fastest in its first call is not called again.
     """
     if suite not in ("headline", "grid", "paper"):
-        raise ValueError(f"--suite={suite}: expected headline, grid or paper")
+        raise ValueError(f"suite={suite}: expected headline, grid or paper")
     threads = threads or torch.get_num_threads()
     cases = list(convolution_cases(suite, threads))
     _bench(f"conv-{suite}", cases, rounds, seconds, threads, out, hopeless=3.0 if suite == "grid" else math.inf)
@@ -82,7 +83,7 @@ def bench_erf(
     out: _Out = None,
 ) -> None:
     """Input gradient of RepLKNet-31B for an effective receptive field."""
-    _bench_network("erf", parse_integers("--sizes", sizes), "1", rounds, seconds, threads, out)
+    _bench_network("erf", parse_numbers("--sizes", sizes, lowest=1), "1", rounds, seconds, threads, out)
 
 
 @bench.command("train")
@@ -102,7 +103,7 @@ def _bench_network(
     task: str, sizes: Sequence[int], batches: str, rounds: int, seconds: float, threads: int | None, out: Path | None
 ) -> None:
     threads = threads or torch.get_num_threads()
-    cases = list(network_cases(task, sizes, parse_integers("--batches", batches), threads))
+    cases = list(network_cases(task, sizes, parse_numbers("--batches", batches, lowest=1), threads))
     _bench(task, cases, rounds, seconds, threads, out)
 
 
@@ -119,7 +120,7 @@ def _bench(
         out.mkdir(parents=True, exist_ok=True)
         for suffix in ("csv", "json", "png", "pdf"):
             if (out / f"{name}.{suffix}").exists():
-                raise FileExistsError(f"--out={out}: {name}.{suffix} is there already; choose another folder")
+                raise FileExistsError(f"out={out}: {name}.{suffix} is there already; choose another folder")
     with progress_bar(f"bench {name}") as progress:
         table = compare(cases, repeats=rounds, seconds=seconds, hopeless=hopeless, progress=progress)
     record = environment(threads)
@@ -133,10 +134,11 @@ def _bench(
     from matplotlib.figure import Figure
 
     from analysis.benchmark import plots
-    from analysis.figures import paper_style
+    from analysis.figures import paper_style, save_figure
 
-    table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
-    (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    with replacing(out / f"{name}.csv") as path:
+        table.to_csv(path, index=False, float_format="%.6g")
+    write_json(out / f"{name}.json", record)
     with paper_style():
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
         axes = figure.add_subplot()
@@ -144,9 +146,8 @@ def _bench(
             plots.plot_ratios(slowness(table, "conv2d"), ax=axes)
         else:
             plots.plot_benchmark(table, ax=axes)
-        for suffix in ("png", "pdf"):
-            figure.savefig(out / f"{name}.{suffix}")
-    Console().print(f"{name}.csv, .json, .png and .pdf are in {out}", highlight=False, soft_wrap=True)
+        save_figure(figure, name, lambda file: replacing(out / file))
+    typer.echo(f"{name}.csv, .json, .png and .pdf are in {out}")
 
 
 def _print_slowest(table: pd.DataFrame, caption: str) -> None:

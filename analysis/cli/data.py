@@ -1,11 +1,15 @@
 """`replknet data`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from analysis.cli.console import progress_bar
+from analysis.cli.options import Fields, takes
+from analysis.images.stimuli import published_sets
+from analysis.images.synthetic.drawing import SyntheticOptions
+from analysis.images.synthetic.sets import SyntheticImages, save_stimuli
 
 app = typer.Typer()
 
@@ -34,49 +38,44 @@ def weights(
     typer.echo(f"verified: {replknet.download_weights(name, url=url)}")
 
 
-@data.command("cue-conflict")
-def cue_conflict(
-    to: Annotated[Path, typer.Option(help="Folder for the stimuli.")],
-    url: Annotated[str | None, typer.Option(help="Address of the folder that holds airplane/, bear/, ...")] = None,
-) -> None:
-    """Fetch the 1280 cue-conflict stimuli of Geirhos et al. 2019, verified. The same command again completes it."""
-    from analysis.images import downloads
+def _fetch(name: str) -> None:
+    """Add the command that fetches a published set of stimuli."""
+    published = published_sets()[name]
 
-    with progress_bar("cue-conflict stimuli") as progress:
-        fetched = downloads.download_cue_conflict(to, url=url or downloads.CUE_CONFLICT_URL, progress=progress)
-    typer.echo(f"1280 stimuli, all verified, are in {to} ({fetched} fetched now)")
-    typer.echo(f"licence: {downloads.CUE_CONFLICT_LICENCE}")
-    typer.echo(f"cite: {downloads.CUE_CONFLICT_CITATION}")
+    @data.command(name, help=f"Fetch {published.about}, verified. The same command again completes it.")
+    def fetch(
+        to: Annotated[Path, typer.Option(help="Folder for the stimuli.")],
+        url: Annotated[str | None, typer.Option(help="Another address of the folder that holds them.")] = None,
+    ) -> None:
+        from analysis.images.downloads import download_stimuli
+
+        with progress_bar(f"{name} stimuli") as progress:
+            fetched = download_stimuli(name, to, url=url, progress=progress)
+        typer.echo(f"{len(published.files)} stimuli, all verified, are in {to} ({fetched} fetched now)")
+        typer.echo(f"licence: {published.licence}")
+        typer.echo(f"cite: {published.citation}")
+
+
+for _name in published_sets():
+    _fetch(_name)
 
 
 @data.command("synthetic")
+@takes(options=Fields(SyntheticOptions), images=Fields(SyntheticImages, without=("options",), changes=True))
 def synthetic(
     to: Annotated[Path, typer.Option(help="Folder for the stimuli; files that are there already are left alone.")],
-    kind: Annotated[str, typer.Option(help="conflict, congruent or shape-only.")] = "conflict",
-    num_images: Annotated[int, typer.Option(help="How many; 132 is every pair of classes once.", min=1)] = 132,
-    balance: Annotated[
-        float, typer.Option(help="From -1 (no texture) over 0 (both cues full) to 1 (no figure).")
-    ] = 0.0,
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 64,
-    texture_region: Annotated[str, typer.Option(help="Where the texture is: image or figure.")] = "image",
-    seed: Annotated[int, typer.Option(help="Of the set.", min=0)] = 0,
+    images: dict[str, Any],
+    options: SyntheticOptions,
 ) -> None:
-    """Generate images with a shape and a texture, for the networks of a study (replknet_nano_k31)."""
-    from analysis.images.synthetic.drawing import SyntheticOptions
-    from analysis.images.synthetic.sets import SyntheticImages, save_stimuli
+    """Generate images with a shape and a texture, for the networks of a study (replknet_nano_k31).
 
-    options = SyntheticOptions(size=size, texture_region=texture_region)  # type: ignore[arg-type]
-    images = SyntheticImages(
-        kind=kind,  # type: ignore[arg-type]
-        num_images=num_images,
-        seed=seed,
-        balance=balance,
-        options=options,
-    )
+    By default 132 images in conflict, every pair of classes once.
+    """
+    chosen = SyntheticImages(**{"kind": "conflict", "num_images": 132, "options": options, **images})
     with progress_bar("images") as progress:
-        written = save_stimuli(images, to, progress=progress)
-    typer.echo(f"{num_images} stimuli are in {to} ({written} written now)")
-    if kind == "congruent":
+        written = save_stimuli(chosen, to, progress=progress)
+    typer.echo(f"{len(chosen)} stimuli are in {to} ({written} written now)")
+    if chosen.kind == "congruent":
         typer.echo(f"replknet evaluate replknet_nano_k31 --data {to} classifies them")
     else:
         typer.echo(f"replknet shape-bias replknet_nano_k3 replknet_nano_k31 --stimuli {to} --out OUT answers them")

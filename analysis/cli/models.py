@@ -8,7 +8,8 @@ import typer
 from rich.table import Table
 
 import replknet
-from analysis.cli.console import MODEL_HELP, Checkpoint, Overwrite, Pretrained, load_models, print_table
+from analysis.cli.console import print_notes, print_table
+from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, Overwrite, takes
 from analysis.models.complexity import num_macs, num_parameters
 
 app = typer.Typer()
@@ -125,16 +126,15 @@ def reparameterize(
 
 
 @app.command()
+@takes(choice=Fields(ModelChoice, without=("device", "dtype")))
 def export(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     out: Annotated[Path, typer.Option(help="The file: .onnx, .pt or .ts (TorchScript), or .pt2 (torch.export).")],
+    choice: ModelChoice,
     format_: Annotated[
         str | None, typer.Option("--format", help="onnx, torchscript or export; by default what OUT ends in.")
     ] = None,
-    checkpoint: Checkpoint = None,
-    pretrained: Pretrained = True,
     size: Annotated[int | None, typer.Option(help="Side in pixels of the image it is traced with.", min=32)] = None,
-    seed: Annotated[int, typer.Option(help="Of random weights.", min=0)] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a network as ONNX, TorchScript or a program of torch.export, for any batch and image size.
@@ -144,10 +144,9 @@ def export(
     from analysis.models.exporting import export_model, format_of
 
     kind = format_of(out, format_)
-    (loaded,) = load_models([model], checkpoint, None, None, pretrained, seed, untrained=False)
+    (loaded,) = choice.load([model])
     report = export_model(loaded, out, format=kind, size=size, overwrite=overwrite)
-    for note in loaded.notes:
-        typer.echo(f"note: {note}", err=True)
+    print_notes(loaded.notes)
     shapes = " and ".join(" x ".join(map(str, shape)) for shape in report.shapes)
     typer.echo(f"{out}: {kind}, {out.stat().st_size / 1e6:.1f} MB, for any batch and image size")
     typer.echo(

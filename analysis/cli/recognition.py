@@ -6,84 +6,68 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from analysis.cli.console import (
-    MODEL_HELP,
-    BatchSize,
-    Checkpoint,
-    Device,
-    Dtype,
-    InputSize,
-    Overwrite,
-    Pretrained,
-    Workers,
-    claim,
-    clear_errors_for_files,
-    load_models,
-    print_table,
-    progress_bar,
-)
+from analysis.cli.console import clear_errors_for_files, print_notes, print_table, progress_bar, run_folder
+from analysis.cli.options import MODEL_HELP, BatchSize, Fields, InputSize, ModelChoice, Overwrite, Workers, takes
 from analysis.models.loaded import LoadedModel
 from analysis.recognition.evaluation import EvaluationResult, evaluate, num_outputs
 from analysis.recognition.features import POOLED, extract_features
 from analysis.recognition.labels import labelled_files
-from analysis.recognition.prediction import class_names, predict
+from analysis.recognition.prediction import Predictions, class_names, predict
+from analysis.runs.folder import RunFolder
+from analysis.runs.identity import identify
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
-from analysis.runs.writing import check_writable
+from analysis.runs.writing import check_writable, replacing
 
 app = typer.Typer()
-
-
 _Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
-
-
 _Images = Annotated[list[str], typer.Argument(help="Files, folders and patterns such as 'photos/*.jpg'.")]
 
 
-_Seed = Annotated[int, typer.Option(help="Of random weights.", min=0)]
-
-
 @app.command("predict")
+@takes(choice=Fields(ModelChoice))
 def predict_command(
     model: _Model,
     images: _Images,
+    choice: ModelChoice,
     top: Annotated[int, typer.Option(help="Classes for each image.", min=1)] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    checkpoint: Checkpoint = None,
-    pretrained: Pretrained = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a file instead, .json or .csv; the same command again resumes.")
+    ] = None,
     size: InputSize = None,
     batch_size: BatchSize = 8,
     workers: Workers = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    seed: _Seed = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Name what is in images: the best classes with their softmax probabilities."""
     if as_json and as_csv:
         raise ValueError("--json, --csv: expected one of them")
-    loaded = _load(model, checkpoint, pretrained, seed, device, dtype)
+    if out is not None:
+        _check_file(out, (".json", ".csv"), overwrite)
+    (loaded,) = choice.load([model])
     with progress_bar("images") as progress:
         found = predict(
-            loaded, images, top=top, size=size, batch_size=batch_size, num_workers=workers, progress=progress
+            loaded,
+            images,
+            top=top,
+            size=size,
+            batch_size=batch_size,
+            num_workers=workers,
+            partial=_state_of(out),
+            progress=progress,
         )
-    if as_csv:
+    if out is not None:
+        with clear_errors_for_files(out), replacing(out) as path:
+            path.write_text(_json(found) if out.suffix == ".json" else found.table().to_csv(index=False))
+        typer.echo(f"the best classes of {len(found)} images: {out}")
+    elif as_csv:
         found.table().to_csv(sys.stdout, index=False)
     elif as_json:
-        content = [
-            {
-                "image": item.image,
-                "predictions": [
-                    {"class_index": index, "class": name, "score": score}
-                    for index, name, score in zip(item.indices, item.names, item.scores, strict=True)
-                ],
-            }
-            for item in found
-        ]
-        typer.echo(json.dumps(content, indent=2))
+        typer.echo(_json(found), nl=False)
     else:
         table = Table("image", "class", "score")
         for item in found:
@@ -94,11 +78,40 @@ def predict_command(
     _notes(loaded, found.skipped)
 
 
+def _json(found: Predictions) -> str:
+    content = [
+        {
+            "image": item.image,
+            "predictions": [
+                {"class_index": index, "class": name, "score": score}
+                for index, name, score in zip(item.indices, item.names, item.scores, strict=True)
+            ],
+        }
+        for item in found
+    ]
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _check_file(out: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+    if out.suffix not in suffixes:
+        raise ValueError(f"out={str(out)!r}: expected a name that ends in {' or '.join(suffixes)}")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"out={str(out)!r}: exists already; choose another file, or overwrite=True replaces it")
+    check_writable(out)
+
+
+def _state_of(out: Path | None) -> Path | None:
+    """Where an unfinished run is kept, beside its file."""
+    return None if out is None else out.with_name(f".{out.name}.partial.npz")
+
+
 @app.command()
+@takes(choice=Fields(ModelChoice))
 def features(
     model: _Model,
     images: _Images,
-    out: Annotated[Path, typer.Option(help="The .npz file.")],
+    out: Annotated[Path, typer.Option(help="The .npz file; the same command again resumes.")],
+    choice: ModelChoice,
     stages: Annotated[
         str,
         typer.Option(
@@ -106,23 +119,14 @@ def features(
         ),
     ] = POOLED,
     average: Annotated[bool, typer.Option("--average", help="Average maps over their positions.")] = False,
-    checkpoint: Checkpoint = None,
-    pretrained: Pretrained = True,
     size: InputSize = None,
     batch_size: BatchSize = 8,
     workers: Workers = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    seed: _Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Extract features of images into an .npz file, which numpy.load opens."""
-    if out.suffix != ".npz":
-        raise ValueError(f"--out={str(out)!r}: expected a name that ends in .npz")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"--out={str(out)!r}: exists already; choose another file or pass --overwrite")
-    loaded = _load(model, checkpoint, pretrained, seed, device, dtype)
-    check_writable(out)
+    _check_file(out, (".npz",), overwrite)
+    (loaded,) = choice.load([model])
     wanted = [int(stage) if stage.strip().isdecimal() else stage.strip() for stage in stages.split(",")]
     with progress_bar("images") as progress:
         found = extract_features(
@@ -133,6 +137,7 @@ def features(
             size=size,
             batch_size=batch_size,
             num_workers=workers,
+            partial=_state_of(out),
             progress=progress,
         )
     with clear_errors_for_files(out):
@@ -146,64 +151,62 @@ def features(
 
 
 @app.command("evaluate")
+@takes(choice=Fields(ModelChoice))
 def evaluate_command(
     model: _Model,
     data: Annotated[
         Path, typer.Option(help="Image folder with a sub-folder each class, named as the class or its WordNet id.")
     ],
+    choice: ModelChoice,
     labels: Annotated[Path | None, typer.Option(help="CSV of file,class for a folder without sub-folders.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result and tables; the same command again resumes.")
     ] = None,
     confusion: Annotated[bool, typer.Option("--confusion", help="Also write confusion.csv into OUT.")] = False,
-    checkpoint: Checkpoint = None,
-    pretrained: Pretrained = True,
     size: InputSize = None,
     batch_size: BatchSize = 16,
     workers: Workers = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    seed: _Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure the accuracy on an image folder, with 95 % intervals, beside the published value."""
     if confusion and out is None:
         raise ValueError("--confusion: needs a folder for the table, --out")
-    loaded = _load(model, checkpoint, pretrained, seed, device, dtype)
+    (loaded,) = choice.load([model])
     files = labelled_files(data, class_names(loaded, num_outputs(loaded)), labels=labels)
     keep_freed_memory()
-    partial = None
-    if out is not None:
-        from analysis.runs.identity import hash_weights
+    identity = identify(loaded.module)
 
-        settings = {
-            "model": loaded.name,
-            "weights": hash_weights(loaded.module),
-            "data": str(data),
-            "images": files.fingerprint,
-            "size": size,
-            "dtype": dtype,
-        }
-        outputs = ["result", "partial.npz", "decisions.csv", "by_class.csv", "confusion.csv"]
-        partial = out / "partial.npz"
-        with clear_errors_for_files(out):
-            claim(out, "evaluate", settings, outputs, overwrite)
-    if out is not None and (out / "result" / "result.json").is_file():
-        result = EvaluationResult.load(out / "result")
-    else:
+    def run(partial: Path | None) -> EvaluationResult:
         with progress_bar(loaded.name) as progress:
-            result = evaluate(
+            return evaluate(
                 loaded,
                 files,
                 size=size,
                 batch_size=batch_size,
                 num_workers=workers,
+                identity=identity,
                 partial=partial,
                 progress=progress,
             )
-    if out is not None:
-        with clear_errors_for_files(out):
-            by_first(lambda: _write(result, out, confusion))
+
+    if out is None:
+        result = run(None)
+    else:
+        settings = {
+            "model": loaded.name,
+            "weights": identity.weights,
+            "code": identity.code,
+            "data": str(data),
+            "images": files.fingerprint,
+            "size": size,
+            "dtype": choice.dtype,
+        }
+        with run_folder(out, "evaluate", settings, overwrite=overwrite) as folder:
+            if (out / "result" / "result.json").is_file():
+                result = EvaluationResult.load(out / "result")
+            else:
+                result = run(by_first(lambda: folder.add("partial.npz")))
+            by_first(lambda: _write(result, folder, confusion))
     _report(result)
     _notes(loaded, result.skipped)
     typer.echo(f"classes matched {files.rule}", err=True)
@@ -211,13 +214,16 @@ def evaluate_command(
         typer.echo(f"result and tables: {out}")
 
 
-def _write(result: EvaluationResult, out: Path, confusion: bool) -> None:
-    if not (out / "result").exists():
-        result.save(out / "result")
-    result.decisions().to_csv(out / "decisions.csv", index=False)
-    result.by_class().to_csv(out / "by_class.csv", index=False)
+def _write(result: EvaluationResult, folder: RunFolder, confusion: bool) -> None:
+    if not (folder.path / "result").exists():
+        result.save(folder.add("result"))
+    tables = {"decisions": result.decisions(), "by_class": result.by_class()}
+    for name, table in tables.items():
+        with folder.replace(f"{name}.csv") as path:
+            table.to_csv(path, index=False)
     if confusion:
-        result.confusion().to_csv(out / "confusion.csv")
+        with folder.replace("confusion.csv") as path:
+            result.confusion().to_csv(path)
 
 
 def _report(result: EvaluationResult) -> None:
@@ -233,12 +239,5 @@ def _report(result: EvaluationResult) -> None:
     print_table(table)
 
 
-def _load(model: str, checkpoint: Path | None, pretrained: bool, seed: int, device: str, dtype: str) -> LoadedModel:
-    (loaded,) = load_models([model], checkpoint, None, None, pretrained, seed, False, device, dtype)
-    return loaded
-
-
 def _notes(loaded: LoadedModel, skipped: tuple[tuple[str, str], ...]) -> None:
-    console = Console(stderr=True)
-    for note in [*loaded.notes, *(f"skipped {name}: {reason}" for name, reason in skipped)]:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    print_notes([*loaded.notes, *(f"skipped {name}: {reason}" for name, reason in skipped)])

@@ -1,55 +1,43 @@
 """`replknet shape-bias`."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pandas as pd
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from analysis.cli.console import (
+from analysis.cli.console import print_line, print_notes, print_table, progress_bar, run_folder
+from analysis.cli.options import (
     MODEL_HELP,
     BatchSize,
-    Checkpoint,
-    Device,
-    Dtype,
-    Pretrained,
-    claim,
-    clear_errors_for_files,
-    computed_on,
-    folder_name,
-    load_models,
-    parse_numbers,
-    print_table,
-    progress_bar,
+    Fields,
+    Labels,
+    ModelChoice,
+    Out,
+    Overwrite,
+    Workers,
+    parse_three,
+    takes,
 )
 from analysis.images.stimuli import StimulusSet, load_stimuli, missing_stimuli
 from analysis.models.loaded import LoadedModel
+from analysis.runs.folder import RunFolder, folder_name, folder_names
+from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.processes import by_first
 from analysis.runs.results import ResultError
 from analysis.runs.writing import write_json
-from analysis.shape_bias.categories import AGGREGATIONS, IMAGENET, TIES, LabelMapping
+from analysis.shape_bias.categories import IMAGENET, LabelMapping
 from analysis.shape_bias.comparing import HumanReference, compare_shape_bias, consistency_table, human_reference
 from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, fingerprint_of, preprocessing_of
 from analysis.shape_bias.responses import read_observers, read_responses, write_responses
-from analysis.shape_bias.result import CLUSTERS, ESTIMATORS, LOW_CONGRUENT_ACCURACY, ShapeBiasOptions, ShapeBiasResult
+from analysis.shape_bias.result import CLUSTERS, LOW_CONGRUENT_ACCURACY, ShapeBiasOptions, ShapeBiasResult
 
 _RAW = "raw-responses"
-
-
-_TABLES = ("shape_bias", "decisions", "by_shape", "by_texture", "pairs", "confusion", "comparisons", "consistency")
-
-
-_FIGURES = ("shape_bias", "categories", "consistency")
-
-
-_PER_OBSERVER = ("pairs", "confusion")
-
 
 app = typer.Typer()
 
@@ -60,110 +48,77 @@ def _group() -> None:
 
 
 @app.command()
+@takes(choice=Fields(ModelChoice), options=Fields(ShapeBiasOptions))
 def shape_bias(
-    model: Annotated[
-        list[str],
-        typer.Argument(help=f"{MODEL_HELP} Or a CSV of raw responses."),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for results, tables and figures.")],
+    model: Annotated[list[str], typer.Argument(help=f"{MODEL_HELP} Or a CSV of raw responses.")],
+    out: Out,
+    choice: ModelChoice,
+    options: ShapeBiasOptions,
     stimuli: Annotated[
         Path | None, typer.Option(help="Folder of stimuli named <shape><i>-<texture><j>, e.g. cat7-elephant1.png.")
     ] = None,
     humans: Annotated[Path | None, typer.Option(help="Folder of raw responses of people, one CSV each.")] = None,
-    checkpoint: Checkpoint = None,
-    kernel_sizes: Annotated[
-        list[str] | None, typer.Option(help="Kernels of a RepLKNet, e.g. 31,29,27,13; may be given several times.")
-    ] = None,
-    small_kernel: Annotated[int | None, typer.Option(help="Parallel kernel of a RepLKNet; 0 for none.")] = None,
-    pretrained: Pretrained = True,
-    aggregation: Annotated[str, typer.Option(help=f"{', '.join(AGGREGATIONS)}.")] = "mean-probability",
-    estimator: Annotated[str, typer.Option(help=f"{', '.join(ESTIMATORS)}.")] = "pooled",
     cluster: Annotated[str, typer.Option(help=f"What the bootstrap draws: {', '.join(CLUSTERS)}.")] = "two-way",
-    tie: Annotated[str, typer.Option(help="Equal scores: the first category, or none (no response).")] = "first",
-    congruent: Annotated[str, typer.Option(help="Images with shape = texture: exclude or include.")] = "exclude",
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV with class_index and category, for models with other classes.")
-    ] = None,
+    labels: Labels = None,
     size: Annotated[int | None, typer.Option(help="Input size in pixels that replaces the model's own.", min=1)] = None,
     mean: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     std: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     batch_size: BatchSize = 16,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    seed: Annotated[int, typer.Option(help="Of random weights.", min=0)] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another run's tables in OUT; logits that fit are kept.")
-    ] = False,
+    workers: Workers = 0,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Measure shape bias. The same command again resumes, or answers from the logits that are saved."""
-    for name, value, allowed in (
-        ("--aggregation", aggregation, AGGREGATIONS),
-        ("--tie", tie, TIES),
-        ("--cluster", cluster, CLUSTERS),
-        ("--estimator", estimator, ESTIMATORS),
-        ("--congruent", congruent, ("exclude", "include")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name}={value}: expected one of {', '.join(allowed)}")
-    chosen_options: dict[str, Any] = {
-        "aggregation": aggregation,
-        "tie": tie,
-        "estimator": estimator,
-        "congruent": congruent,
-    }
-    options = ShapeBiasOptions(**chosen_options)
+    """Measure shape bias. The same command again resumes, or answers from the logits that are saved.
+
+    With --overwrite, logits of another run that fit are kept.
+    """
+    if cluster not in CLUSTERS:
+        raise ValueError(f"cluster={cluster}: expected one of {', '.join(CLUSTERS)}")
     specs = [spec for spec in model if not spec.endswith(".csv")]
     if specs and stimuli is None:
         raise ValueError(f"--stimuli: {specs[0]} needs a folder of stimuli")
-    loaded = (
-        load_models(specs, checkpoint, kernel_sizes, small_kernel, pretrained, seed, False, device, dtype)
-        if specs
-        else []
-    )
+    loaded = choice.load(specs) if specs else []
     mapping = _own_mapping(loaded) if labels is None else LabelMapping.from_csv(labels)
     recorded = [read_responses(spec, categories=mapping.categories) for spec in model if spec.endswith(".csv")]
-    recorded = [result.with_options(**dataclasses.asdict(options)) for result in recorded]
     people = [] if humans is None else read_observers(humans, categories=mapping.categories)
-    people = [human.with_options(**dataclasses.asdict(options)) for human in people]
+    recorded, people = ([result.with_options(**asdict(options)) for result in group] for group in (recorded, people))
     chosen = None if stimuli is None or not specs else load_stimuli(stimuli)
     names = [item.name for item in loaded] + [result.observer for result in recorded]
     if len(set(names)) < len(names):
         raise ValueError(f"model: {', '.join(names)} are not all different")
     changes: dict[str, Any] = {
-        "mean": parse_numbers("--mean", mean),
-        "std": parse_numbers("--std", std),
+        "mean": parse_three("--mean", mean),
+        "std": parse_three("--std", std),
         "input_size": size,
     }
     _check_common(chosen, [*recorded, *people])
-    folders = [folder_name(item.name) for item in loaded]
-    keys = [
-        _fingerprint(item, chosen, mapping, changes, out / folder)
-        for item, folder in zip(loaded, folders, strict=True)
+    networks = [
+        _Network.known(item, folder, chosen, mapping, changes, out)
+        for item, folder in zip(loaded, folder_names([item.name for item in loaded], reserved=(_RAW,)), strict=True)
         if chosen is not None
     ]
     settings = {
-        "models": [[item.name, key] for item, key in zip(loaded, keys, strict=True)],
+        "models": [[network.loaded.name, network.fingerprint] for network in networks],
         "responses": [[result.observer, result.responses_hash()] for result in recorded],
         "humans": [[human.observer, human.responses_hash()] for human in people],
         "labels": [list(pair) for pair in mapping.indices],
         "cluster": cluster,
-        **dataclasses.asdict(options),
-        **computed_on(device, dtype),
+        **asdict(options),
+        **choice.computed_on(),
     }
-    with clear_errors_for_files(out):
-        keep = [f for f, key in zip(folders, keys, strict=True) if _still_valid(out / f, key)]
-        keep += [f"{folder}.partial.npz" for folder in folders]
-        claim(out, "shape-bias", settings, _outputs(names, folders), overwrite, keep)
-        results = []
-        for item, key in zip(loaded, keys, strict=True):
-            if chosen is not None:
-                results.append(_evaluate(item, chosen, key, mapping, options, changes, batch_size, out, overwrite))
+    keep = [network.folder for network in networks if network.saved is not None]
+    keep += [f"{network.folder}.partial.npz" for network in networks]
+    with run_folder(out, "shape-bias", settings, overwrite=overwrite, keep=keep) as folder:
+        results = [
+            _evaluate(network, chosen, mapping, options, changes, batch_size, workers, folder, overwrite)
+            for network in networks
+            if chosen is not None
+        ]
         results += recorded
-        summaries = [result.summary(cluster) for result in (*results, *people)]  # type: ignore[arg-type]
+        summaries = [result.summary(cluster) for result in (*results, *people)]
         consistency = consistency_table([*results, *people], people)
         reference = human_reference(people) if len(people) > 1 else None
-        by_first(lambda: _write_tables(results, people, summaries, consistency, reference, out))
-        by_first(lambda: _write_figures(results, people, consistency, reference, out, cluster))
+        by_first(lambda: _write_tables(results, people, summaries, consistency, reference, folder))
+        by_first(lambda: _write_figures(results, people, consistency, reference, folder, cluster))
     notes = [note for item in loaded for note in item.notes]
     if chosen is not None:
         notes += chosen.notes
@@ -176,6 +131,42 @@ def shape_bias(
     typer.echo(f"results, tables and figures: {out}")
 
 
+@dataclass(frozen=True)
+class _Network:
+    """A network that can answer the stimuli, or has answered them already."""
+
+    loaded: LoadedModel
+    folder: str
+    identity: NetworkIdentity
+    fingerprint: str
+    saved: ShapeBiasResult | None
+    """The logits that it would give again."""
+
+    @classmethod
+    def known(
+        cls,
+        loaded: LoadedModel,
+        folder: str,
+        chosen: StimulusSet,
+        mapping: LabelMapping,
+        changes: dict[str, Any],
+        out: Path,
+    ) -> Self:
+        preprocessing = preprocessing_of(loaded, **changes)
+        identity = identify(loaded.module)
+        fingerprint = fingerprint_of(identity, preprocessing, chosen)
+        try:
+            saved: ShapeBiasResult | None = ShapeBiasResult.load(out / folder)
+        except (OSError, ResultError):
+            saved = None
+        if saved is not None and saved.fingerprint == fingerprint:
+            saved.with_mapping(mapping)
+        else:
+            saved = None
+            check_model(loaded, chosen, mapping, preprocessing)
+        return cls(loaded, folder, identity, fingerprint, saved)
+
+
 def _own_mapping(loaded: Sequence[LoadedModel]) -> LabelMapping:
     """ImageNet's, or that of the classes that all the models name."""
     classes = {item.classes for item in loaded}
@@ -185,36 +176,6 @@ def _own_mapping(loaded: Sequence[LoadedModel]) -> LabelMapping:
         raise ValueError(f"model: {', '.join(item.name for item in loaded)} have different classes; pass --labels")
     (own,) = classes
     return LabelMapping.from_dict(dict(enumerate(own)), len(own))
-
-
-def _outputs(names: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """Everything a run with these observers and these networks may write in OUT."""
-    found = ["summary.json", _RAW, *(f"{table}.csv" for table in _TABLES), *folders]
-    found += [f"{folder}.partial.npz" for folder in folders]
-    suffixes = [""] if len(names) == 1 else [f"_{folder_name(name)}" for name in names]
-    figures = [f"{kind}{suffix}" for kind in _PER_OBSERVER for suffix in suffixes] + list(_FIGURES)
-    return found + [f"{figure}.{kind}" for figure in figures for kind in ("png", "pdf")]
-
-
-def _fingerprint(
-    item: LoadedModel, chosen: StimulusSet, mapping: LabelMapping, changes: dict[str, Any], target: Path
-) -> str:
-    """The fingerprint of a model that can answer, or has answered already."""
-    preprocessing = preprocessing_of(item, **changes)
-    key = fingerprint_of(item.module, preprocessing, chosen)
-    if _still_valid(target, key):
-        ShapeBiasResult.load(target).with_mapping(mapping)
-    else:
-        check_model(item, chosen, mapping, preprocessing)
-    return key
-
-
-def _still_valid(target: Path, key: str) -> bool:
-    """Whether the logits that this network would give again are saved."""
-    try:
-        return ShapeBiasResult.load(target).fingerprint == key
-    except (OSError, ResultError):
-        return False
 
 
 def _check_common(chosen: StimulusSet | None, others: Sequence[ShapeBiasResult]) -> None:
@@ -230,41 +191,41 @@ def _check_common(chosen: StimulusSet | None, others: Sequence[ShapeBiasResult])
 
 
 def _evaluate(
-    item: LoadedModel,
+    network: _Network,
     chosen: StimulusSet,
-    key: str,
     mapping: LabelMapping,
     options: ShapeBiasOptions,
     changes: dict[str, Any],
     batch_size: int,
-    out: Path,
+    workers: int,
+    folder: RunFolder,
     overwrite: bool,
 ) -> ShapeBiasResult:
-    target = out / folder_name(item.name)
-    if (target / "result.json").is_file():
+    known, target, name = network.saved, folder.path / network.folder, network.loaded.name
+    if known is not None:
+        renewed = known.with_mapping(mapping).with_options(**asdict(options))
+        if (renewed.options, renewed.mapping) != (known.options, known.mapping):
+            by_first(lambda: renewed.save(folder.add(network.folder), overwrite=True))
+        return renewed
+    if (target / "result.json").is_file() and not overwrite:
         try:
-            known = ShapeBiasResult.load(target)
+            ShapeBiasResult.load(target)
         except ResultError as error:
-            if not overwrite:
-                raise ResultError(f"{error}; --overwrite makes it anew") from error
-            known = None
-        if known is not None and known.fingerprint == key:
-            renewed = known.with_mapping(mapping).with_options(**dataclasses.asdict(options))
-            if (renewed.options, renewed.mapping) != (known.options, known.mapping):
-                by_first(lambda: renewed.save(target, overwrite=True))
-            return renewed
-    with progress_bar(item.name) as progress, _clear_errors_of(item.name):
+            raise ResultError(f"{error}; overwrite=True makes it anew") from error
+    with progress_bar(name) as progress, _clear_errors_of(name):
         result = evaluate_shape_bias(
-            item,
+            network.loaded,
             chosen,
             mapping=mapping,
             options=options,
             batch_size=batch_size,
+            num_workers=workers,
+            identity=network.identity,
             progress=progress,
-            partial=out / f"{target.name}.partial.npz",
+            partial=by_first(lambda: folder.add(f"{network.folder}.partial.npz")),
             **changes,
         )
-    by_first(lambda: result.save(target, overwrite=True))
+    by_first(lambda: result.save(folder.add(network.folder), overwrite=True))
     return result
 
 
@@ -284,7 +245,7 @@ def _write_tables(
     summaries: Sequence[dict[str, Any]],
     consistency: pd.DataFrame,
     reference: HumanReference | None,
-    out: Path,
+    folder: RunFolder,
 ) -> None:
     everyone = [*results, *people]
     tables = {
@@ -298,19 +259,21 @@ def _write_tables(
     if any(result.num_images for result in results):
         pairs = [(a, b) for index, a in enumerate(results) for b in results[index + 1 :]]
         if pairs:
-            rows = [dataclasses.asdict(compare_shape_bias(a, b, cluster=summaries[0]["cluster"])) for a, b in pairs]
+            rows = [asdict(compare_shape_bias(a, b, cluster=summaries[0]["cluster"])) for a, b in pairs]
             tables["comparisons"] = pd.DataFrame(rows)
     if len(consistency):
         tables["consistency"] = consistency
     for name, table in tables.items():
-        table.to_csv(out / f"{name}.csv", index=False)
-    (out / _RAW).mkdir(exist_ok=True)
-    for result in results:
-        write_responses(result, out / _RAW / f"cue-conflict_{folder_name(result.observer)}_session_1.csv")
+        with folder.replace(f"{name}.csv") as path:
+            table.to_csv(path, index=False)
+    with folder.replace(_RAW) as path:
+        path.mkdir()
+        for result in results:
+            write_responses(result, path / f"cue-conflict_{folder_name(result.observer)}_session_1.csv")
     summary: dict[str, Any] = {"observers": summaries}
     if reference is not None:
-        summary["humans"] = dataclasses.asdict(reference)
-    write_json(out / "summary.json", summary)
+        summary["humans"] = asdict(reference)
+    write_json(folder.add("summary.json"), summary)
 
 
 def _labelled(results: Sequence[ShapeBiasResult], view: Callable[[ShapeBiasResult], pd.DataFrame]) -> pd.DataFrame:
@@ -327,12 +290,12 @@ def _write_figures(
     people: Sequence[ShapeBiasResult],
     consistency: pd.DataFrame,
     reference: HumanReference | None,
-    out: Path,
+    folder: RunFolder,
     cluster: Any,
 ) -> None:
     from matplotlib.figure import Figure
 
-    from analysis.figures import paper_style
+    from analysis.figures import paper_style, save_figure
     from analysis.shape_bias import plots as figures
 
     def panel(width: float, height: float) -> Any:
@@ -358,8 +321,7 @@ def _write_figures(
             ax = panel(4.0, 1.3 + 0.5 * len(results))
             made["consistency"] = figures.plot_consistency(own, reference, ax=ax).figure
         for name, figure in made.items():
-            for suffix in ("png", "pdf"):
-                figure.savefig(out / f"{name}.{suffix}")
+            save_figure(figure, name, folder.replace)
 
 
 def _report(
@@ -383,11 +345,6 @@ def _report(
             *("-" if math.isnan(share) else f"{100 * share:.1f} %" for share in shares),
         )
     print_table(table)
-    console = Console(stderr=True)
-
-    def print_line(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     print_line(
         f"Shape bias {options.estimator}, congruent images {options.congruent}d, bootstrap over {cluster} clusters; "
         "coverage: images answered with shape or texture; congruent, all: answered with the shape."
@@ -401,8 +358,7 @@ def _report(
         means = consistency.groupby("first")["kappa"].mean()
         for result in results:
             print_line(f"{result.observer}: mean error consistency with people {means[result.observer]:.4f}")
-    for note in notes:
-        print_line(f"note: {note}")
+    print_notes(notes)
     for result in results:
         if result.congruent_accuracy < LOW_CONGRUENT_ACCURACY:
             print_line(

@@ -12,27 +12,18 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import replknet
-from analysis.cli.console import (
-    Checkpoint,
-    Device,
-    Overwrite,
-    claim,
-    clear_errors_for_files,
-    parse_kernels,
-    placed,
-    print_table,
-    progress_bar,
-)
+from analysis.cli.console import print_notes, print_table, progress_bar, run_folder
+from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, takes
 from analysis.images.labelled import FolderImages, Preparation, Split
 from analysis.images.preparing import evaluation_crop
 from analysis.images.shards import TarShards
 from analysis.models.files import save_network, save_weights
 from analysis.models.loaded import LoadedModel
 from analysis.models.replknets import new_model
+from analysis.runs.folder import RunFolder
 from analysis.runs.identity import describe_environment, hash_weights, processor_name
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first, num_processes, rank
@@ -64,6 +55,7 @@ def _group() -> None:
 
 
 @app.command("train")
+@takes(choice=Fields(ModelChoice, without=("pretrained", "dtype")))
 def train_command(
     model: Annotated[
         str,
@@ -78,7 +70,8 @@ def train_command(
             help="Folder with train/ and val/ (or test/): a sub-folder each class, or WebDataset's tar shards."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for everything; the same command again resumes.")],
+    out: Out,
+    choice: ModelChoice,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change the recipe, e.g. batch_size=256; may be given several times."),
@@ -86,15 +79,10 @@ def train_command(
     max_steps: Annotated[
         int | None, typer.Option(help="Stop after this step, for a trial; without it the same command goes on.", min=1)
     ] = None,
-    checkpoint: Checkpoint = None,
-    kernel_sizes: Annotated[str | None, typer.Option(help="Kernels of a RepLKNet, e.g. 13,13,13,13.")] = None,
-    small_kernel: Annotated[int | None, typer.Option(help="Parallel kernel of a RepLKNet; 0 for none.")] = None,
     evaluate_every: Annotated[
         int | None, typer.Option(help="Steps between measurements of the accuracy; an epoch by default.", min=1)
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that load images, for each process that trains.", min=0)] = 0,
-    device: Device = "cpu",
-    seed: Annotated[int, typer.Option(help="Of first weights, order and augmentation.", min=0)] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a network by a published recipe, alone or under torchrun.
@@ -111,15 +99,18 @@ def train_command(
         validation = _images(data, "val", evaluation_crop(chosen.image_size))
     except FileNotFoundError as error:
         notes = (f"no validation: {error}",)
+    kernels, *others = choice.kernels()
+    if others:
+        raise ValueError(f"kernel_sizes={', '.join(choice.kernel_sizes or ())}: one network is trained; give it once")
     loaded = new_model(
         model,
         num_classes=len(images.classes),
         drop_path_rate=chosen.drop_path_rate,
         gradient_checkpointing=chosen.gradient_checkpointing,
-        checkpoint=checkpoint,
-        kernel_sizes=None if kernel_sizes is None else parse_kernels(kernel_sizes),
-        small_kernel=small_kernel,
-        seed=seed,
+        checkpoint=choice.checkpoint,
+        kernel_sizes=kernels,
+        small_kernel=choice.small_kernel,
+        seed=choice.seed,
     )
     settings = {
         "model": model,
@@ -127,28 +118,27 @@ def train_command(
         "recipe": asdict(chosen),
         "data": str(data),
         "images": images.fingerprint() + (validation.fingerprint() if validation else ""),
-        "seed": seed,
+        "seed": choice.seed,
     }
-    loaded = placed(loaded, device, "float32")
+    loaded = loaded.to(choice.device)
     keep_freed_memory()
     epoch = max(1, len(images) // chosen.batch_size)
-    with clear_errors_for_files(out):
-        states = [_STATE, f"{_STATE}.previous", f"{_STATE}.new"]
-        claim(out, "train", settings, [*states, _CURVE, _NETWORK, _SUMMARY, _EVENTS], overwrite)
+    with run_folder(out, "train", settings, overwrite=overwrite) as folder:
         finished = by_first(lambda: _finished(out, chosen))
         if finished is not None:
             _report(finished, chosen, ("finished before",), out)
             return
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, _say_goodbye)
-        record, missing = _recorder(out)
+        by_first(lambda: [folder.add(name) for name in (_STATE, f"{_STATE}.previous")])
+        record, missing = _recorder(folder)
         with progress_bar(loaded.name) as progress:
             result = train(
                 loaded.module,
                 images,
                 validation,
                 chosen,
-                seed=seed,
+                seed=choice.seed,
                 mean=loaded.mean,
                 std=loaded.std,
                 num_workers=workers,
@@ -159,7 +149,7 @@ def train_command(
                 progress=progress,
                 recorded=record,
             )
-        by_first(lambda: _save(loaded, result, chosen, source.name, images.classes, out, device))
+        by_first(lambda: _save(loaded, result, chosen, source.name, images.classes, folder))
     _report(result, chosen, (*loaded.notes, *notes, *missing, *result.notes), out)
 
 
@@ -189,7 +179,7 @@ def _say_goodbye(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _recorder(out: Path) -> tuple[Callable[[Curve], None], tuple[str, ...]]:
+def _recorder(folder: RunFolder) -> tuple[Callable[[Curve], None], tuple[str, ...]]:
     """Writes the learning curve as CSV and for TensorBoard; and what to tell the user about it."""
     writer: Any = None
     notes: tuple[str, ...] = ()
@@ -201,13 +191,12 @@ def _recorder(out: Path) -> tuple[Callable[[Curve], None], tuple[str, ...]]:
     def record(curve: Curve) -> None:
         nonlocal writer
         table = pd.DataFrame(asdict(curve))
-        temporary = out / f"{_CURVE}.new"
-        table.to_csv(temporary, index=False)
-        temporary.replace(out / _CURVE)
+        with folder.replace(_CURVE) as path:
+            table.to_csv(path, index=False)
         if notes:
             return
         if writer is None:  # events after the state that was resumed from are not valid any more
-            writer = SummaryWriter(str(out / _EVENTS), purge_step=curve.step[-1])
+            writer = SummaryWriter(str(folder.add(_EVENTS)), purge_step=curve.step[-1])
         row = table.iloc[-1]
         for column in table.columns.drop("step"):
             if not pd.isna(row[column]):
@@ -218,13 +207,13 @@ def _recorder(out: Path) -> tuple[Callable[[Curve], None], tuple[str, ...]]:
 
 
 def _save(
-    loaded: LoadedModel, result: Training, recipe: Recipe, name: str, classes: tuple[str, ...], out: Path, device: str
+    loaded: LoadedModel, result: Training, recipe: Recipe, name: str, classes: tuple[str, ...], folder: RunFolder
 ) -> None:
     """Write the network and the summary; when all steps are done, the state is needed no more."""
     trained = {"recipe_name": name, "recipe": asdict(recipe), "steps_done": result.curve.step[-1]}
     if isinstance(loaded.module, replknet.RepLKNet):
         save_network(
-            out / _NETWORK,
+            folder.add(_NETWORK),
             loaded.module,
             classes=classes,
             input_size=recipe.image_size,
@@ -234,16 +223,16 @@ def _save(
             training=trained,
         )
     else:
-        save_weights(out / _NETWORK, loaded.module)
+        save_weights(folder.add(_NETWORK), loaded.module)
     summary = trained | {
         "val_accuracy": result.curve.val_accuracy[-1],
         "seconds_per_step": result.seconds_per_step,
         "processes": num_processes(),
         "environment": describe_environment(next(loaded.module.parameters())) | {"processor": processor_name()},
     }
-    write_json(out / _SUMMARY, summary)
+    write_json(folder.add(_SUMMARY), summary)
     if result.curve.step[-1] == recipe.steps:
-        remove_state(out / _STATE)
+        remove_state(folder.path / _STATE)
 
 
 def _report(result: Training, recipe: Recipe, notes: tuple[str, ...], out: Path) -> None:
@@ -260,9 +249,7 @@ def _report(result: Training, recipe: Recipe, notes: tuple[str, ...], out: Path)
             "" if pd.isna(accurate) else f"{100 * accurate:.2f}",
         )
     print_table(table)
-    console = Console(stderr=True)
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    print_notes(notes)
     speed = recipe.batch_size / result.seconds_per_step
     typer.echo(
         f"{curve.step[-1]} of {recipe.steps} steps, {speed:.1f} images/s without loading; network, learning curve and "

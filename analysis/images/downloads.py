@@ -9,21 +9,7 @@ from pathlib import Path
 import pooch
 import requests
 
-from analysis.images.stimuli import published_stimuli
-
-CUE_CONFLICT_URL = (
-    "https://raw.githubusercontent.com/rgeirhos/texture-vs-shape/master/stimuli/style-transfer-preprocessed-512/"
-)
-
-
-CUE_CONFLICT_LICENCE = "CC-BY-4.0"
-
-
-CUE_CONFLICT_CITATION = (
-    "Geirhos, Rubisch, Michaelis, Bethge, Wichmann and Brendel 2019, ImageNet-trained CNNs are biased towards texture; "
-    "increasing shape bias improves accuracy and robustness, ICLR, arXiv:1811.12231"
-)
-
+from analysis.images.stimuli import published_sets
 
 _CONNECTIONS = 8
 
@@ -39,19 +25,21 @@ class DownloadError(ValueError):
     """A file that could not be had, or is not the published one; the message names it."""
 
 
-def download_cue_conflict(
+def download_stimuli(
+    name: str,
     directory: str | PathLike[str],
     *,
-    url: str = CUE_CONFLICT_URL,
+    url: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Fetch the 1280 cue-conflict stimuli, each verified by its SHA-256 before it appears under its name.
+    """Fetch a published set of stimuli, each file verified by its SHA-256 before it appears under its name.
 
     Files that are there and right are kept, so that a second call completes an interrupted one.
 
     Args:
-        directory: Gets one folder for each shape category.
-        url: Address of the folder that holds those folders.
+        name: Of the set: "cue-conflict" or another of `published_sets`.
+        directory: Gets the files and folders of the set.
+        url: Another address of them.
         progress: Called with the number of files that are there and of all.
 
     Returns:
@@ -62,12 +50,16 @@ def download_cue_conflict(
             cannot be fetched or arrives different; everything fetched before stays.
 
     References:
-        Geirhos et al. 2019, arXiv:1811.12231; the stimuli are CC-BY-4.0.
+        The set's own `citation`.
     """
+    if name not in published_sets():
+        raise DownloadError(f"name={name!r}: expected one of {', '.join(published_sets())}")
+    published = published_sets()[name]
+    url = url or published.url
     root = Path(directory)
     if root.exists() and not root.is_dir():
         raise DownloadError(f"directory={str(root)!r}: exists and is not a folder")
-    registry = {f"{folder}/{name}": digest for name, (folder, digest) in published_stimuli().items()}
+    registry = dict(published.files)
     wanted = []
     for path, digest in registry.items():
         if not (root / path).is_file():

@@ -59,6 +59,11 @@ def read_rgb(path: Path) -> Image.Image:
         raise ImageError(kind) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"corrupt ({error})") from None
+    return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture as 8-bit RGB: 16-bit ones scaled, transparent ones laid on white."""
     if image.mode.startswith(("I", "F")):  # 16 bits a pixel: Pillow's own conversion would clip, not scale
         values = np.asarray(image, dtype=np.float64)
         image = Image.fromarray(np.clip(values / 65535 * 255 + 0.5, 0, 255).astype(np.uint8))

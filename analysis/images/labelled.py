@@ -26,8 +26,10 @@ SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}
 _CACHE_BYTES = 2 * 1024**3
 
 
-class TrainingError(ValueError):
-    """Training that cannot go on, such as a loss that is not finite."""
+class DataError(ValueError):
+    """Labelled images that cannot be used: damaged, incomplete, or of other classes than the model's; the message says
+    what was expected.
+    """
 
 
 class LabelledImages(Protocol):
@@ -92,7 +94,7 @@ class FolderImages:
         try:
             image = read_rgb(Path(path))
         except ImageError as error:
-            raise TrainingError(f"data: {path}: {error}") from None
+            raise DataError(f"data: {path}: {error}") from None
         if self._prepare is not None:
             image = self._prepare(image)
         elif self.size is not None:

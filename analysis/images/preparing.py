@@ -13,7 +13,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 def evaluation_transform(
-    size: int,
+    size: int | None,
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -23,7 +23,7 @@ def evaluation_transform(
     """Resize, centre crop and normalise, as networks are tested.
 
     Args:
-        size: Side of the result in pixels.
+        size: Side of the result in pixels; None for the image's own.
         mean: Per channel, subtracted from values in [0, 1].
         std: Per channel, divided by.
         crop: Part of the short side that the crop keeps: the short side becomes int(size / crop). 1 resizes to a
@@ -39,7 +39,8 @@ def evaluation_transform(
     """
     from torchvision import transforms  # not needed by who measures receptive fields
 
-    steps = [evaluation_crop(size, crop=crop, interpolation=interpolation), transforms.ToTensor()]
+    resize = [] if size is None else [evaluation_crop(size, crop=crop, interpolation=interpolation)]
+    steps = [*resize, transforms.ToTensor()]
     return transforms.Compose([*steps, transforms.Normalize(tuple(mean), tuple(std))])  # type: ignore[no-any-return]
 
 
@@ -66,7 +67,16 @@ def evaluation_crop(
 
 
 def normalize(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """Pixels of shape (N, 3, H, W), uint8, as a network's input: float32, channels last in memory."""
-    values = pixels.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    """Pixels of shape (..., 3, H, W) as a network's input, float32; batches are channels last in memory.
+
+    Args:
+        pixels: From 0 to 255 as uint8, or from 0 to 1 in floating point.
+        mean: Per channel, subtracted from values in [0, 1].
+        std: Per channel, divided by.
+    """
+    layout = torch.channels_last if pixels.ndim == 4 else torch.preserve_format
+    values = pixels.to(torch.float32, memory_format=layout, copy=True)
+    if pixels.dtype == torch.uint8:
+        values.div_(255)
     shift, scale = (torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (mean, std))
     return values.sub_(shift).div_(scale)

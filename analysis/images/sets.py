@@ -3,9 +3,10 @@
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor
 from analysis.images.dead_leaves import dead_leaves
 from analysis.images.files import ImageError, read_rgb
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.images.preparing import normalize
+from analysis.runs.results import Shown
 
 GENERATED = "generated dead leaves"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageSet(Sequence[Tensor]):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ImageSet(Shown, Sequence[Tensor]):
     """Images of one size, read (or generated) when they are asked for.
 
     `images[i]` is a float32 tensor of shape (3, H, W), normalised by `mean` and `std`.
@@ -37,7 +40,12 @@ class ImageSet(Sequence[Tensor]):
     std: tuple[float, ...] = IMAGENET_STD
     skipped: tuple[tuple[str, str], ...] = ()
     """Files that were drawn and could not be used, with the reason."""
-    paths: tuple[Path, ...] = field(default=(), repr=False)
+    paths: tuple[Path, ...] = ()
+
+    def headline(self) -> dict[str, Any]:
+        """Where they are from, how many there are, and their size."""
+        size = "x".join(map(str, self.size))
+        return {"source": self.source, "images": len(self), "size": size, "skipped": len(self.skipped)}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -46,8 +54,7 @@ class ImageSet(Sequence[Tensor]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         pixels = self.pixels(index % len(self))
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (torch.from_numpy(pixels) - mean) / std
+        return normalize(torch.from_numpy(pixels), self.mean, self.std)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(len(self)))

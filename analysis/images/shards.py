@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from analysis.images.labelled import SPLITS, Preparation, Split, TrainingError
+from analysis.images.labelled import SPLITS, DataError, Preparation, Split
 from analysis.runs.processes import by_first
 
 _IMAGE_MEMBERS = (".jpg", ".jpeg", ".png", ".webp", ".ppm")
@@ -38,7 +38,7 @@ class TarShards:
 
     Raises:
         FileNotFoundError: If there is no shard, or one is missing from a numbered series.
-        TrainingError: If a shard is damaged, or a sample lacks its image or its class.
+        DataError: If a shard is damaged, or a sample lacks its image or its class.
 
     References:
         https://github.com/webdataset/webdataset
@@ -60,7 +60,7 @@ class TarShards:
         if names.is_file():
             classes = tuple(line.strip() for line in names.read_text().splitlines() if line.strip())
         if len(classes) < num_classes or samples[:, 3].min() < 0:
-            raise TrainingError(f"data={str(names)!r}: names {len(classes)} classes; the shards have {num_classes}")
+            raise DataError(f"data={str(names)!r}: names {len(classes)} classes; the shards have {num_classes}")
         return shards, samples, classes
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class TarShards:
                 file.seek(start)
                 image = Image.open(io.BytesIO(file.read(length))).convert("RGB")
         except OSError as error:
-            raise TrainingError(f"data: {path}: the image at byte {start} cannot be read ({error})") from None
+            raise DataError(f"data: {path}: the image at byte {start} cannot be read ({error})") from None
         return np.array(image if self._prepare is None else self._prepare(image)), label
 
     def order(self, generator: np.random.Generator) -> NDArray[np.intp]:
@@ -131,9 +131,9 @@ def _samples_of(shard: Path) -> list[tuple[int, int, int]]:
                     text = content.read().decode()
                     labels[key] = int(text if kind == ".cls" else json.loads(text)["label"])
     except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"data: {shard}: not a shard that can be read ({error})") from None
+        raise DataError(f"data: {shard}: not a shard that can be read ({error})") from None
     alone = sorted(set(images) ^ set(labels))
     if alone or not images:
         what = f"the sample {alone[0]!r} lacks its image or its class" if alone else "holds no image"
-        raise TrainingError(f"data: {shard}: {what}; expected an image and .cls or .json of each")
+        raise DataError(f"data: {shard}: {what}; expected an image and .cls or .json of each")
     return [(*images[key], labels[key]) for key in images]

@@ -2,20 +2,20 @@
 
 import hashlib
 import re
+import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.images.files import IMAGE_SUFFIXES, read_rgb
-
-MANIFEST = "cue_conflict.sha256"
-
+from analysis.runs.results import Shown
 
 _NAME = re.compile(r"(?P<shape>[A-Za-z]+)(?P<i>\d+)(?:-(?P<texture>[A-Za-z]+)(?P<j>\d+))?")
 
@@ -24,8 +24,8 @@ class StimulusError(ValueError):
     """Stimuli that cannot be what is meant."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StimulusSet(Sequence[str]):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StimulusSet(Shown, Sequence[str]):
     """Stimuli named `<shape><i>-<texture><j>.<ext>`, or `<shape><i>.<ext>` without a texture; in order of their names.
 
     Tuples are parallel; `stimuli[k]` is the file name of one.
@@ -39,13 +39,17 @@ class StimulusSet(Sequence[str]):
     texture_exemplars: tuple[str, ...]
     hashes: tuple[str, ...]
     """SHA-256 of each file, or of the pixels where there is none, in hexadecimal."""
-    paths: tuple[Path, ...] = field(default=(), repr=False)
-    arrays: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False)
+    paths: tuple[Path, ...] = ()
+    arrays: tuple[NDArray[np.uint8], ...] = ()
     """Pixels of stimuli that are in memory, in place of `paths`."""
     skipped: tuple[tuple[str, str], ...] = ()
     """Files of the tree that are no stimulus, with the reason."""
     notes: tuple[str, ...] = ()
     """What a user should know about the set, such as files that are missing from the published one."""
+
+    def headline(self) -> dict[str, Any]:
+        """Where they are from, how many there are, and of which categories."""
+        return {"source": self.source, "stimuli": len(self), "shapes": len(set(self.shapes)), "notes": self.notes}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,8 +69,8 @@ class StimulusSet(Sequence[str]):
 def load_stimuli(directory: str | PathLike[str]) -> StimulusSet:
     """Find the stimuli in a folder and all its sub-folders, whatever these are called.
 
-    Files that are no image, or not named like a stimulus, are skipped by name. If all stimuli belong to the 1280
-    published ones, `notes` tells which of those are missing and which differ from the published file.
+    Files that are no image, or not named like a stimulus, are skipped by name. If all stimuli belong to a
+    published set, `notes` tells which of its files are missing and which differ.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -134,30 +138,60 @@ def parse_stimulus(name: str) -> tuple[str, str, str, str]:
     return shape, shape + i, texture, texture + j
 
 
+@dataclass(frozen=True)
+class PublishedSet:
+    """Stimuli that somebody has published: a file in `analysis/images/published`.
+
+    Args:
+        name: Of the file.
+        about: What they are.
+        url: Of the folder that holds the files.
+        licence: Of the stimuli.
+        citation: Who asks to be cited.
+        files: Path below `url` and SHA-256, in hexadecimal, of each.
+    """
+
+    name: str
+    about: str
+    url: str
+    licence: str
+    citation: str
+    files: Mapping[str, str] = field(repr=False)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 by the name of the file alone."""
+        return {PurePosixPath(path).name: digest for path, digest in self.files.items()}
+
+
 @cache
-def published_stimuli() -> Mapping[str, tuple[str, str]]:
-    """The 1280 published stimuli: name to folder and SHA-256."""
-    lines = (resources.files("analysis.images") / "published" / MANIFEST).read_text().splitlines()
-    pairs = [line.split() for line in lines if line and not line.startswith("#")]
-    return {Path(path).name: (str(Path(path).parent), digest) for digest, path in pairs}
+def published_sets() -> Mapping[str, PublishedSet]:
+    """All of them, by name."""
+    found = {}
+    for entry in sorted((resources.files("analysis.images") / "published").iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".toml"):
+            name = entry.name.removesuffix(".toml")
+            found[name] = PublishedSet(name=name, **tomllib.loads(entry.read_text()))
+    return found
 
 
 def missing_stimuli(names: Collection[str]) -> str:
-    """What to tell about those of the published stimuli that are not among `names`; empty for another set or none."""
-    published = published_stimuli()
-    missing = sorted(set(published) - set(names))
-    if not missing or not set(names) <= set(published):
-        return ""
-    return f"{len(missing)} of the {len(published)} published stimuli are missing: {_some(missing)}"
+    """What to tell about those of a published set that are not among `names`; empty for another set or none."""
+    for published in published_sets().values():
+        if set(names) <= set(published.digests):
+            missing = sorted(set(published.digests) - set(names))
+            if not missing:
+                return ""
+            return f"{len(missing)} of the {len(published.files)} published stimuli are missing: {_some(missing)}"
+    return ""
 
 
 def _compare_with_published(digests: Mapping[str, str]) -> tuple[str, ...]:
-    published = published_stimuli()
-    known = set(digests) & set(published)
-    if len(known) < len(digests):
+    published = next((own for own in published_sets().values() if set(digests) <= set(own.digests)), None)
+    if published is None:
         return ()
     notes = [note for note in [missing_stimuli(digests)] if note]
-    changed = sorted(name for name in known if digests[name] != published[name][1])
+    changed = sorted(name for name, digest in digests.items() if digest != published.digests[name])
     if changed:
         notes.append(f"{len(changed)} stimuli differ from the published files: {_some(changed)}")
     return tuple(notes)

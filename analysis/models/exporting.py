@@ -1,6 +1,5 @@
 """Networks for other engines: ONNX, TorchScript and programs of torch.export, each verified by running it."""
 
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import replknet
 from analysis.models.files import PREPARATION, describe_preparation
 from analysis.models.layers import evaluation_mode
 from analysis.models.loaded import LoadedModel
-from analysis.runs.writing import check_writable
+from analysis.runs.writing import check_writable, replacing
 
 Format = Literal["onnx", "torchscript", "export"]
 
@@ -85,7 +84,7 @@ def export_model(
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"path={str(path)!r}: exists already; overwrite (--overwrite) replaces it")
+        raise FileExistsError(f"path={str(path)!r}: exists already; overwrite=True replaces it")
     side = size or loaded.input_size or 224
     module = loaded.module
     if isinstance(module, replknet.RepLKNet):
@@ -93,34 +92,29 @@ def export_model(
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, side, side, generator=generator)
     others = torch.randn(3, 3, side + 32, side + 64, generator=generator)
-    temporary = path.with_name(f"{path.stem}.new{path.suffix}")
-    try:
-        with evaluation_mode(module), torch.no_grad():
-            check_writable(path)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # tracing warns of every shape that it takes for fixed
-                    _WRITERS[format](module, images, temporary, describe_preparation(loaded))
-            except ImportError as error:
-                raise ValueError(f"format={format!r}: needs {error.name} (extra 'export')") from error
-            except Exception as error:  # each exporter has its own types
-                reason = " ".join(str(error).split())[:300]
-                raise ValueError(f"model: {loaded.name} cannot be exported as {format} ({reason})") from error
+    check_writable(path)
+    with replacing(path) as temporary, evaluation_mode(module), torch.no_grad():
+        try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                run, engine = _READERS[format](temporary)
-            difference = 0.0
-            shapes = []
-            for batch in (images, others):
-                expected = module(batch)
-                found = run(batch)
-                difference = max(difference, float((found - expected).abs().max() / expected.abs().max()))
-                shapes.append(tuple(batch.shape))
+                warnings.simplefilter("ignore")  # tracing warns of every shape that it takes for fixed
+                _WRITERS[format](module, images, temporary, describe_preparation(loaded))
+        except ImportError as error:
+            raise ValueError(f"format={format!r}: needs {error.name} (extra 'export')") from error
+        except Exception as error:  # each exporter has its own types
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"model: {loaded.name} cannot be exported as {format} ({reason})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            run, engine = _READERS[format](temporary)
+        difference = 0.0
+        shapes = []
+        for batch in (images, others):
+            expected = module(batch)
+            found = run(batch)
+            difference = max(difference, float((found - expected).abs().max() / expected.abs().max()))
+            shapes.append(tuple(batch.shape))
         if not difference <= _TOLERANCE:
             raise ValueError(f"model: {loaded.name} as {format} gives outputs that differ by {difference:.1e}")
-        os.replace(temporary, path)  # noqa: PTH105
-    finally:
-        temporary.unlink(missing_ok=True)
     return ExportReport(engine=engine, shapes=tuple(shapes), difference=difference)
 
 

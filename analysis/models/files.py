@@ -1,7 +1,6 @@
 """Networks in files: those of studies, weights of a RepLKNet, TorchScript and programs of torch.export."""
 
 import json
-import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch import nn
 import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
+from analysis.runs.writing import replacing
 from replknet.checkpoints.describing import DESCRIPTION, architecture_of
 from replknet.checkpoints.reading import read_metadata
 
@@ -92,10 +92,9 @@ def save_network(
 def save_weights(path: str | PathLike[str], module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
     """Write the weights of any module to a safetensors file, whole or not at all."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    temporary = Path(f"{path}.new")
-    save_file(state, temporary, metadata=dict(metadata or {}))
-    temporary.chmod(0o644)
-    os.replace(temporary, path)  # noqa: PTH105
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata=dict(metadata or {}))
+        temporary.chmod(0o644)
 
 
 def load_file(path: Path) -> LoadedModel:

@@ -1,7 +1,7 @@
 """Catching the feature map of one layer of any module."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -56,13 +56,13 @@ def feature_map(model: nn.Module, images: Tensor, layer: str | None = None) -> t
 
 
 def _output_of(model: nn.Module, images: Tensor, layer: str) -> Any:
-    modules = dict(model.named_modules())
-    if layer not in modules or layer == "":
-        top = ", ".join(name for name in modules if name and name.count(".") < 2)
-        shown = top if len(top) < 300 else top[:300] + " ..."
-        raise LayerError(f"layer={layer!r}: the model has no such module; expected a name such as {shown}")
     outputs: list[Any] = []
-    with _forward_hooks([modules[layer]], lambda _, output: outputs.append(output)):
+
+    def keep(name: str, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        outputs.append(output)
+
+    require_layers(model, [layer])
+    with layer_calls(model, keep, lambda name, _: name == layer):
         model(images)
     if not outputs:
         raise LayerError(f"layer={layer!r}: the forward pass does not run this module")
@@ -70,17 +70,16 @@ def _output_of(model: nn.Module, images: Tensor, layer: str) -> Any:
 
 
 def _last_spatial_output(model: nn.Module, images: Tensor) -> tuple[str, Tensor]:
-    names = {module: name for name, module in model.named_modules()}
     found: list[tuple[str, Tensor]] = []
 
-    def remember(module: nn.Module, output: Any) -> None:
+    def keep(name: str, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim in (3, 4):
             with suppress(LayerError):
                 _, _, grid = infer_layout(output, (images.shape[2], images.shape[3]), model)
                 if grid[0] * grid[1] > 1:
-                    found[:] = [(names[module] or "output", output)]
+                    found[:] = [(name or "output", output)]
 
-    with _forward_hooks(list(names), remember):
+    with layer_calls(model, keep):
         model(images)
     if not found:
         raise LayerError("layer=None: no module returns a feature map; name a layer")
@@ -88,15 +87,44 @@ def _last_spatial_output(model: nn.Module, images: Tensor) -> tuple[str, Tensor]
 
 
 @contextmanager
-def _forward_hooks(modules: list[nn.Module], act: Any) -> Iterator[None]:
-    # TorchScript calls no hooks inside a program, and refuses them.
-    python = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-    handles = [module.register_forward_hook(lambda module, _, output: act(module, output)) for module in python]
+def layer_calls(
+    model: nn.Module,
+    keep: Callable[[str, nn.Module, tuple[Any, ...], Any], None],
+    chosen: Callable[[str, nn.Module], bool] = lambda name, module: True,
+) -> Iterator[None]:
+    """Call `keep` with name, module, inputs and output of every chosen module of a model when it is run.
+
+    Inside TorchScript nothing is seen, which calls no hooks and refuses them.
+    """
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        return lambda module, inputs, output: keep(name, module, inputs, output)
+
+    handles = [
+        module.register_forward_hook(hook(name))
+        for name, module in model.named_modules()
+        if chosen(name, module) and not isinstance(module, torch.jit.ScriptModule)
+    ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def require_layers(model: nn.Module, layers: Sequence[str], also: str = "") -> None:
+    """Refuse names that are not those of modules; the message mentions `also` beside some that are.
+
+    Raises:
+        LayerError: Naming the first of them.
+    """
+    names = dict(model.named_modules())
+    for layer in layers:
+        if layer not in names or layer == "":
+            top = ", ".join(name for name in names if name and name.count(".") < 2)
+            shown = top if len(top) < 300 else top[:300] + " ..."
+            other = f"{also} or " if also else ""
+            raise LayerError(f"layer={layer!r}: the model has no such module; expected {other}a name such as {shown}")
 
 
 @runtime_checkable

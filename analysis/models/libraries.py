@@ -143,7 +143,7 @@ def _unavailable(spec: str, error: Exception, address: str) -> ValueError:
     reason = textwrap.shorten(str(error).strip().partition("\n")[0], 160, placeholder=" ...") or type(error).__name__
     return ValueError(
         f"model={spec!r}: its weights could not be loaded from {address or 'the hub'} ({reason}); go online once to "
-        "fill the cache, or take random weights (--no-pretrained, pretrained=False)"
+        "fill the cache, or take random weights with pretrained=False"
     )
 
 

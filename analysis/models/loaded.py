@@ -1,20 +1,22 @@
 """A model and how its input is prepared."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.images.preparing import Transform, evaluation_transform
+from analysis.runs.results import Shown
 
 DEFAULT_SIZE = 224
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadedModel:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LoadedModel(Shown):
     """A model and how its input is prepared.
 
     Args:
@@ -45,6 +47,28 @@ class LoadedModel:
     training: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def headline(self) -> dict[str, Any]:
+        """Name, kind and size of the network, and what it takes and gives."""
+        return {
+            "name": self.name,
+            "module": type(self.module).__name__,
+            "parameters": sum(parameter.numel() for parameter in self.module.parameters()),
+            "input_size": self.input_size,
+            "classes": len(self.classes) or None,
+            "published": dict(self.published),
+        }
+
+    def to(self, device: str, dtype: str = "float32") -> Self:
+        """The model on a device, in float32, float64, bfloat16 or float16; its own module is moved.
+
+        Raises:
+            ValueError: If there is no such device here, or the dtype is another.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype}: expected one of {', '.join(DTYPES)}")
+        check_device(device)
+        return replace(self, module=self.module.to(torch.device(device), getattr(torch, dtype)))
+
     def preparation(self, size: int | None = None) -> Transform:
         """From an RGB image to the network's input; `size` in pixels replaces the model's own way by RepLKNet's."""
         if size is None and self.transform is not None:
@@ -58,3 +82,16 @@ def place_of(module: nn.Module) -> Tensor:
     """A tensor of the device and dtype that the network's input must have."""
     floating = (tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point())
     return next(floating, torch.zeros(()))
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: With PyTorch's reason.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # each absent backend has its own
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"device={device}: cannot be used here ({reason})") from error

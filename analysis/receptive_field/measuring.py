@@ -1,11 +1,8 @@
 """The effective receptive field: how much each input pixel moves one unit of a feature map."""
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from analysis.images.files import ImageError
+from analysis.images.inputs import Images, Inputs, as_inputs
 from analysis.images.sets import ImageSet
 from analysis.models.layers import LAST, as_nchw, evaluation_mode, feature_map, infer_layout
+from analysis.models.loaded import LoadedModel, place_of
+from analysis.models.loading import as_loaded
+from analysis.receptive_field.measures import FloatArray, moments_about, ring_sums
 from analysis.receptive_field.options import (
     GRADIENT_RULES,
     OUTPUT_RULES,
@@ -24,16 +25,15 @@ from analysis.receptive_field.options import (
     OutputRule,
     Protocol,
 )
-from analysis.receptive_field.result import ErfResult, FloatArray, moments_about, ring_sums
+from analysis.receptive_field.result import ErfResult
 from analysis.receptive_field.theoretical import centred_unit, theoretical_receptive_field, unit_centers
-from analysis.runs.identity import describe_environment, hash_code, hash_weights
-from analysis.runs.processes import by_first, in_turns, rank
-from analysis.runs.resuming import load_partial, store_partial
+from analysis.runs.identity import NetworkIdentity, describe_environment, identify
+from analysis.runs.resuming import Progress, Row, hash_settings, measure
 
 
 def effective_receptive_field(
-    model: nn.Module,
-    images: ImageSet | Tensor | Sequence[Tensor],
+    model: LoadedModel | nn.Module | str,
+    images: Images,
     *,
     protocol: Protocol = "standard",
     layer: str | None = None,
@@ -42,9 +42,11 @@ def effective_receptive_field(
     gradient_rule: GradientRule | None = None,
     sum_colors: Literal["before", "after"] | None = None,
     square_center: Literal["unit", "image"] | None = None,
+    size: int | None = None,
     name: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    identity: NetworkIdentity | None = None,
     partial: str | PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> ErfResult:
     """Mean input gradient of one unit of a feature map, summed over its channels.
 
@@ -52,8 +54,9 @@ def effective_receptive_field(
     its parameters' `requires_grad` are restored, whatever happens.
 
     Args:
-        model: Any module that takes an image batch (1, C, H, W).
-        images: An `ImageSet`, or normalised images of shape (N, C, H, W) or a sequence of (C, H, W).
+        model: What `load_model` returns or takes, or any module that takes an image batch (1, C, H, W).
+        images: See `analysis.images.inputs.Images`. An `ImageSet` gets the mean and standard deviation of a loaded
+            model, and keeps its own for a bare module.
         protocol: "standard" (absolute gradient of the unit nearest to the image centre) or "official" (the RepLKNet
             script, exactly).
         layer: Name of a submodule; None for the last feature map.
@@ -63,10 +66,13 @@ def effective_receptive_field(
         gradient_rule: See `ErfOptions`.
         sum_colors: See `ErfOptions`.
         square_center: See `ErfOptions`.
-        name: Recorded as the model's name; its class name by default.
-        progress: Called with the number of images done and their total after each image.
-        partial: A file that keeps the running state after each image. A later call with the same model, images and
+        size: Side in pixels to which files and pictures are prepared; by default the model's own way. Without effect
+            on an `ImageSet` and on tensors.
+        name: Recorded as the model's name; by default the loaded one's, or the class name of a module.
+        identity: What `identify` says of the module, where that is known already.
+        partial: A file that keeps the state of an unfinished measurement. A later call with the same model, images and
             options continues from it; it is removed at the end.
+        progress: Called with the number of images done and of all, at the start and after each image.
 
     Returns:
         The raw mean map with one contribution curve per image.
@@ -98,46 +104,56 @@ def effective_receptive_field(
     }
     changed = {key: value for key, value in chosen.items() if value is not None}
     options = ErfOptions(**(asdict(PROTOCOLS[protocol]) | changed))
-    source = images if isinstance(images, ImageSet) else _as_image_set(images)
-    if len(images) == 0:
-        raise ValueError("images: expected at least one")
-    size = source.size
-    in_channels = 3 if isinstance(images, ImageSet) else images[0].shape[0]
-    field = theoretical_receptive_field(model, size, layer=layer, in_channels=in_channels)
-    position, center = _place_unit(options, field, size)
-    weights_hash = hash_weights(model)
-    fingerprint = _fingerprint(weights_hash + hash_code(model), layer, asdict(options), source, size)
-    state = by_first(lambda: _State.resume(partial, fingerprint)) if partial is not None else _State(fingerprint)
-    reference = next(iter(model.parameters()), torch.zeros(()))
+    if isinstance(images, ImageSet) and not isinstance(model, nn.Module):
+        model = as_loaded(model)
+        images = images.normalized_by(model.mean, model.std)
+    loaded = as_loaded(model)
+    module = loaded.module
+    inputs = as_inputs(images, loaded.preparation(size))
+    source = images if isinstance(images, ImageSet) else _described(inputs, loaded)
+    field = theoretical_receptive_field(module, source.size, layer=layer, in_channels=_first(inputs).shape[0])
+    position, center = _place_unit(options, field, source.size)
+    identity = identity or identify(module)
+    settings = [
+        identity.weights + identity.code,
+        layer,
+        asdict(options),
+        source.hashes,
+        source.mean,
+        source.std,
+        source.size,
+    ]
+    place = place_of(module)
 
-    def measure(index: int) -> FloatArray | str:
+    def work(indices: range) -> Mapping[int, Row | str]:
         """The map of one image, or the reason why there is none."""
+        (index,) = indices
         try:
-            image = images[index].to(reference.device, reference.dtype)
+            image = inputs.load(index).to(place.device, place.dtype)
         except ImageError as error:  # the file was readable when it was chosen
-            return str(error)
-        gradient = _input_gradient(model, image, layer, position, options, field.grid)
-        return gradient if np.isfinite(gradient).all() else "the gradient is not finite"
+            return {index: str(error)}
+        found = _input_gradient(module, image, layer, position, options, field.grid)
+        if not np.isfinite(found).all():
+            return {index: "the gradient is not finite"}
+        return {index: {"maps": found, "rings": ring_sums(found, center), "moments": moments_about(found, center)}}
 
-    # Processes take images in turn; all add up the maps in the order of the images, as one process does.
-    for found in in_turns(len(images), measure, start=state.done):
-        if isinstance(found, str):
-            state.skipped.append((source.names[state.done], found))
-        else:
-            state.add(found, center, state.done)
-        state.done += 1
-        if partial is not None and rank() == 0:
-            state.store(Path(partial))
-        if progress is not None:
-            progress(state.done, len(images))
-    if not state.used:
-        raise ValueError(f"images: none of {len(images)} gave a finite gradient; {state.skipped[0]}")
-    result = ErfResult(
-        model=name or type(model).__name__,
+    # All processes add up the maps in the order of the images, as one process does.
+    measured = measure(
+        inputs.names,
+        work,
+        summed=("maps",),
+        fingerprint=hash_settings(settings),
+        partial=partial,
+        progress=progress,
+    )
+    if not measured.used:
+        raise ValueError(f"images: none of {len(inputs)} gave a finite gradient; {measured.skipped[0]}")
+    return ErfResult(
+        model=name or loaded.name,
         layer=layer or LAST,
-        mean_map=state.total / len(state.used),
-        ring_sums=np.stack(state.rings),
-        moments=np.stack(state.moments),
+        mean_map=measured.sums["maps"] / len(measured.used),
+        ring_sums=measured.stacked("rings"),
+        moments=measured.stacked("moments"),
         unit=position,
         grid=field.grid,
         center=center,
@@ -145,19 +161,42 @@ def effective_receptive_field(
         theoretical_note=field.reason,
         protocol="custom" if options != PROTOCOLS[protocol] else protocol,
         options=options,
-        images=tuple(source.names[index] for index in state.used),
-        image_hashes=tuple(source.hashes[index] for index in state.used),
+        images=measured.of_used(source.names),
+        image_hashes=measured.of_used(source.hashes),
         image_source=source.source,
-        skipped=(*source.skipped, *state.skipped),
+        skipped=(*source.skipped, *measured.skipped),
         seed=source.seed if isinstance(images, ImageSet) else None,
         mean=source.mean,
         std=source.std,
-        weights_hash=weights_hash,
-        environment=describe_environment(reference),
+        weights_hash=identity.weights,
+        environment=describe_environment(place),
     )
-    if partial is not None:
-        by_first(lambda: Path(partial).unlink(missing_ok=True))
-    return result
+
+
+def _described(inputs: Inputs, loaded: LoadedModel) -> ImageSet:
+    """What is recorded of images that came in another way."""
+    height, width = _first(inputs).shape[-2:]
+    prepared = inputs.transform is not None
+    return ImageSet(
+        source="prepared for the model" if prepared else "tensors",
+        names=inputs.names,
+        hashes=inputs.hashes(),
+        size=(height, width),
+        seed=0,
+        mean=loaded.mean if prepared else (),
+        std=loaded.std if prepared else (),
+    )
+
+
+def _first(inputs: Inputs) -> Tensor:
+    """The first input that can be had."""
+    reason = ""
+    for index in range(len(inputs)):
+        try:
+            return inputs.load(index)
+        except ImageError as error:
+            reason = reason or f"{inputs.names[index]}: {error}"
+    raise ValueError(f"images: none of {len(inputs)} is a usable image; {reason}")
 
 
 def _input_gradient(
@@ -201,60 +240,3 @@ def _place_unit(options: ErfOptions, field: Any, size: tuple[int, int]) -> tuple
         for value, extent in zip((rows[unit[0]], columns[unit[1]]), size, strict=True)
     ]
     return unit, (center[0], center[1])
-
-
-def _as_image_set(images: Tensor | Sequence[Tensor]) -> ImageSet:
-    """Names and hashes for images that came as tensors."""
-    hashes = [hashlib.sha256(image.detach().cpu().contiguous().numpy().tobytes()).hexdigest() for image in images]
-    return ImageSet(
-        source="tensors",
-        names=tuple(f"image-{index}" for index in range(len(hashes))),
-        hashes=tuple(hashes),
-        size=(images[0].shape[-2], images[0].shape[-1]) if hashes else (1, 1),
-        seed=0,
-        mean=(),
-        std=(),
-    )
-
-
-def _fingerprint(
-    network: str, layer: str | None, options: dict[str, Any], images: ImageSet, size: tuple[int, int]
-) -> str:
-    settings = [network, layer, options, images.hashes, images.mean, images.std, size]
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-
-
-class _State:
-    """Sums over the images done so far."""
-
-    def __init__(self, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
-        self.done = 0
-        self.used: list[int] = []
-        self.skipped: list[tuple[str, str]] = []
-        self.total: FloatArray = np.zeros((0, 0))
-        self.rings: list[FloatArray] = []
-        self.moments: list[FloatArray] = []
-
-    @classmethod
-    def resume(cls, path: str | PathLike[str], fingerprint: str) -> "_State":
-        """The state in a file; an empty one if there is none, or it belongs to another measurement."""
-        state = cls(fingerprint)
-        known = load_partial(path, fingerprint)
-        if known is not None:
-            header, arrays = known
-            state.done, state.used = header["done"], header["used"]
-            state.skipped = [(name, reason) for name, reason in header["skipped"]]
-            state.total = arrays["total"]
-            state.rings, state.moments = list(arrays["rings"]), list(arrays["moments"])
-        return state
-
-    def add(self, values: FloatArray, center: tuple[float, float], index: int) -> None:
-        self.total = self.total + values if self.used else values
-        self.rings.append(ring_sums(values, center))
-        self.moments.append(moments_about(values, center))
-        self.used.append(index)
-
-    def store(self, path: Path) -> None:
-        header = {name: getattr(self, name) for name in ("fingerprint", "done", "used", "skipped")}
-        store_partial(path, header, {"total": self.total, "rings": self.rings, "moments": self.moments})

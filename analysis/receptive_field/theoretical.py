@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from analysis.models.layers import evaluation_mode, feature_map, infer_layout
+from analysis.models.loaded import LoadedModel
+from analysis.models.loading import as_loaded
 from analysis.receptive_field.tracing import AxisField, Tracer
 
 
@@ -27,7 +29,11 @@ class TheoreticalReceptiveField:
 
 
 def theoretical_receptive_field(
-    model: nn.Module, image_size: tuple[int, int], *, layer: str | None = None, in_channels: int = 3
+    model: LoadedModel | nn.Module | str,
+    image_size: tuple[int, int],
+    *,
+    layer: str | None = None,
+    in_channels: int = 3,
 ) -> TheoreticalReceptiveField:
     """Trace the receptive field of a layer through the operations that compute it.
 
@@ -36,7 +42,7 @@ def theoretical_receptive_field(
     says what did.
 
     Args:
-        model: Any module that takes an image batch. It is not changed.
+        model: What `load_model` returns or takes, or any module that takes an image batch. It is not changed.
         image_size: Height and width of the input in pixels.
         layer: Name of a submodule; None for the last feature map.
         in_channels: Channels of the input.
@@ -50,6 +56,7 @@ def theoretical_receptive_field(
     References:
         Araujo, Norris and Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks", Distill.
     """
+    model = as_loaded(model).module
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     image = torch.zeros(1, in_channels, *image_size, device="meta", dtype=dtype)
     tracer = Tracer(image)

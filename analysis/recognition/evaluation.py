@@ -1,43 +1,35 @@
 """Accuracy of a classifier on an image folder."""
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import stats
-from torch import nn
+from torch import Tensor, nn
 
+from analysis.images.inputs import Inputs
+from analysis.images.labelled import DataError
+from analysis.models.batches import classify, run_batches, split
 from analysis.models.layers import evaluation_mode
 from analysis.models.loaded import LoadedModel, place_of
 from analysis.models.loading import as_loaded
-from analysis.recognition.batches import Batch, batches
-from analysis.recognition.labels import DataError, LabelledFiles, labelled_files
-from analysis.recognition.prediction import class_names, classify
-from analysis.runs.identity import describe_environment, hash_weights
-from analysis.runs.processes import by_first, in_turns, num_processes, rank
-from analysis.runs.results import load_result, save_result
-from analysis.runs.resuming import load_partial, store_partial
-
-KIND = "evaluation"
-
+from analysis.recognition.labels import LabelledFiles, labelled_files
+from analysis.recognition.prediction import class_names
+from analysis.runs.identity import NetworkIdentity, describe_environment, identify
+from analysis.runs.results import Result
+from analysis.runs.resuming import Progress, Row, hash_settings
 
 _TOP = 5
 
 
-_SECONDS_BETWEEN_PARTIALS = 20.0
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EvaluationResult:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class EvaluationResult(Result):
     """The best classes of every image of a set.
 
     Args:
@@ -52,11 +44,13 @@ class EvaluationResult:
         settings: Everything needed to do it again.
     """
 
+    KIND: ClassVar[str] = "evaluation"
+
     model: str
     classes: tuple[str, ...]
-    images: tuple[str, ...] = field(repr=False)
-    labels: NDArray[np.int64] = field(repr=False)
-    best: NDArray[np.int64] = field(repr=False)
+    images: tuple[str, ...]
+    labels: NDArray[np.int64]
+    best: NDArray[np.int64]
     skipped: tuple[tuple[str, str], ...] = ()
     seconds: float
     published: Mapping[str, float] = field(default_factory=dict)
@@ -115,42 +109,15 @@ class EvaluationResult:
             }
         )
 
-    def save(self, directory: str | PathLike[str], *, overwrite: bool = False) -> None:
-        """Write `result.json` and `arrays.npz`.
-
-        Raises:
-            FileExistsError: If `directory` exists and `overwrite` is false.
-        """
-        fields = {
+    def headline(self) -> dict[str, Any]:
+        """Model, images and accuracies."""
+        return {
             "model": self.model,
-            "classes": self.classes,
-            "images": self.images,
-            "skipped": self.skipped,
-            "seconds": self.seconds,
-            "published": dict(self.published),
-            "settings": dict(self.settings),
+            "images": len(self.images),
+            "skipped": len(self.skipped),
+            "top1": self.accuracy(1),
+            "top5": self.accuracy(5),
         }
-        save_result(directory, KIND, fields, {"labels": self.labels, "best": self.best}, overwrite=overwrite)
-
-    @classmethod
-    def load(cls, directory: str | PathLike[str]) -> "EvaluationResult":
-        """What `save` wrote.
-
-        Raises:
-            ResultError: If it is of another kind or version, or cannot be read.
-        """
-        fields, arrays = load_result(directory, KIND)
-        return cls(
-            model=fields["model"],
-            classes=tuple(fields["classes"]),
-            images=tuple(fields["images"]),
-            labels=arrays["labels"],
-            best=arrays["best"],
-            skipped=tuple((name, reason) for name, reason in fields["skipped"]),
-            seconds=fields["seconds"],
-            published=fields["published"],
-            settings=fields["settings"],
-        )
 
 
 def num_outputs(loaded: LoadedModel) -> int:
@@ -169,8 +136,9 @@ def evaluate(
     size: int | None = None,
     batch_size: int = 16,
     num_workers: int = 0,
+    identity: NetworkIdentity | None = None,
     partial: str | PathLike[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> EvaluationResult:
     """Classify the images of a folder and compare with their labels.
 
@@ -181,8 +149,9 @@ def evaluate(
         size: Side of the input in pixels, with RepLKNet's resizing; by default the model's own preparation.
         batch_size: Images in one forward pass.
         num_workers: Processes that read images; 0 reads them in this one.
+        identity: What `identify` says of the module, where that is known already.
         partial: A file that keeps the state of an unfinished run; the same call goes on from there.
-        progress: Called with the number of images done and of all.
+        progress: Called with the number of images done and of all, at the start and after each batch.
 
     Returns:
         The five best classes of each image; `accuracy()`, `interval()`, `confusion()` and `decisions()` are of them.
@@ -191,91 +160,47 @@ def evaluate(
         FileNotFoundError: If a folder or file does not exist.
         ValueError: If a value is out of range, the model is no classifier, classes do not fit, or no file is usable.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
     loaded = as_loaded(model)
     files = data
     if not isinstance(files, LabelledFiles):
         files = labelled_files(files, class_names(loaded, num_outputs(loaded)), labels=labels)
     transform = loaded.preparation(size)
-    reference = place_of(loaded.module)
+    identity = identity or identify(loaded.module)
     settings: dict[str, Any] = {
-        "weights": hash_weights(loaded.module),
+        "weights": identity.weights,
         "data": str(files.root),
         "images": files.fingerprint,
         "classes_matched": files.rule,
         "preparation": str(transform),
-        **describe_environment(reference),
+        **describe_environment(place_of(loaded.module)),
     }
-    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    used: list[int] = []
-    skipped: list[tuple[int, str]] = []
-    best: list[NDArray[np.int64]] = []
-    seconds = 0.0
-    state = None if partial is None else by_first(lambda: load_partial(partial, fingerprint))
-    if state is not None:
-        header, arrays = state
-        skipped = [(int(index), reason) for index, reason in header["skipped"]]
-        seconds, used, best = header["seconds"], arrays["used"].tolist(), [arrays["best"]]
 
-    def store() -> None:
-        if partial is not None and used and rank() == 0:
-            header = {"fingerprint": fingerprint, "skipped": skipped, "seconds": seconds}
-            store_partial(Path(partial), header, {"used": np.array(used), "best": np.concatenate(best)})
+    def rows(images: Tensor) -> list[Row]:
+        logits = classify(loaded, images)
+        return split(best=logits.topk(min(_TOP, logits.shape[1])).indices)
 
-    done = len(used) + len(skipped)
-    if progress is not None:
-        progress(done, len(files.files))
-    last_stored = began = time.monotonic()
-    own = batches(
-        loaded.module,
-        files.files,
-        transform,
+    names = [str(file.relative_to(files.root)) for file in files.files]
+    measured = run_batches(
+        loaded,
+        Inputs(tuple(names), files.files, transform),
+        rows,
         batch_size=batch_size,
         num_workers=num_workers,
-        start=done,
-        turn=(rank(), num_processes()),
+        fingerprint=hash_settings([settings, identity.code]),
+        partial=partial,
+        progress=progress,
     )
-
-    def answer(_: int) -> tuple[Batch, NDArray[np.int64] | None]:
-        """The next batch of this process, without its pixels, and the best classes of its images."""
-        batch = next(own)
-        if batch.images is None:
-            return batch, None
-        logits = classify(loaded, batch.images)
-        return replace(batch, images=None), logits.topk(min(_TOP, logits.shape[1])).indices.cpu().numpy()
-
-    try:
-        with evaluation_mode(loaded.module), torch.no_grad():
-            for batch, answers in in_turns(-(-(len(files.files) - done) // batch_size), answer):
-                skipped += batch.skipped
-                if answers is not None:
-                    best.append(answers)
-                    used += batch.indices
-                now = time.monotonic()
-                seconds, began = seconds + now - began, now
-                if now - last_stored > _SECONDS_BETWEEN_PARTIALS:
-                    store()
-                    last_stored = now
-                if progress is not None:
-                    progress(len(used) + len(skipped), len(files.files))
-    except KeyboardInterrupt:
-        store()
-        raise
-    if not used:
-        index, reason = skipped[0]
-        raise DataError(f"data={str(files.root)!r}: no file is a usable image; {files.files[index].name}: {reason}")
-    if partial is not None:
-        by_first(lambda: Path(partial).unlink(missing_ok=True))
-    names = [str(file.relative_to(files.root)) for file in files.files]
+    if not measured.used:
+        name, reason = measured.skipped[0]
+        raise DataError(f"data={str(files.root)!r}: no file is a usable image; {Path(name).name}: {reason}")
     return EvaluationResult(
         model=loaded.name,
         classes=files.classes,
-        images=tuple(names[index] for index in used),
-        labels=np.array([files.labels[index] for index in used], np.int64),
-        best=np.concatenate(best),
-        skipped=tuple((names[index], reason) for index, reason in skipped),
-        seconds=seconds,
+        images=measured.of_used(names),
+        labels=np.array(measured.of_used(files.labels), np.int64),
+        best=measured.stacked("best"),
+        skipped=tuple(measured.skipped),
+        seconds=measured.seconds,
         published=loaded.published,
         settings=settings,
     )

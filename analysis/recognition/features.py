@@ -1,23 +1,24 @@
-"""Features of image files: vectors before the head, maps of stages, outputs of layers."""
+"""Features of images: vectors before the head, maps of stages, outputs of layers."""
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from analysis.images.files import find_images
-from analysis.models.layers import LayerError, evaluation_mode
+from analysis.images.inputs import Images, as_inputs
+from analysis.models.batches import run_batches, split
+from analysis.models.layers import LayerError, layer_calls, require_layers
 from analysis.models.loaded import LoadedModel
 from analysis.models.loading import as_loaded
-from analysis.recognition.batches import batches
+from analysis.runs.identity import NetworkIdentity, identify
+from analysis.runs.results import Shown
+from analysis.runs.resuming import Progress, Row, hash_settings
+from analysis.runs.writing import replacing
 
 POOLED = "pooled"
 """Name of the vector that enters the last linear layer."""
@@ -30,8 +31,8 @@ class StagedModel(Protocol):
     def forward_intermediates(self, x: Tensor, indices: Any, /) -> Any: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Features:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Features(Shown):
     """Features of some images.
 
     Args:
@@ -46,6 +47,11 @@ class Features:
     arrays: Mapping[str, NDArray[Any]]
     skipped: tuple[tuple[str, str], ...] = ()
 
+    def headline(self) -> dict[str, Any]:
+        """Model, images, and the shapes of the arrays."""
+        shapes = {name: array.shape for name, array in self.arrays.items()}
+        return {"model": self.model, "images": len(self.images), "skipped": len(self.skipped), "arrays": shapes}
+
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write an .npz file that `numpy.load` opens: the arrays by name, and `images` and `model` as text.
 
@@ -56,33 +62,29 @@ class Features:
         if path.suffix != ".npz":
             raise ValueError(f"path={str(path)!r}: expected a name that ends in .npz")
         if path.exists() and not overwrite:
-            raise FileExistsError(f"path={str(path)!r}: exists already; overwrite (--overwrite) replaces it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".new")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, images=np.array(self.images), model=np.array(self.model), **self.arrays)  # type: ignore[arg-type]
-            os.replace(temporary, path)  # noqa: PTH105
-        finally:
-            temporary.unlink(missing_ok=True)
+            raise FileExistsError(f"path={str(path)!r}: exists already; overwrite=True replaces it")
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, images=np.array(self.images), model=np.array(self.model), **self.arrays)  # type: ignore[arg-type]
 
 
 def extract_features(
     model: LoadedModel | nn.Module | str,
-    images: str | PathLike[str] | Sequence[str | PathLike[str]],
+    images: Images,
     stages: Sequence[int | str] = (POOLED,),
     *,
     average: bool = False,
     size: int | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    identity: NetworkIdentity | None = None,
+    partial: str | PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Features:
-    """Features of image files, all kept in memory.
+    """Features of images, all kept in memory.
 
     Args:
         model: What `load_model` returns or takes, or a module, fed with ImageNet's mean and standard deviation.
-        images: Files, folders and patterns; see `find_images`.
+        images: Files, folders, patterns, pictures, pixels or normalised tensors; see `analysis.images.inputs.Images`.
         stages: Numbers of stages (RepLKNets and timm's models; before the transition to the next stage), names of
             layers as in `model.named_modules()`, and "pooled": what enters the last linear layer, or the output of a
             network without one.
@@ -90,7 +92,9 @@ def extract_features(
         size: Side of the input in pixels, with RepLKNet's resizing; by default the model's own preparation.
         batch_size: Images in one forward pass.
         num_workers: Processes that read images; 0 reads them in this one.
-        progress: Called with the number of images done and of all.
+        identity: What `identify` says of the module, where that is known already.
+        partial: A file that keeps the state of an unfinished run; the same call goes on from there.
+        progress: Called with the number of images done and of all, at the start and after each batch.
 
     Returns:
         `arrays` by name, of which the first axis follows `images`; `save` writes them.
@@ -104,29 +108,36 @@ def extract_features(
     wanted = list(dict.fromkeys(stages))
     if not wanted:
         raise ValueError(f"stages={stages!r}: expected at least one stage, layer or {POOLED!r}")
-    files = find_images(images)
-    parts: dict[str, list[NDArray[Any]]] = {}
-    used: list[str] = []
-    skipped: list[tuple[str, str]] = []
-    module, transform = loaded.module, loaded.preparation(size)
-    with evaluation_mode(module), torch.no_grad():
-        for batch in batches(module, files, transform, batch_size=batch_size, num_workers=num_workers):
-            skipped += [(str(files[index]), reason) for index, reason in batch.skipped]
-            used += [str(files[index]) for index in batch.indices]
-            if batch.images is not None:
-                for name, value in _features(module, batch.images, wanted).items():
-                    own = value.mean((2, 3)) if average and value.ndim == 4 else value
-                    own = own.float() if own.dtype in (torch.bfloat16, torch.float16) else own
-                    parts.setdefault(name, []).append(own.cpu().contiguous().numpy())
-            if progress is not None:
-                progress(len(used) + len(skipped), len(files))
-    if not used:
-        raise ValueError(f"images: none of {len(files)} files is a usable image; {skipped[0][0]}: {skipped[0][1]}")
+    inputs = as_inputs(images, loaded.preparation(size))
+    fingerprint = ""
+    if partial is not None:
+        identity = identity or identify(loaded.module)
+        settings = [identity.weights, identity.code, str(inputs.transform), wanted, average, inputs.hashes()]
+        fingerprint = hash_settings(settings)
+
+    def rows(batch: Tensor) -> list[Row]:
+        found = _features(loaded.module, batch, wanted)
+        averaged = {name: value.mean((2, 3)) if average and value.ndim == 4 else value for name, value in found.items()}
+        return split(**averaged)
+
+    measured = run_batches(
+        loaded,
+        inputs,
+        rows,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        fingerprint=fingerprint,
+        partial=partial,
+        progress=progress,
+    )
+    if not measured.used:
+        name, reason = measured.skipped[0]
+        raise ValueError(f"images: none of {len(inputs)} files is a usable image; {name}: {reason}")
     return Features(
         model=loaded.name,
-        images=tuple(used),
-        arrays={name: np.concatenate(arrays) for name, arrays in parts.items()},
-        skipped=tuple(skipped),
+        images=measured.of_used(inputs.names),
+        arrays={name: measured.stacked(name) for name in measured.rows},
+        skipped=tuple(measured.skipped),
     )
 
 
@@ -153,42 +164,23 @@ def _stage_maps(module: nn.Module, images: Tensor, numbers: Sequence[int]) -> di
 
 
 def _layer_outputs(module: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    modules = dict(module.named_modules())
-    for layer in layers:
-        if layer != POOLED and (layer not in modules or layer == ""):
-            top = ", ".join(name for name in modules if name and name.count(".") < 1)
-            raise LayerError(
-                f"layer={layer!r}: the model has no such module; expected {POOLED} or a name such as {top}"
-            )
+    """Outputs of layers, and what enters the last linear layer; without one, what the network returns."""
+    named, pooled = [layer for layer in layers if layer != POOLED], POOLED in layers
     found: dict[str, Any] = {}
-    with _watching(modules, layers, found):
+
+    def keep(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if name in named:
+            found[name] = output
+        if pooled and isinstance(layer, nn.Linear) and inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim == 2:
+            found[POOLED] = inputs[0]
+
+    require_layers(module, named, also=POOLED)
+    with layer_calls(module, keep, lambda name, layer: name in named or (pooled and isinstance(layer, nn.Linear))):
         output = module(images)
-    if POOLED in layers:
+    if pooled:
         found.setdefault(POOLED, output)
     for layer in layers:
         if not isinstance(found.get(layer), Tensor):
             what = f"returns {type(found[layer]).__name__}" if layer in found else "is not run"
             raise LayerError(f"layer={layer!r}: it {what}; expected a layer that returns a tensor")
     return {layer: found[layer] for layer in layers}
-
-
-@contextmanager
-def _watching(modules: Mapping[str, nn.Module], layers: Sequence[str], found: dict[str, Any]) -> Iterator[None]:
-    """Keep the outputs of layers, and what enters the last linear layer, in `found`."""
-
-    def keep_output(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _module, _inputs, output: found.__setitem__(name, output)
-
-    def keep_input(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim == 2:
-            found[POOLED] = inputs[0]
-
-    handles = [modules[name].register_forward_hook(keep_output(name)) for name in layers if name != POOLED]
-    if POOLED in layers:
-        linear = [module for module in modules.values() if isinstance(module, nn.Linear)]
-        handles += [module.register_forward_pre_hook(keep_input) for module in linear]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

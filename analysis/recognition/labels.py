@@ -10,10 +10,7 @@ from pathlib import Path
 
 from analysis.images.files import IMAGE_SUFFIXES
 from analysis.images.imagenet import NUM_IMAGENET_CLASSES, imagenet_classes
-
-
-class DataError(ValueError):
-    """A folder or labels file whose classes are not those of the model; the message says what was expected."""
+from analysis.images.labelled import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,21 @@
-"""What a classifier sees in image files: class names and scores."""
+"""What a classifier sees in images: class names and scores."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any, ClassVar
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
-from analysis.images.files import find_images
 from analysis.images.imagenet import NUM_IMAGENET_CLASSES, imagenet_classes
-from analysis.models.layers import evaluation_mode
+from analysis.images.inputs import Images, as_inputs
+from analysis.models.batches import classify, run_batches, split
 from analysis.models.loaded import LoadedModel
 from analysis.models.loading import as_loaded
-from analysis.recognition.batches import batches
+from analysis.runs.identity import NetworkIdentity, identify
+from analysis.runs.results import Result
+from analysis.runs.resuming import Progress, Row, hash_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +35,8 @@ class Prediction:
     scores: tuple[float, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Predictions(Sequence[Prediction]):
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Predictions(Result, Sequence[Prediction]):
     """One `Prediction` for each image that could be used, in the order of the files.
 
     Args:
@@ -42,6 +44,8 @@ class Predictions(Sequence[Prediction]):
         items: The predictions.
         skipped: Files that could not be used, with the reason.
     """
+
+    KIND: ClassVar[str] = "predictions"
 
     model: str
     items: tuple[Prediction, ...]
@@ -56,6 +60,11 @@ class Predictions(Sequence[Prediction]):
     def __iter__(self) -> Iterator[Prediction]:
         return iter(self.items)
 
+    def headline(self) -> dict[str, Any]:
+        """Model, images, and the best class of the first ones."""
+        best = {item.image: item.names[0] for item in self.items[:3]}
+        return {"model": self.model, "images": len(self), "skipped": len(self.skipped), "best": best}
+
     def table(self) -> pd.DataFrame:
         """One row for each image and rank: image, rank (from 1), class_index, class, score."""
         rows = [
@@ -68,24 +77,28 @@ class Predictions(Sequence[Prediction]):
 
 def predict(
     model: LoadedModel | nn.Module | str,
-    images: str | PathLike[str] | Sequence[str | PathLike[str]],
+    images: Images,
     *,
     top: int = 5,
     size: int | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    identity: NetworkIdentity | None = None,
+    partial: str | PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Predictions:
-    """Classify image files.
+    """Classify images.
 
     Args:
         model: What `load_model` returns or takes, or a module, fed with ImageNet's mean and standard deviation.
-        images: Files, folders and patterns; see `find_images`.
+        images: Files, folders, patterns, pictures, pixels or normalised tensors; see `analysis.images.inputs.Images`.
         top: Classes for each image; fewer if the network has fewer.
         size: Side of the input in pixels, with RepLKNet's resizing; by default the model's own preparation.
         batch_size: Images in one forward pass.
         num_workers: Processes that read images; 0 reads them in this one.
-        progress: Called with the number of images done and of all.
+        identity: What `identify` says of the module, where that is known already.
+        partial: A file that keeps the state of an unfinished run; the same call goes on from there.
+        progress: Called with the number of images done and of all, at the start and after each batch.
 
     Returns:
         A sequence with one `Prediction` for each image, which has `names` and `scores`; `table()` gives a pandas
@@ -107,51 +120,41 @@ def predict(
     if top < 1:
         raise ValueError(f"top={top}: expected at least 1")
     loaded = as_loaded(model)
-    files = find_images(images)
-    items: list[Prediction] = []
-    skipped: list[tuple[str, str]] = []
-    names: tuple[str, ...] = ()
-    module, transform = loaded.module, loaded.preparation(size)
-    with evaluation_mode(module), torch.no_grad():
-        for batch in batches(module, files, transform, batch_size=batch_size, num_workers=num_workers):
-            skipped += [(str(files[index]), reason) for index, reason in batch.skipped]
-            if batch.images is not None:
-                logits = classify(loaded, batch.images)
-                names = names or class_names(loaded, logits.shape[1])
-                scores, best = logits.double().softmax(1).topk(min(top, logits.shape[1]))
-                items += [
-                    Prediction(
-                        image=str(files[index]),
-                        indices=tuple(own.tolist()),
-                        names=tuple(names[output] for output in own.tolist()),
-                        scores=tuple(score.tolist()),
-                    )
-                    for index, own, score in zip(batch.indices, best, scores, strict=True)
-                ]
-            if progress is not None:
-                progress(len(items) + len(skipped), len(files))
-    if not items:
-        raise ValueError(f"images: none of {len(files)} files is a usable image; {skipped[0][0]}: {skipped[0][1]}")
-    return Predictions(model=loaded.name, items=tuple(items), skipped=tuple(skipped))
+    inputs = as_inputs(images, loaded.preparation(size))
+    fingerprint = ""
+    if partial is not None:
+        identity = identity or identify(loaded.module)
+        fingerprint = hash_settings([identity.weights, identity.code, str(inputs.transform), top, inputs.hashes()])
 
+    def rows(batch: Tensor) -> list[Row]:
+        logits = classify(loaded, batch)
+        scores, best = logits.double().softmax(1).topk(min(top, logits.shape[1]))
+        return split(indices=best, scores=scores, outputs=best.new_full((len(best),), logits.shape[1]))
 
-def classify(loaded: LoadedModel, images: Tensor) -> Tensor:
-    """Logits, shape (N, classes).
-
-    Raises:
-        ValueError: If the model returns something else, or cannot take images of this shape.
-    """
-    try:
-        logits = loaded.module(images)
-    except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"model: {loaded.name} cannot take images of shape {tuple(images.shape)} ({reason})"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model: {loaded.name} returns {what}; expected one row of class scores for each image")
-    return logits
+    measured = run_batches(
+        loaded,
+        inputs,
+        rows,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        fingerprint=fingerprint,
+        partial=partial,
+        progress=progress,
+    )
+    if not measured.used:
+        name, reason = measured.skipped[0]
+        raise ValueError(f"images: none of {len(inputs)} files is a usable image; {name}: {reason}")
+    names = class_names(loaded, int(measured.rows["outputs"][0]))
+    items = [
+        Prediction(
+            image=inputs.names[number],
+            indices=tuple(best.tolist()),
+            names=tuple(names[output] for output in best.tolist()),
+            scores=tuple(scores.tolist()),
+        )
+        for number, best, scores in zip(measured.used, measured.rows["indices"], measured.rows["scores"], strict=True)
+    ]
+    return Predictions(model=loaded.name, items=tuple(items), skipped=tuple(measured.skipped))
 
 
 def class_names(loaded: LoadedModel, num_outputs: int) -> tuple[str, ...]:

@@ -1,14 +1,31 @@
 """What a network is, for results that name it and for saved outputs that must not be taken for another's."""
 
 import hashlib
+import importlib.metadata
 import inspect
 import platform
+import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NetworkIdentity:
+    """What a network is: `hash_weights` and `hash_code` of it, taken once for everything that is measured on it."""
+
+    weights: str
+    code: str
+
+
+def identify(model: nn.Module) -> NetworkIdentity:
+    """Hash a network; a measuring function that is given the outcome does not do it again."""
+    return NetworkIdentity(hash_weights(model), hash_code(model))
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -62,3 +79,31 @@ def processor_name() -> str:
         if names:
             return names[0]
     return platform.processor()
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of installed packages, by name."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """The commit that this code is checked out at, with a note of local changes; None where git does not say."""
+    folder = Path(__file__).parents[1]
+    try:
+        answers = [
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in (
+                ["ls-files", "--error-unmatch", str(Path(__file__).relative_to(folder))],
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--", "."],
+            )
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answers[1].strip() + (" with local changes" if answers[2].strip() else "")

@@ -1,76 +1,185 @@
-"""Results on disk: a directory of `result.json` and `arrays.npz`, written whole or not at all."""
+"""Results: how they are shown, and how they lie on disk.
 
+A result is a frozen dataclass. On disk it is a directory of `result.json` and `arrays.npz`, made from its fields; one
+that holds other results has them in folders beside `measures`, which holds the rest.
+"""
+
+import abc
+import html
 import json
-import os
-import shutil
-import tempfile
+import types
+import typing
 import zipfile
 from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from analysis.runs.writing import write_json
+from analysis.runs.writing import replacing, write_json
 
 SCHEMA_VERSION = 1
+_REST = "measures"
 
 
 class ResultError(ValueError):
     """A directory that does not hold the result that was asked for."""
 
 
-def save_result(
-    directory: str | PathLike[str],
-    kind: str,
-    fields: Mapping[str, Any],
-    arrays: Mapping[str, NDArray[Any]],
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Write a result to a temporary directory beside `directory` and rename it into place.
+class Shown(abc.ABC):
+    """Shows what matters of itself in one line and as a small table in a notebook, never arrays or a module."""
 
-    Raises:
-        FileExistsError: If `directory` exists and `overwrite` is false.
-    """
-    directory = Path(directory)
-    if directory.exists() and not overwrite:
-        raise FileExistsError(f"directory={str(directory)!r}: exists already; pass overwrite=True to replace it")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        content = {"schema_version": SCHEMA_VERSION, "kind": kind, **fields}
-        write_json(temporary / "result.json", content)
-        np.savez(temporary / "arrays.npz", **arrays)  # type: ignore[arg-type]
-        temporary.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(temporary, directory)  # noqa: PTH105
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    @abc.abstractmethod
+    def headline(self) -> Mapping[str, Any]:
+        """What matters, by name."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(v)}' for name, v in self.headline().items())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<tr><th style="text-align: left">{html.escape(name)}</th>'
+            f'<td style="text-align: left">{html.escape(value if isinstance(value, str) else _short(value))}</td></tr>'
+            for name, value in self.headline().items()
+        )
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
 
 
-def load_result(directory: str | PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The fields and arrays of a result directory.
+def _short(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
-    Raises:
-        FileNotFoundError: If it holds no `result.json`.
-        ResultError: If it is of another kind or version, or cannot be read.
-    """
-    directory = Path(directory)
+
+class Result(Shown):
+    """A dataclass that can be saved and loaded; `KIND` names it on disk."""
+
+    KIND: ClassVar[str]
+
+    def save(self, directory: str | PathLike[str], *, overwrite: bool = False) -> None:
+        """Write `result.json` and `arrays.npz` to `directory`, whole or not at all.
+
+        Of a result that holds others these are written first and `measures`, which marks it as done, last.
+
+        Raises:
+            FileExistsError: If it exists and `overwrite` is false.
+        """
+        directory = Path(directory)
+        arrays: dict[str, Any] = {}
+        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "kind": self.KIND}
+        folders = _folders(type(self))
+        target = directory / _REST if folders else directory
+        if target.exists() and not overwrite:
+            raise FileExistsError(f"directory={str(directory)!r}: exists already; overwrite=True replaces it")
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if item.name in folders:
+                if value is not None:
+                    value.save(directory / folders[item.name], overwrite=True)
+            elif isinstance(value, np.ndarray):
+                arrays[item.name] = value
+            elif is_dataclass(value) and not isinstance(value, type):
+                content[item.name] = asdict(value)
+            else:
+                content[item.name] = dict(value) if isinstance(value, Mapping) else value
+        with replacing(target) as temporary:
+            temporary.mkdir()
+            write_json(temporary / "result.json", content)
+            np.savez(temporary / "arrays.npz", **arrays)
+
+    @classmethod
+    def load(cls, directory: str | PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no result.
+            ResultError: If it is of another kind or version, or damaged.
+        """
+        directory = Path(directory)
+        folders = _folders(cls)
+        content = _read(directory / _REST if folders else directory, cls.KIND)
+        hints = typing.get_type_hints(cls)
+        try:
+            for name, folder in folders.items():
+                if (directory / folder).is_dir():
+                    content[name] = _result_type(hints[name]).load(directory / folder)
+            found: Self = made(cls, content)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ResultError):
+                raise
+            raise ResultError(f"directory={str(directory)!r}: fields do not fit ({error})") from error
+        return found
+
+
+def _read(directory: Path, kind: str) -> dict[str, Any]:
+    """The fields and arrays of a directory."""
     if not (directory / "result.json").is_file():
         raise FileNotFoundError(f"directory={str(directory)!r}: holds no result.json")
     try:
-        fields = json.loads((directory / "result.json").read_text())
+        content: dict[str, Any] = json.loads((directory / "result.json").read_text())
         with np.load(directory / "arrays.npz", allow_pickle=False) as file:
             arrays = dict(file)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ResultError(f"directory={str(directory)!r}: unreadable result ({error})") from error
-    found = (fields.pop("kind", None), fields.pop("schema_version", None))
+    found = (content.pop("kind", None), content.pop("schema_version", None))
     if found != (kind, SCHEMA_VERSION):
         raise ResultError(
             f"directory={str(directory)!r}: expected a result of kind {kind!r}, version {SCHEMA_VERSION}; found {found}"
         )
-    return fields, arrays
+    return content | arrays
+
+
+def _folders(cls: type) -> dict[str, str]:
+    """Fields that are results, and the folder of each."""
+    hints = typing.get_type_hints(cls)
+    return {
+        item.name: item.metadata.get("folder", item.name)
+        for item in fields(cls)
+        if _result_type(hints[item.name]) is not None
+    }
+
+
+def _result_type(hint: Any) -> Any:
+    options = [*typing.get_args(hint), hint]
+    return next((kind for kind in options if isinstance(kind, type) and issubclass(kind, Result)), None)
+
+
+def made(cls: Any, content: Mapping[str, Any]) -> Any:
+    """A dataclass from what JSON holds of it; an absent field that may be None is None.
+
+    Raises:
+        TypeError: If fields do not fit.
+    """
+    known = {item.name: item for item in fields(cls) if item.init}
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(content) - set(known))
+    if unknown:
+        raise TypeError(f"no field {unknown[0]!r}")
+    values = {name: _decoded(value, hints[name]) for name, value in content.items()}
+    for name, item in known.items():
+        required = item.default is MISSING and item.default_factory is MISSING
+        if name not in values and required and type(None) in typing.get_args(hints[name]):
+            values[name] = None
+    return cls(**values)
+
+
+def _decoded(value: Any, hint: Any) -> Any:
+    """A value of JSON as the type that `hint` names: lists become tuples, objects dataclasses."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        fitting = [option for option in options if _fits(value, option)]
+        return _decoded(value, fitting[0]) if fitting else value
+    if origin is tuple and isinstance(value, list):
+        if options[-1] is Ellipsis:
+            return tuple(_decoded(item, options[0]) for item in value)
+        return tuple(_decoded(item, option) for item, option in zip(value, options, strict=True))
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
+        return made(hint, value)
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(value, list):
+        return typing.get_origin(hint) is tuple
+    return isinstance(value, dict) and isinstance(hint, type) and is_dataclass(hint)

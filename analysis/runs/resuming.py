@@ -1,9 +1,11 @@
-"""The state of an unfinished measurement on disk."""
+"""One measurement of many items, which can be interrupted and goes on where it was."""
 
+import hashlib
 import json
-import os
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,22 +13,163 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.runs.processes import by_first, in_turns, rank
+from analysis.runs.writing import replacing
 
-def store_partial(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write the state of an unfinished run, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        np.savez(file, header=json.dumps(header), **arrays)
-    os.replace(temporary, path)  # noqa: PTH105
+Row = Mapping[str, NDArray[Any]]
+"""What was measured on one item, by name."""
+Work = Callable[[range], Mapping[int, Row | str]]
+"""From the numbers of some items to the row of each, or the reason why there is none."""
+Progress = Callable[[int, int], None]
+"""Told the number of items that are done and of all."""
+_SECONDS_BETWEEN_STORES = 2.0
+_SHARE_OF_STORES = 0.05
+"""Of the time, where writing the state takes long."""
 
 
-def load_partial(path: str | PathLike[str], fingerprint: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
-    """Header and arrays that `store_partial` wrote; None without a readable file of the run with this fingerprint."""
+@dataclass
+class Measured:
+    """What was measured so far.
+
+    Args:
+        used: Numbers of the items that gave a row, in order.
+        skipped: Name and reason of each of the others.
+        rows: By name one array for each used item.
+        sums: By name one array summed over the used items.
+        seconds: Spent, in all turns together.
+    """
+
+    used: list[int] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    rows: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
+    sums: dict[str, NDArray[Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """Items that were seen."""
+        return len(self.used) + len(self.skipped)
+
+    def stacked(self, name: str) -> NDArray[Any]:
+        """The rows of a name, along a new first axis."""
+        return np.stack(self.rows[name])
+
+    def of_used(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Of a value for each item, those of the used ones."""
+        return tuple(values[index] for index in self.used)
+
+
+def measure(
+    names: Sequence[str],
+    work: Work,
+    *,
+    batch_size: int = 1,
+    summed: Collection[str] = (),
+    fingerprint: str = "",
+    partial: str | PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Measured:
+    """Do `work` on all items in order, a batch at a time; in a process group, batches in turns.
+
+    Args:
+        names: Of the items, for those that are skipped.
+        work: Called with batches of numbers, one after the other.
+        batch_size: Items in one call.
+        summed: Names of arrays that are added up, not kept for each item.
+        fingerprint: Of everything that the rows depend on.
+        partial: A file that keeps what was measured, every few seconds and when something is raised. A later call with
+            the same fingerprint goes on from there; it is removed at the end.
+        progress: Called at the start and after each batch.
+
+    Raises:
+        ValueError: If `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    found = Measured() if partial is None else by_first(lambda: _load(Path(partial), fingerprint) or Measured())
+    total, first = len(names), found.done
+    if progress is not None:
+        progress(first, total)
+    began = stored = time.monotonic()
+    seconds_to_store = 0.0
+    is_stored = True
+
+    def store() -> None:
+        nonlocal stored, seconds_to_store, is_stored
+        if partial is None or rank() > 0 or is_stored:
+            return
+        start = time.monotonic()
+        _store(Path(partial), fingerprint, found)
+        stored, is_stored = time.monotonic(), True
+        seconds_to_store = stored - start
+
+    def batch(number: int) -> Mapping[int, Row | str]:
+        start = first + number * batch_size
+        return work(range(start, min(start + batch_size, total)))
+
+    try:
+        for rows in in_turns(-(-(total - first) // batch_size), batch):
+            for index in sorted(rows):
+                _add(found, index, rows[index], names, summed)
+            now = time.monotonic()
+            found.seconds, began, is_stored = found.seconds + now - began, now, False
+            if now - stored > max(_SECONDS_BETWEEN_STORES, seconds_to_store / _SHARE_OF_STORES):
+                store()
+            if progress is not None:
+                progress(found.done, total)
+    except BaseException:  # Ctrl-C, too
+        store()
+        raise
+    if not found.used:
+        store()
+    elif partial is not None:
+        by_first(lambda: Path(partial).unlink(missing_ok=True))
+    return found
+
+
+def _add(found: Measured, index: int, row: Row | str, names: Sequence[str], summed: Collection[str]) -> None:
+    if isinstance(row, str):
+        found.skipped.append((names[index], row))
+        return
+    for name, value in row.items():
+        if name in summed:
+            found.sums[name] = found.sums[name] + value if name in found.sums else value
+        else:
+            found.rows.setdefault(name, []).append(value)
+    found.used.append(index)
+
+
+def hash_settings(settings: Any) -> str:
+    """SHA-256, in hexadecimal, of anything that JSON holds, in the order that it has."""
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def _store(path: Path, fingerprint: str, found: Measured) -> None:
+    header = {"fingerprint": fingerprint, "used": found.used, "skipped": found.skipped, "seconds": found.seconds}
+    arrays = {name: np.stack(rows) for name, rows in found.rows.items()}
+    sums = {f"sum of {name}": value for name, value in found.sums.items()}
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, header=json.dumps(header), **arrays, **sums)  # type: ignore[arg-type]
+
+
+def _load(path: Path, fingerprint: str) -> Measured | None:
+    """What `_store` wrote; None without a readable file of the measurement with this fingerprint."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         header: dict[str, Any] = json.loads(str(arrays.pop("header")))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return (header, arrays) if header.get("fingerprint") == fingerprint else None
+    if header.get("fingerprint") != fingerprint:
+        return None
+    sums = {name.removeprefix("sum of "): value for name, value in arrays.items() if name.startswith("sum of ")}
+    if "total" in arrays:  # what the sum of the maps was called before
+        sums["maps"] = arrays.pop("total")
+    used = header["used"]
+    return Measured(
+        used=used,
+        skipped=[(name, reason) for name, reason in header["skipped"]],
+        rows={name: list(rows) for name, rows in arrays.items() if not name.startswith("sum of ") and used},
+        sums=sums,
+        seconds=header.get("seconds", 0.0),
+    )

@@ -1,12 +1,41 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def replacing(path: str | PathLike[str]) -> Iterator[Path]:
+    """A path beside `path`, with the same ending, to make a file or a folder at.
+
+    Unless something is raised, what was made there takes the place of `path` at the end.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.new{path.suffix}")
+    remove(temporary)  # what a killed process has left
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)  # noqa: PTH105
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_writable(path: str | PathLike[str]) -> None:
@@ -25,7 +54,6 @@ def check_writable(path: str | PathLike[str]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Whole or not at all, indented, with numbers that are not finite as Python's own reader takes them (NaN)."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
-    os.replace(temporary, path)  # noqa: PTH105
+    """Indented, with numbers that are not finite as Python's own reader takes them (NaN)."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")

@@ -50,9 +50,9 @@ def compare_shape_bias(
     second = replace(second, options=replace(second.options, estimator=first.options.estimator))
 
     def difference(weights: FloatArray) -> FloatArray:
-        return first._estimate(weights) - second._estimate(weights)
+        return first.estimate(weights) - second.estimate(weights)
 
-    draws = first._resample(difference, cluster, num_resamples, seed)
+    draws = first.resample(difference, cluster, num_resamples, seed)
     low, high = percentile_interval(draws, confidence)
     value = float(difference(np.ones((1, len(first.stimuli))))[0])
     return ShapeBiasDifference(
@@ -101,7 +101,7 @@ def error_consistency(
         Geirhos, Meding and Wichmann 2020, "Beyond accuracy", arXiv:2006.16736.
     """
     first, second = common_images(first, second)
-    correct = [result._columns["correct"].astype(float) for result in (first, second)]
+    correct = [result.columns["correct"].astype(float) for result in (first, second)]
     columns = np.stack([*correct, correct[0] == correct[1]], axis=1)
 
     def parts(weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -112,7 +112,7 @@ def error_consistency(
         return kappa, observed, expected
 
     kappa, observed, expected = (float(v[0]) for v in parts(np.ones((1, len(first.stimuli)))))
-    draws = first._resample(lambda weights: parts(weights)[0], cluster, num_resamples, seed)
+    draws = first.resample(lambda weights: parts(weights)[0], cluster, num_resamples, seed)
     low, high = percentile_interval(draws, confidence)
     return ErrorConsistency(
         first=first.observer,
@@ -139,7 +139,7 @@ def common_images(first: ShapeBiasResult, second: ShapeBiasResult) -> tuple[Shap
     if len(names) == len(first.stimuli) and first.stimuli == second.stimuli:
         pair = (first, second)
     else:
-        pair = (first._restricted(names), second._restricted(names))
+        pair = (first.restricted(names), second.restricted(names))
     if pair[0].shapes != pair[1].shapes or pair[0].textures != pair[1].textures:
         raise ValueError(f"{first.observer} and {second.observer}: the same image has different categories")
     return pair

@@ -1,36 +1,29 @@
 """A network's answers to stimuli with a shape and a texture."""
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from analysis.images.files import ImageError
-from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from analysis.images.stimuli import StimulusSet
+from analysis.images.inputs import Inputs
+from analysis.images.preparing import evaluation_transform
+from analysis.images.stimuli import StimulusSet, load_stimuli
+from analysis.models.batches import classify, run_batches, split
 from analysis.models.layers import evaluation_mode
-from analysis.models.loaded import LoadedModel
-from analysis.runs.identity import describe_environment, hash_code, hash_weights
-from analysis.runs.processes import by_first, in_turns, rank
-from analysis.runs.resuming import load_partial, store_partial
+from analysis.models.loaded import LoadedModel, place_of
+from analysis.models.loading import as_loaded
+from analysis.runs.identity import NetworkIdentity, describe_environment, identify
+from analysis.runs.resuming import Progress, Row, hash_settings
 from analysis.shape_bias.categories import IMAGENET, LabelMapping, check_categories
 from analysis.shape_bias.result import ShapeBiasOptions, ShapeBiasResult
 
-_SECONDS_BETWEEN_STORES = 2.0
-
 
 def evaluate_shape_bias(
-    model: nn.Module | LoadedModel,
-    stimuli: StimulusSet,
+    model: LoadedModel | nn.Module | str,
+    stimuli: StimulusSet | str | PathLike[str],
     *,
     mapping: LabelMapping = IMAGENET,
     options: ShapeBiasOptions | None = None,
@@ -38,16 +31,18 @@ def evaluate_shape_bias(
     std: Sequence[float] | None = None,
     input_size: int | None = None,
     batch_size: int = 16,
+    num_workers: int = 0,
     name: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    identity: NetworkIdentity | None = None,
     partial: str | PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> ShapeBiasResult:
     """Run a classifier on every stimulus and keep its logits.
 
     Args:
-        model: A module that takes normalised images (N, 3, H, W) and gives logits (N, classes), or what `load_model`
-            returns, which brings its own preprocessing. It runs in evaluation mode; its mode is restored.
-        stimuli: Of one size after preprocessing.
+        model: What `load_model` returns or takes, which brings its own preprocessing, or a module that takes normalised
+            images (N, 3, H, W) and gives logits (N, classes). It runs in evaluation mode; its mode is restored.
+        stimuli: What `load_stimuli` returns or takes; of one size after preprocessing.
         mapping: From classes to categories; by default ImageNet's 1000 classes and the 16 categories.
         options: How logits become decisions and decisions a ratio; can be changed later (`with_options`).
         mean: Per channel, subtracted from values in [0, 1]; by default the model's own (a `LoadedModel`'s, or the
@@ -56,8 +51,10 @@ def evaluate_shape_bias(
         input_size: Side to which images of another size are resized, bicubically and without a crop; by default the
             model's own, else none: published stimuli go into a 224 px network as they are.
         batch_size: Images in one forward pass.
+        num_workers: Processes that read images; 0 reads them in this one.
         name: Recorded as the observer's; by default the model's.
-        progress: Called with the number of stimuli done and of all.
+        identity: What `identify` says of the module, where that is known already.
+        progress: Called with the number of stimuli done and of all, at the start and after each batch.
         partial: A file that keeps the logits computed so far. A later call with the same weights, preprocessing and
             stimuli continues from it; it is removed at the end.
 
@@ -71,66 +68,61 @@ def evaluate_shape_bias(
     References:
         Geirhos et al. 2019, arXiv:1811.12231.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    loaded = as_loaded(model)
+    if not isinstance(stimuli, StimulusSet):
+        stimuli = load_stimuli(stimuli)
     check_categories(stimuli.names, stimuli.shapes, stimuli.textures, mapping.categories)
-    module = model.module if isinstance(model, LoadedModel) else model
-    preprocessing = preprocessing_of(model, mean=mean, std=std, input_size=input_size)
-    weights_hash = hash_weights(module)
-    fingerprint = fingerprint_of(module, preprocessing, stimuli)
-    state = by_first(lambda: _State.resume(partial, fingerprint)) if partial is not None else _State(fingerprint)
-    reference = next(iter(module.parameters()), torch.zeros(()))
-    firsts = range(state.done, len(stimuli), batch_size)
+    preprocessing = preprocessing_of(loaded, mean=mean, std=std, input_size=input_size)
+    identity = identity or identify(loaded.module)
+    fingerprint = fingerprint_of(identity, preprocessing, stimuli)
 
-    def run(number: int) -> dict[int, NDArray[np.float32] | str]:
-        chosen = range(firsts[number], min(firsts[number] + batch_size, len(stimuli)))
-        return _run(module, stimuli, chosen, preprocessing, reference, mapping)
+    def rows(images: Tensor) -> list[Row | str]:
+        logits = _logits(loaded, images, mapping).float()
+        finite = logits.isfinite().all(1).tolist()
+        return [
+            row if usable else "the logits are not finite"
+            for row, usable in zip(split(logits=logits), finite, strict=True)
+        ]
 
-    stored = time.monotonic()
-    with evaluation_mode(module), torch.no_grad():
-        for found in in_turns(len(firsts), run):
-            state.add(found, stimuli)
-            due = time.monotonic() - stored > _SECONDS_BETWEEN_STORES or state.done == len(stimuli)
-            if partial is not None and due and rank() == 0:
-                state.store(Path(partial))
-                stored = time.monotonic()
-            if progress is not None:
-                progress(state.done, len(stimuli))
-    if not state.used:
-        raise ValueError(f"stimuli: none of {len(stimuli)} could be used; {state.skipped[0][0]}: {state.skipped[0][1]}")
+    measured = run_batches(
+        loaded,
+        _inputs(stimuli, preprocessing),
+        rows,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        fingerprint=fingerprint,
+        partial=partial,
+        progress=progress,
+    )
+    if not measured.used:
+        name, reason = measured.skipped[0]
+        raise ValueError(f"stimuli: none of {len(stimuli)} could be used; {name}: {reason}")
     options = options or ShapeBiasOptions()
-    logits = np.concatenate(state.logits)
-
-    def of_used(values: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(values[index] for index in state.used)
-
-    result = ShapeBiasResult(
-        observer=name or (model.name if isinstance(model, LoadedModel) else type(model).__name__),
-        stimuli=of_used(stimuli.names),
-        shapes=of_used(stimuli.shapes),
-        textures=of_used(stimuli.textures),
-        shape_exemplars=of_used(stimuli.shape_exemplars),
-        texture_exemplars=of_used(stimuli.texture_exemplars),
-        image_hashes=of_used(stimuli.hashes),
+    logits = measured.stacked("logits")
+    return ShapeBiasResult(
+        observer=name or loaded.name,
+        stimuli=measured.of_used(stimuli.names),
+        shapes=measured.of_used(stimuli.shapes),
+        textures=measured.of_used(stimuli.textures),
+        shape_exemplars=measured.of_used(stimuli.shape_exemplars),
+        texture_exemplars=measured.of_used(stimuli.texture_exemplars),
+        image_hashes=measured.of_used(stimuli.hashes),
         responses=mapping.decide(logits, options.aggregation, options.tie),
         categories=mapping.categories,
         options=options,
         logits=logits,
         mapping=mapping,
-        skipped=(*stimuli.skipped, *state.skipped),
+        skipped=(*stimuli.skipped, *measured.skipped),
         source=stimuli.source,
         preprocessing=preprocessing,
-        weights_hash=weights_hash,
+        weights_hash=identity.weights,
         fingerprint=fingerprint,
-        environment=describe_environment(reference),
+        environment=describe_environment(place_of(loaded.module)),
     )
-    if partial is not None:
-        by_first(lambda: Path(partial).unlink(missing_ok=True))
-    return result
 
 
 def preprocessing_of(
-    model: nn.Module | LoadedModel,
+    model: LoadedModel | nn.Module,
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -141,65 +133,37 @@ def preprocessing_of(
     Raises:
         ValueError: If a value is out of range.
     """
-    own: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "input_size": None}
-    config = getattr(model, "pretrained_cfg", None)
-    if isinstance(model, LoadedModel):
-        own = {key: getattr(model, key) for key in own}
-    elif isinstance(config, dict):  # a timm model
-        own |= {key: config[key] for key in ("mean", "std") if key in config}
-        own["input_size"] = config["input_size"][-1] if "input_size" in config else None
-    chosen_mean, chosen_std = tuple(mean or own["mean"]), tuple(std or own["std"])
-    size = input_size if input_size is not None else own["input_size"]
+    own = as_loaded(model)
+    chosen_mean, chosen_std = tuple(mean or own.mean), tuple(std or own.std)
+    size = input_size if input_size is not None else own.input_size
     if len(chosen_mean) != 3 or len(chosen_std) != 3 or min(chosen_std) <= 0:
         raise ValueError(f"mean={chosen_mean}, std={chosen_std}: expected three numbers each, std positive")
     if size is not None and size < 1:
         raise ValueError(f"input_size={size}: expected a positive number of pixels")
-    return {"mean": list(chosen_mean), "std": list(chosen_std), "input_size": size, "resize": "bicubic, no crop"}
+    # In the alphabetical order that the fingerprints of saved results have.
+    return {"input_size": size, "mean": list(chosen_mean), "resize": "bicubic, no crop", "std": list(chosen_std)}
 
 
-def fingerprint_of(module: nn.Module, preprocessing: Mapping[str, Any], stimuli: StimulusSet) -> str:
+def fingerprint_of(identity: NetworkIdentity, preprocessing: Mapping[str, Any], stimuli: StimulusSet) -> str:
     """SHA-256 of everything the logits depend on: weights, code, preprocessing and stimuli."""
-    settings = [hash_weights(module), hash_code(module), dict(preprocessing), stimuli.names, stimuli.hashes]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return hash_settings([identity.weights, identity.code, dict(preprocessing), stimuli.names, stimuli.hashes])
 
 
-def _run(
-    module: nn.Module,
-    stimuli: StimulusSet,
-    indices: Sequence[int],
-    preprocessing: Mapping[str, Any],
-    reference: Tensor,
-    mapping: LabelMapping,
-) -> dict[int, NDArray[np.float32] | str]:
-    """Logits of each stimulus, or the reason why there are none."""
-    found: dict[int, NDArray[np.float32] | str] = {}
-    images: dict[int, Tensor] = {}
-    for index in indices:
-        try:
-            images[index] = _prepare(stimuli.pixels(index), preprocessing)
-        except ImageError as error:
-            found[index] = str(error)
-    if not images:
-        return found
-    if len({image.shape for image in images.values()}) > 1:
-        raise ValueError("stimuli: they have different sizes; pass input_size")
-    logits = _logits(module, torch.stack(list(images.values())), reference, mapping)
-    for index, row in zip(images, logits.float().cpu().numpy(), strict=True):
-        found[index] = row if np.isfinite(row).all() else "the logits are not finite"
-    return found
+def _inputs(stimuli: StimulusSet, preprocessing: Mapping[str, Any]) -> Inputs:
+    transform = evaluation_transform(
+        preprocessing["input_size"], mean=preprocessing["mean"], std=preprocessing["std"], crop=1.0
+    )
+    return Inputs(stimuli.names, stimuli.arrays or stimuli.paths, transform)
 
 
-def _logits(module: nn.Module, batch: Tensor, reference: Tensor, mapping: LabelMapping) -> Tensor:
-    logits = module(batch.to(reference.device, reference.dtype))
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
-        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model: its output ({what}) is no batch of logits; expected ({len(batch)}, classes)")
+def _logits(loaded: LoadedModel, images: Tensor, mapping: LabelMapping) -> Tensor:
+    logits = classify(loaded, images)
     mapping.check_outputs(logits.shape[1])
     return logits
 
 
 def check_model(
-    model: nn.Module | LoadedModel, stimuli: StimulusSet, mapping: LabelMapping, preprocessing: Mapping[str, Any]
+    loaded: LoadedModel, stimuli: StimulusSet, mapping: LabelMapping, preprocessing: Mapping[str, Any]
 ) -> None:
     """Refuse a model that cannot answer these stimuli, by a black image of their size.
 
@@ -208,16 +172,16 @@ def check_model(
             fails.
     """
     check_categories(stimuli.names, stimuli.shapes, stimuli.textures, mapping.categories)
-    module = model.module if isinstance(model, LoadedModel) else model
+    inputs = _inputs(stimuli, preprocessing)
     for index in range(len(stimuli)):
         try:
-            image = _prepare(np.zeros_like(stimuli.pixels(index)), preprocessing)
+            image = inputs.load(index)
         except ImageError:
             continue
-        reference = next(iter(module.parameters()), torch.zeros(()))
-        with evaluation_mode(module), torch.no_grad():
+        place = place_of(loaded.module)
+        with evaluation_mode(loaded.module), torch.no_grad():
             try:
-                _logits(module, image[None], reference, mapping)
+                _logits(loaded, torch.zeros_like(image[None], device=place.device, dtype=place.dtype), mapping)
             except ValueError:
                 raise
             except Exception as error:  # a user's own code
@@ -225,50 +189,3 @@ def check_model(
                     f"model: failed on an image of shape {tuple(image.shape)} with {type(error).__name__}: {error}"
                 ) from error
         return
-
-
-def _prepare(pixels: NDArray[np.uint8], preprocessing: Mapping[str, Any]) -> Tensor:
-    size = preprocessing["input_size"]
-    if size is not None and pixels.shape[:2] != (size, size):
-        pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
-    values = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32)) / 255
-    mean, std = (torch.tensor(preprocessing[key]).view(-1, 1, 1) for key in ("mean", "std"))
-    return (values - mean) / std
-
-
-class _State:
-    """Logits of the stimuli done so far."""
-
-    def __init__(self, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
-        self.done = 0
-        self.used: list[int] = []
-        self.skipped: list[tuple[str, str]] = []
-        self.logits: list[NDArray[np.float32]] = []
-
-    @classmethod
-    def resume(cls, path: str | PathLike[str], fingerprint: str) -> "_State":
-        """The state in a file; an empty one if there is none, or it belongs to another run."""
-        state = cls(fingerprint)
-        known = load_partial(path, fingerprint)
-        if known is not None:
-            header, arrays = known
-            state.done, state.used = header["done"], header["used"]
-            state.skipped = [(name, reason) for name, reason in header["skipped"]]
-            state.logits = [arrays["logits"]] if state.used else []
-        return state
-
-    def add(self, found: Mapping[int, NDArray[np.float32] | str], stimuli: StimulusSet) -> None:
-        for index in sorted(found):
-            value = found[index]
-            if isinstance(value, str):
-                self.skipped.append((stimuli.names[index], value))
-            else:
-                self.used.append(index)
-                self.logits.append(value[None])
-        self.done += len(found)
-
-    def store(self, path: Path) -> None:
-        header = {name: getattr(self, name) for name in ("fingerprint", "done", "used", "skipped")}
-        logits = np.concatenate(self.logits) if self.logits else np.zeros((0, 0), np.float32)
-        store_partial(path, header, {"logits": logits})

@@ -4,14 +4,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from os import PathLike
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.runs.results import ResultError, load_result, save_result
+from analysis.runs.results import Result, ResultError
 from analysis.shape_bias.categories import (
     AGGREGATIONS,
     NO_RESPONSE,
@@ -40,9 +39,6 @@ CLUSTERS: tuple[Cluster, ...] = ("image", "shape", "texture", "two-way")
 
 LOW_CONGRUENT_ACCURACY = 0.5
 """Below it an observer names even images without conflict badly, and its shape bias means little."""
-
-
-_KIND = "shape bias"
 
 
 FloatArray = NDArray[np.float64]
@@ -78,11 +74,13 @@ class ShapeBiasOptions:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class ShapeBiasResult:
+class ShapeBiasResult(Result):
     """The responses of one observer, a network or a person, to stimuli with a shape and a texture.
 
     Tuples and arrays are parallel: one entry for each stimulus.
     """
+
+    KIND: ClassVar[str] = "shape bias"
 
     observer: str
     stimuli: tuple[str, ...]
@@ -120,14 +118,21 @@ class ShapeBiasResult:
                 raise ResultError(f"logits of shape {self.logits.shape} for {len(self.stimuli)} stimuli")
             self.logits.flags.writeable = False
 
-    def __repr__(self) -> str:
+    def headline(self) -> dict[str, Any]:
+        """Observer, shape bias, the counts behind it, and how it was decided."""
         counts = f"S {self.num_shape}, T {self.num_texture}, neither {self.num_neither}"
-        return f"ShapeBiasResult({self.observer!r}, shape bias {self.shape_bias:.4f}: {counts}; {self.options})"
+        return {
+            "observer": self.observer,
+            "shape_bias": self.shape_bias,
+            "counts": counts,
+            "coverage": self.coverage,
+            "options": f"{self.options.aggregation}, {self.options.estimator}, congruent {self.options.congruent}d",
+        }
 
     # What was decided -------------------------------------------------------------------------------------------
 
     @cached_property
-    def _columns(self) -> dict[str, NDArray[np.bool_]]:
+    def columns(self) -> dict[str, NDArray[np.bool_]]:
         """Per stimulus: whether it counts, and whether it was answered with its shape or its texture."""
         shapes, textures, responses = (np.array(v, dtype=str) for v in (self.shapes, self.textures, self.responses))
         conflict = (textures != "") & (shapes != textures)
@@ -144,17 +149,17 @@ class ShapeBiasResult:
     @property
     def num_images(self) -> int:
         """Images that count in the ratio: those with a conflict, unless congruent ones are included."""
-        return int(self._columns["counted"].sum())
+        return int(self.columns["counted"].sum())
 
     @property
     def num_shape(self) -> int:
         """Of these, answered with the shape."""
-        return int(self._columns["shape"].sum())
+        return int(self.columns["shape"].sum())
 
     @property
     def num_texture(self) -> int:
         """Of these, answered with the texture."""
-        return int(self._columns["texture"].sum())
+        return int(self.columns["texture"].sum())
 
     @property
     def num_neither(self) -> int:
@@ -173,18 +178,18 @@ class ShapeBiasResult:
         References:
             Geirhos et al. 2019, arXiv:1811.12231.
         """
-        return float(self._estimate(np.ones((1, len(self.stimuli))))[0])
+        return float(self.estimate(np.ones((1, len(self.stimuli))))[0])
 
     @property
     def congruent_accuracy(self) -> float:
         """Share of the images without conflict that are named correctly; NaN without such images."""
-        congruent = self._columns["congruent"]
-        return float(self._columns["correct"][congruent].mean()) if congruent.any() else float("nan")
+        congruent = self.columns["congruent"]
+        return float(self.columns["correct"][congruent].mean()) if congruent.any() else float("nan")
 
     @property
     def accuracy(self) -> float:
         """Share of all images answered with their shape: on edges and silhouettes, the accuracy."""
-        return float(self._columns["correct"].mean()) if len(self.stimuli) else float("nan")
+        return float(self.columns["correct"].mean()) if len(self.stimuli) else float("nan")
 
     def with_options(self, **changes: Any) -> "ShapeBiasResult":
         """The same run under other options; decisions are made anew from the logits.
@@ -223,10 +228,10 @@ class ShapeBiasResult:
     def decisions(self) -> pd.DataFrame:
         """One row per stimulus: its categories and exemplars, the response, and what that was."""
         names = np.full(len(self.stimuli), "neither", dtype=object)
-        names[self._columns["congruent"] | (np.array(self.textures, dtype=str) == "")] = "wrong"
-        names[self._columns["conflict"] & (np.array(self.responses) == np.array(self.textures))] = "texture"
-        names[self._columns["correct"]] = "shape"
-        names[self._columns["correct"] & ~self._columns["conflict"]] = "correct"
+        names[self.columns["congruent"] | (np.array(self.textures, dtype=str) == "")] = "wrong"
+        names[self.columns["conflict"] & (np.array(self.responses) == np.array(self.textures))] = "texture"
+        names[self.columns["correct"]] = "shape"
+        names[self.columns["correct"] & ~self.columns["conflict"]] = "correct"
         return pd.DataFrame(
             {
                 "observer": self.observer,
@@ -235,7 +240,7 @@ class ShapeBiasResult:
                 "texture": self.textures,
                 "shape_exemplar": self.shape_exemplars,
                 "texture_exemplar": self.texture_exemplars,
-                "conflict": self._columns["conflict"],
+                "conflict": self.columns["conflict"],
                 "response": self.responses,
                 "decision": names,
             }
@@ -262,9 +267,9 @@ class ShapeBiasResult:
             {
                 "shape": self.shapes,
                 "texture": self.textures,
-                "num_images": self._columns["counted"].astype(int),
-                "num_shape": self._columns["shape"].astype(int),
-                "num_texture": self._columns["texture"].astype(int),
+                "num_images": self.columns["counted"].astype(int),
+                "num_shape": self.columns["shape"].astype(int),
+                "num_texture": self.columns["texture"].astype(int),
             }
         )
         table = table[table["num_images"] == 1].groupby(by)[["num_images", "num_shape", "num_texture"]].sum()
@@ -322,12 +327,12 @@ class ShapeBiasResult:
         Raises:
             ValueError: If the cluster is unknown or `confidence` is out of range.
         """
-        draws = self._resample(lambda weights: self._estimate(weights), cluster, num_resamples, seed)
+        draws = self.resample(lambda weights: self.estimate(weights), cluster, num_resamples, seed)
         return percentile_interval(draws, confidence)
 
-    def _estimate(self, weights: FloatArray) -> FloatArray:
+    def estimate(self, weights: FloatArray) -> FloatArray:
         """`shape_bias` when stimulus i counts weights[r, i] times: shape (R,)."""
-        shape, texture = (self._columns[name].astype(float) for name in ("shape", "texture"))
+        shape, texture = (self.columns[name].astype(float) for name in ("shape", "texture"))
         if self.options.estimator == "pooled":
             groups = np.ones((len(self.stimuli), 1))
         else:
@@ -344,7 +349,7 @@ class ShapeBiasResult:
         combine: Callable[..., Any] = np.nanmean if self.options.estimator == "category-mean" else np.nanmedian
         return np.where(undefined, np.nan, combine(ratios, axis=1))
 
-    def _resample(
+    def resample(
         self, statistic: Callable[[FloatArray], FloatArray], cluster: str, num_resamples: int, seed: int
     ) -> FloatArray:
         """The statistic of weighted stimuli for each draw, shape (num_resamples,)."""
@@ -365,7 +370,7 @@ class ShapeBiasResult:
             return np.full(1, np.nan)  # a single cluster says nothing about how clusters differ
         return np.concatenate([statistic(weights) for weights in cluster_weights(numbers, num_resamples, seed)])
 
-    def _restricted(self, keep: Sequence[str]) -> "ShapeBiasResult":
+    def restricted(self, keep: Sequence[str]) -> "ShapeBiasResult":
         """Only these stimuli, in this order."""
         position = {name: index for index, name in enumerate(self.stimuli)}
         indices = [position[name] for name in keep]
@@ -375,38 +380,3 @@ class ShapeBiasResult:
         }
         logits = None if self.logits is None else self.logits[indices]
         return replace(self, logits=logits, image_hashes=(), **columns)
-
-    # On disk ------------------------------------------------------------------------------------------------------
-
-    def save(self, directory: str | PathLike[str], *, overwrite: bool = False) -> None:
-        """Write `result.json` and `arrays.npz` (the logits) to `directory`, whole or not at all.
-
-        Raises:
-            FileExistsError: If it exists and `overwrite` is false.
-        """
-        content = {item.name: getattr(self, item.name) for item in fields(self)}
-        logits = content.pop("logits")
-        content["options"] = asdict(self.options)
-        content["mapping"] = None if self.mapping is None else asdict(self.mapping)
-        save_result(directory, _KIND, content, {} if logits is None else {"logits": logits}, overwrite=overwrite)
-
-    @classmethod
-    def load(cls, directory: str | PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no result.
-            ResultError: If it is of another kind or version, or damaged.
-        """
-        content, arrays = load_result(directory, _KIND)
-        try:
-            options = ShapeBiasOptions(**content.pop("options"))
-            mapping = content.pop("mapping")
-            if mapping is not None:
-                pairs = tuple((category, tuple(own)) for category, own in mapping["indices"])
-                mapping = LabelMapping(pairs, mapping["num_classes"])
-            plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
-            plain["skipped"] = tuple((name, reason) for name, reason in content["skipped"])
-            return cls(options=options, mapping=mapping, logits=arrays.get("logits"), **plain)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ResultError(f"directory={str(directory)!r}: fields do not fit ({error})") from error

@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from analysis.runs.processes import process_group, rank
-from analysis.runs.results import ResultError
+from analysis.runs.results import ResultError, made
 from analysis.runs.writing import write_json
 from analysis.study.design import Study
 from analysis.study.images import StudyImages
@@ -57,7 +57,7 @@ class JobOptions:
         cpus: For each process, and as many threads of PyTorch.
         memory: In gigabytes, for each machine; None for the cluster's default.
         minutes: After which a job is stopped; it then goes on in another turn.
-        at_once: Jobs at the same time, at most.
+        at_once: Jobs at the same time; by default 16 on a cluster, one on this machine.
         signal_seconds: Before its end a job is told, so many seconds; a step of the training must fit.
         slurm: Further options of sbatch, such as {"account": "vision"}.
 
@@ -73,13 +73,15 @@ class JobOptions:
     cpus: int = 1
     memory: float | None = None
     minutes: int = 24 * 60
-    at_once: int = 16
+    at_once: int | None = None
     signal_seconds: int = 90
     slurm: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.executor not in ("local", "slurm"):
             raise ValueError(f"executor={self.executor!r}: expected local or slurm")
+        if self.at_once is None:
+            object.__setattr__(self, "at_once", 1 if self.executor == "local" else 16)
         lowest = {"nodes": 1, "gpus": 0, "processes": 1, "cpus": 1, "minutes": 1, "at_once": 1, "signal_seconds": 1}
         for name, low in lowest.items():
             if getattr(self, name) < low:
@@ -114,9 +116,13 @@ class CellState:
 
 @dataclass(frozen=True)
 class CellJob:
-    """What runs in a job: submitit pickles it, calls it, and asks it for a checkpoint before it is stopped."""
+    """What runs in a job: submitit pickles it, calls it, and asks it for a checkpoint before it is stopped.
 
-    study: Study
+    It holds plain values alone, so that nothing but this class has to be where it was when the job begins.
+    """
+
+    study: Mapping[str, Any]
+    """Fields of `Study`."""
     name: str
     directory: str
     num_workers: int
@@ -128,22 +134,23 @@ class CellJob:
         """Run the cell; raises what goes wrong."""
         torch.set_num_threads(self.num_threads)
         together = self.num_processes > 1
+        study: Study = made(Study, self.study)
         if together:
             from submitit.helpers import TorchDistributedEnvironment
 
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         with process_group() if together else nullcontext():
-            (cell,) = (cell for cell in self.study.cells() if cell.name == self.name)
-            images = StudyImages(self.study)
+            (cell,) = (cell for cell in study.cells() if cell.name == self.name)
+            images = StudyImages(study)
             images.check()
             outcome = run_cell(
-                self.study,
+                study,
                 cell,
                 images,
                 Path(self.directory) / "cells" / self.name,
                 num_workers=self.num_workers,
                 device=self.device,
-                report=_Lines(self.study.recipe.steps),
+                report=_Lines(study.recipe.steps),
             )
         if outcome.result is None:
             raise RuntimeError(outcome.error)
@@ -178,7 +185,7 @@ def cell_jobs(
     per_node = options.gpus or options.processes
     return [
         CellJob(
-            study=study,
+            study=asdict(study),
             name=name,
             directory=str(directory.resolve()),
             num_workers=num_workers,
@@ -217,7 +224,7 @@ def run_locally(
     executor = _executor(directory, options)
     waiting, running, ended = list(jobs), list[Any](), 0
     while waiting or running:
-        while waiting and len(running) < options.at_once:
+        while waiting and len(running) < (options.at_once or 1):
             job = waiting.pop(0)
             running.append(executor.submit(job))
             _register(directory, {job.name: running[-1].job_id}, "local")
@@ -371,6 +378,8 @@ def _last_line(folder: Path, job: str, *, ended: bool) -> str:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
             lines += [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    if any("No module named 'analysis." in line for line in lines):
+        return "was queued by a former version, whose files have moved; the same command submits it again"
     own = [line for line in lines if not line.startswith(("submitit ", "srun: ", "slurmstepd"))]
     of_slurm = [line for line in lines if line.startswith(("srun: ", "slurmstepd"))]
     if ended and of_slurm and (not own or own[-1].startswith("step ")):

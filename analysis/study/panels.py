@@ -1,195 +1,243 @@
-"""The figures of a study's report, section by section."""
+"""The figures of a study's report: each a function, with the section that it belongs to and its caption."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures import axes_or_new
 from analysis.images.plots import balance_strip, contact_sheet
 from analysis.receptive_field.plots import erf_row
 from analysis.study import plots
+from analysis.study.measures import MEASURES
 from analysis.study.record import StudyRecord
+from analysis.study.result import CellResult, settings_of
+
+
+@dataclass(frozen=True)
+class View:
+    """A study as its report shows it.
+
+    Args:
+        record: The study and its results.
+        table: Of `study_table`.
+    """
+
+    record: StudyRecord
+    table: pd.DataFrame
+
+    @cached_property
+    def plain(self) -> list[CellResult]:
+        """The results of the first setting."""
+        names = set(settings_of(self.table)[0][1]["cell"])
+        return [result for result in self.record.results if result.cell.name in names]
+
+    @cached_property
+    def first(self) -> list[CellResult]:
+        """Those of its first seed, by kernel."""
+        seed = min(result.cell.seed for result in self.plain)
+        return sorted((r for r in self.plain if r.cell.seed == seed), key=lambda r: r.cell.kernel)
+
+    @cached_property
+    def has_two_cues(self) -> bool:
+        """Whether shape bias was measured."""
+        return bool(self.table["shape_bias"].notna().any())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A figure: its file name, its caption, and what draws it."""
+    """A figure of the report.
+
+    Args:
+        name: Of its files.
+        section: That it is in.
+        caption: Below it.
+        draw: Makes it.
+        wide: As wide as the page.
+        two_cues: Only where shape bias was measured.
+    """
 
     name: str
+    section: str
     caption: str
-    draw: Callable[[], Figure]
+    draw: Callable[[View], Figure]
     wide: bool = False
-    """As wide as the page."""
+    two_cues: bool = False
 
 
-def _axes_figure(
-    draw: Callable[..., Any], *arguments: Any, width: float = 3.4, height: float = 2.9, **options: Any
-) -> Figure:
+def _fields_text(view: View) -> str:
+    label = settings_of(view.table)[0][0]
+    return (
+        f"Mean absolute gradient of the central unit of the last feature map over {len(view.first[0].erf.images)} "
+        f"validation images, magnified to {view.record.study.erf_size} pixels (the paper: 1024 for training at 224); "
+        f"all on one scale. Seed {view.first[0].cell.seed}{f' ({label})' if label else ''}."
+    )
+
+
+SECTIONS: dict[str, Callable[[View], str]] = {
+    "Kernel size": lambda _: "Every dot is one training; lines join means, bars are 95 % intervals.",
+    "Effective receptive fields": _fields_text,
+    "Shape against texture": lambda _: (
+        "A logistic function of the balance of the cues; vertical marks are points of subjective equality."
+    ),
+    "The images": lambda _: (
+        "Every class has an outline and a texture. The network names one class; on a conflict image it cannot be right "
+        "about both."
+    ),
+    "Cost and training": lambda _: "Times were taken while other cells waited, not side by side.",
+}
+"""Title and text of each, in order."""
+PANELS: list[Panel] = []
+"""In order."""
+
+
+def panel(section: str, caption: str, **options: Any) -> Callable[[Callable[[View], Figure]], Callable[[View], Figure]]:
+    """Put a figure, named as its function, into a section of the report."""
+
+    def register(draw: Callable[[View], Figure]) -> Callable[[View], Figure]:
+        PANELS.append(Panel(name=draw.__name__, section=section, caption=caption, draw=draw, **options))
+        return draw
+
+    return register
+
+
+def _axes(width: float = 3.4, height: float = 3.1) -> tuple[Figure, Axes]:
     ax = axes_or_new(None)
-    figure = ax.get_figure(root=True)
-    assert isinstance(figure, Figure)
+    figure: Any = ax.get_figure(root=True)
     figure.set_size_inches(width, height)
-    label = options.pop("ylabel", None)
-    limits = options.pop("ylim", None)
-    draw(*arguments, ax=ax, **options)
-    if label:
-        ax.set_ylabel(label)
-    if limits is not None:
-        ax.set_ylim(*limits)
+    return figure, ax
+
+
+def _measures(view: View, named: Sequence[tuple[str, str]]) -> Figure:
+    """Measures against the kernel size, drawn as the first one says."""
+    figure, ax = _axes()
+    first = MEASURES[named[0][0]]
+    plots.plot_by_kernel(view.table, named, scale=first.scale, ax=ax)
+    ax.set_ylabel(first.label)
+    ax.set_ylim(*first.limits)
     return figure
 
 
-def sections_of(record: StudyRecord, table: pd.DataFrame) -> list[tuple[str, str, list[Panel]]]:
-    study, results = record.study, record.results
-    label, rows = plots.settings_of(table)[0]
-    names = set(rows["cell"])
-    plain = [result for result in results if result.cell.name in names]
-    where = f" ({label})" if label else ""
-    biased = bool(table["shape_bias"].notna().any())
+@panel("Kernel size", "Area that holds half of the gradient, trained and before (batch norms calibrated).")
+def area(view: View) -> Figure:
+    return _measures(view, [("erf_area_0.5", "trained"), ("untrained_erf_area_0.5", "untrained")])
 
-    def by_kernel(
-        name: str,
-        caption: str,
-        measures: list[tuple[str, str]],
-        label: str,
-        scale: float = 100,
-        limits: tuple[float | None, float | None] = (0, None),
-    ) -> Panel:
-        return Panel(
-            name=name,
-            caption=caption,
-            draw=lambda: _axes_figure(
-                plots.plot_by_kernel, table, measures, scale=scale, ylabel=label, ylim=limits, height=3.1
-            ),
-        )
 
-    main = [
-        by_kernel(
-            "area",
-            "Area that holds half of the gradient, trained and before (batch norms calibrated).",
-            [("erf_area_0.5", "trained"), ("untrained_erf_area_0.5", "untrained")],
-            "area with half of the gradient (%)",
-        )
-    ]
-    if biased:
-        main.append(
-            by_kernel(
-                "shape_bias",
-                "Shape bias on conflict images with both cues full.",
-                [("shape_bias", "")],
-                "shape bias, S / (S + T)",
-                1,
-                (-0.03, 1.03),
-            )
-        )
-    main.append(
-        by_kernel("accuracy", "Accuracy on the validation images.", [("accuracy", "")], "accuracy (%)", 100, (0, 103))
-    )
-    sections = [("Kernel size", "Every dot is one training; lines join means, bars are 95 % intervals.", main)]
-    seed = min(result.cell.seed for result in plain)
-    first = sorted((r for r in plain if r.cell.seed == seed), key=lambda r: r.cell.kernel)
-    titles = [f"kernel {r.cell.kernel}" for r in first]
-    maps = [
-        Panel(
-            name="erf_trained",
-            caption="Trained. The square holds half of the gradient.",
-            draw=lambda: erf_row([r.erf for r in first], titles),
-            wide=True,
-        ),
-        Panel(
-            name="erf_untrained",
-            caption="The same networks before the training, their batch norms calibrated on training images.",
-            draw=lambda: erf_row([r.untrained_erf for r in first], titles),
-            wide=True,
-        ),
-    ]
-    text = (
-        f"Mean absolute gradient of the central unit of the last feature map over {len(first[0].erf.images)} "
-        f"validation images, magnified to {study.erf_size} pixels (the paper: 1024 for training at 224); all "
-        f"on one scale. Seed {seed}{where}."
-    )
-    sections.append(("Effective receptive fields", text, maps))
-    if biased:
-        sections.append(
-            (
-                "Shape against texture",
-                "A logistic function of the balance of the cues; vertical marks are points of subjective equality.",
-                [
-                    Panel(
-                        name="psychometric",
-                        caption="Share of shape decisions as the texture gets stronger and the figure weaker.",
-                        draw=lambda: _axes_figure(plots.plot_psychometric, plain, height=3.1),
-                    ),
-                    by_kernel(
-                        "pse",
-                        "Point of subjective equality: above 0, shape wins even where it is the weaker cue.",
-                        [("pse", "")],
-                        "point of subjective equality",
-                        1,
-                        (-1.05, 1.05),
-                    ),
-                    Panel(
-                        name="erf_and_bias",
-                        caption="Shape bias against the effective receptive field, every training a point.",
-                        draw=lambda: _axes_figure(plots.plot_erf_against_bias, table, height=3.1),
-                    ),
-                    by_kernel(
-                        "single_cues",
-                        "Accuracy where only one of the cues is there.",
-                        [("shape_only_accuracy", "only shape"), ("texture_only_accuracy", "only texture")],
-                        "accuracy (%)",
-                        100,
-                        (0, 103),
-                    ),
-                ],
-            )
-        )
-        sections.append(
-            (
-                "The images",
-                "Every class has an outline and a texture. The network names one class; on a conflict image it cannot "
-                "be right about both.",
-                [
-                    Panel(
-                        name="stimuli",
-                        caption="One image of each class, drawn at 96 pixels: both cues, conflict, one cue only.",
-                        draw=lambda: contact_sheet(
-                            texture_region=study.texture_region, texture_scale=study.texture_scale
-                        ),
-                        wide=True,
-                    ),
-                    Panel(
-                        name="balance",
-                        caption="Three scenes in conflict at every balance, from no texture (-1) to no figure (1).",
-                        draw=lambda: balance_strip(
-                            study.balances, texture_region=study.texture_region, texture_scale=study.texture_scale
-                        ),
-                        wide=True,
-                    ),
-                ],
-            )
-        )
-    cost = [
-        by_kernel("macs", "Multiply-accumulates for one image.", [("macs", "")], "million multiply-accumulates", 1e-6),
-        by_kernel(
-            "parameters", "Parameters, kernels merged.", [("merged_parameters", "")], "thousand parameters", 1e-3
-        ),
-        by_kernel(
-            "step_time", "Median time of a training step.", [("seconds_per_step", "")], "time of a step (ms)", 1000
-        ),
-        by_kernel(
-            "inference", "Inference, re-parameterised, batches of 32.", [("inference_ms", "")], "time per image (ms)", 1
-        ),
-    ]
-    cost.append(
-        Panel(
-            name="curves",
-            caption="Validation accuracy during the training.",
-            draw=lambda: _axes_figure(plots.plot_curves, plain, height=3.1),
-        )
-    )
-    sections.append(("Cost and training", "Times were taken while other cells waited, not side by side.", cost))
-    return sections
+@panel("Kernel size", "Shape bias on conflict images with both cues full.", two_cues=True)
+def shape_bias(view: View) -> Figure:
+    return _measures(view, [("shape_bias", "")])
+
+
+@panel("Kernel size", "Accuracy on the validation images.")
+def accuracy(view: View) -> Figure:
+    return _measures(view, [("accuracy", "")])
+
+
+def _titles(view: View) -> list[str]:
+    return [f"kernel {result.cell.kernel}" for result in view.first]
+
+
+@panel("Effective receptive fields", "Trained. The square holds half of the gradient.", wide=True)
+def erf_trained(view: View) -> Figure:
+    return erf_row([result.erf for result in view.first], _titles(view))
+
+
+@panel(
+    "Effective receptive fields",
+    "The same networks before the training, their batch norms calibrated on training images.",
+    wide=True,
+)
+def erf_untrained(view: View) -> Figure:
+    return erf_row([result.untrained_erf for result in view.first], _titles(view))
+
+
+@panel(
+    "Shape against texture",
+    "Share of shape decisions as the texture gets stronger and the figure weaker.",
+    two_cues=True,
+)
+def psychometric(view: View) -> Figure:
+    figure, ax = _axes()
+    plots.plot_psychometric(view.plain, ax=ax)
+    return figure
+
+
+@panel(
+    "Shape against texture",
+    "Point of subjective equality: above 0, shape wins even where it is the weaker cue.",
+    two_cues=True,
+)
+def pse(view: View) -> Figure:
+    return _measures(view, [("pse", "")])
+
+
+@panel(
+    "Shape against texture",
+    "Shape bias against the effective receptive field, every training a point.",
+    two_cues=True,
+)
+def erf_and_bias(view: View) -> Figure:
+    figure, ax = _axes()
+    plots.plot_erf_against_bias(view.table, ax=ax)
+    return figure
+
+
+@panel("Shape against texture", "Accuracy where only one of the cues is there.", two_cues=True)
+def single_cues(view: View) -> Figure:
+    return _measures(view, [("shape_only_accuracy", "only shape"), ("texture_only_accuracy", "only texture")])
+
+
+def _textures(view: View) -> dict[str, Any]:
+    study = view.record.study
+    return {"texture_region": study.texture_region, "texture_scale": study.texture_scale}
+
+
+@panel(
+    "The images",
+    "One image of each class, drawn at 96 pixels: both cues, conflict, one cue only.",
+    wide=True,
+    two_cues=True,
+)
+def stimuli(view: View) -> Figure:
+    return contact_sheet(**_textures(view))
+
+
+@panel(
+    "The images",
+    "Three scenes in conflict at every balance, from no texture (-1) to no figure (1).",
+    wide=True,
+    two_cues=True,
+)
+def balance(view: View) -> Figure:
+    return balance_strip(view.record.study.balances, **_textures(view))
+
+
+@panel("Cost and training", "Multiply-accumulates for one image.")
+def macs(view: View) -> Figure:
+    return _measures(view, [("macs", "")])
+
+
+@panel("Cost and training", "Parameters, kernels merged.")
+def parameters(view: View) -> Figure:
+    return _measures(view, [("merged_parameters", "")])
+
+
+@panel("Cost and training", "Median time of a training step.")
+def step_time(view: View) -> Figure:
+    return _measures(view, [("seconds_per_step", "")])
+
+
+@panel("Cost and training", "Inference, re-parameterised, batches of 32.")
+def inference(view: View) -> Figure:
+    return _measures(view, [("inference_ms", "")])
+
+
+@panel("Cost and training", "Validation accuracy during the training.")
+def curves(view: View) -> Figure:
+    figure, ax = _axes()
+    plots.plot_curves(view.plain, ax=ax)
+    return figure

@@ -7,26 +7,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from analysis.figures import DASHES, MARKERS, OKABE_ITO, axes_or_new
-from analysis.shape_bias.psychometric import fit_psychometric
-from analysis.statistics import mean_interval
-from analysis.study.result import CellResult, values_by_seed
+from analysis.study.measures import MEASURES
+from analysis.study.result import ByKernel, CellResult, by_kernel, psychometric_curves, settings_of
 
 _SPREAD = 0.025
 """Distance of neighbouring seeds along the logarithmic axis of kernel sizes, as a part of the value."""
-
-
-def settings_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The rows of each setting but for kernel and seed, with a label; the label is empty if there is only one."""
-    groups = list(table.groupby(["shortcut", "small_kernel"], sort=False))
-    labels = [
-        f"{'with' if small else 'without'} small kernel{f' {small}' if small else ''}"
-        f"{'' if shortcut else ', without shortcut'}"
-        for (shortcut, small), _ in groups
-    ]
-    return [(label if len(groups) > 1 else "", rows) for label, (_, rows) in zip(labels, groups, strict=True)]
 
 
 def plot_by_kernel(
@@ -44,10 +31,9 @@ def plot_by_kernel(
     number = 0
     for label, rows in settings_of(table):
         for column, name in measures:
-            kernels, values = values_by_seed(rows, column)
             style = {"color": OKABE_ITO[number % len(OKABE_ITO)], "marker": MARKERS[number % len(MARKERS)]}
             shown = ", ".join(part for part in (name, label) if part)
-            _draw_means(ax, kernels, scale * values, style, DASHES[number % len(DASHES)], shown)
+            _draw_means(ax, by_kernel(rows, column), scale, style, DASHES[number % len(DASHES)], shown)
             number += 1
     kernels = sorted(set(table["kernel"]))
     ax.set_xscale("log")
@@ -60,17 +46,13 @@ def plot_by_kernel(
     return ax
 
 
-def _draw_means(
-    ax: Axes, kernels: Sequence[int], values: NDArray[np.float64], style: dict[str, Any], dash: Any, label: str
-) -> None:
-    offsets = 1 + _SPREAD * (np.arange(len(values)) - (len(values) - 1) / 2)
-    for seed, offset in enumerate(offsets):
-        ax.plot(np.array(kernels) * offset, values[seed], linestyle="none", markersize=3, alpha=0.45, **style)
-    finite = np.where(np.isfinite(values), values, np.nan)
-    means = np.array([column[~np.isnan(column)].mean() if (~np.isnan(column)).any() else np.nan for column in finite.T])
-    ends = np.array([mean_interval([value for value in column if not np.isnan(value)]) for column in finite.T])
-    ax.plot(kernels, means, linestyle=dash, lw=1.2, markersize=5, label=label or None, **style)
-    ax.vlines(kernels, ends[:, 0], ends[:, 1], color=style["color"], lw=1.2)
+def _draw_means(ax: Axes, found: ByKernel, scale: float, style: dict[str, Any], dash: Any, label: str) -> None:
+    offsets = 1 + _SPREAD * (np.arange(len(found.by_seed)) - (len(found.by_seed) - 1) / 2)
+    kernels = np.array(found.kernels)
+    for values, offset in zip(scale * found.by_seed, offsets, strict=True):
+        ax.plot(kernels * offset, values, linestyle="none", markersize=3, alpha=0.45, **style)
+    ax.plot(kernels, scale * found.means, linestyle=dash, lw=1.2, markersize=5, label=label or None, **style)
+    ax.vlines(kernels, *(scale * found.ends.T), color=style["color"], lw=1.2)
 
 
 def plot_psychometric(results: Sequence[CellResult], *, ax: Axes | None = None) -> Axes:
@@ -79,20 +61,15 @@ def plot_psychometric(results: Sequence[CellResult], *, ax: Axes | None = None) 
     Dots are the seeds; the vertical mark is the point of subjective equality.
     """
     ax = axes_or_new(ax)
-    for number, kernel in enumerate(sorted({result.cell.kernel for result in results})):
-        own = [result for result in results if result.cell.kernel == kernel]
+    for number, curve in enumerate(psychometric_curves(results)):
         color, marker = OKABE_ITO[number % len(OKABE_ITO)], MARKERS[number % len(MARKERS)]
-        balances = np.array(own[0].balances)
-        shape, texture = (np.array([getattr(r, name) for r in own]) for name in ("num_shape", "num_texture"))
-        decided = shape + texture
-        shares = np.divide(shape, decided, out=np.full(shape.shape, np.nan), where=decided > 0)
-        for seed in shares:
-            ax.plot(balances, seed, linestyle="none", marker=marker, markersize=3, alpha=0.45, color=color)
-        fit = fit_psychometric(own[0].balances, shape.sum(0).tolist(), texture.sum(0).tolist())
-        grid = np.linspace(balances.min(), balances.max(), 201)
-        ax.plot(grid, fit.probability(grid), color=color, linestyle=DASHES[number % len(DASHES)], label=f"{kernel}")
-        if np.isfinite(fit.pse):
-            ax.plot([fit.pse] * 2, [0.44, 0.56], color=color, lw=2)
+        for seed in curve.shares:
+            ax.plot(curve.balances, seed, linestyle="none", marker=marker, markersize=3, alpha=0.45, color=color)
+        grid = np.linspace(curve.balances.min(), curve.balances.max(), 201)
+        dash = DASHES[number % len(DASHES)]
+        ax.plot(grid, curve.fit.probability(grid), color=color, linestyle=dash, label=f"{curve.kernel}")
+        if np.isfinite(curve.fit.pse):
+            ax.plot([curve.fit.pse] * 2, [0.44, 0.56], color=color, lw=2)
     ax.axhline(0.5, color="0.6", lw=0.6, zorder=0)
     ax.axvline(0, color="0.6", lw=0.6, zorder=0)
     ax.set(ylim=(-0.03, 1.03), xlabel="balance of the cues\n(-1: no texture, 0: both full, 1: no figure)")
@@ -188,16 +165,11 @@ def plot_energy(energy: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 def posthoc_figure(table: pd.DataFrame, energy: pd.DataFrame) -> Figure:
     """Every measure of `posthoc_table` that is there, and the energy of the kernels."""
-    panels: list[tuple[str, str, float]] = [
-        ("accuracy", "accuracy (%)", 100),
-        ("erf_area_0.5", "area with half of the gradient (%)", 100),
-        ("shape_bias", "shape bias, S / (S + T)", 1),
-    ]
-    panels = [panel for panel in panels if table[panel[0]].notna().any()]
+    panels = [MEASURES[name] for name in ("accuracy", "erf_area_0.5", "shape_bias") if table[name].notna().any()]
     figure = Figure(figsize=(2.6 * (len(panels) + 1), 3.3), layout="constrained")
     axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
-    for (measure, label, scale), ax in zip(panels, axes, strict=False):
-        plot_posthoc(table, measure, label, scale=scale, ax=ax)
+    for measure, ax in zip(panels, axes, strict=False):
+        plot_posthoc(table, measure.name, measure.label, scale=measure.scale, ax=ax)
     plot_energy(energy, ax=axes[-1])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure

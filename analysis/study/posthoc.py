@@ -5,11 +5,12 @@ outer taps do in this network, not what a network trained with smaller kernels w
 """
 
 import copy
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,19 +18,20 @@ import torch
 from torch import Tensor
 
 import replknet
-from analysis.images.labelled import LabelledImages
-from analysis.images.sets import ImageSet
-from analysis.images.stimuli import StimulusSet
+from analysis.images.labelled import FolderImages, InMemory, LabelledImages
+from analysis.images.sets import ImageSet, load_images
+from analysis.images.stimuli import StimulusSet, load_stimuli
+from analysis.images.synthetic.outlines import CLASSES
 from analysis.models.loaded import LoadedModel
 from analysis.receptive_field.measuring import effective_receptive_field
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.identity import hash_weights
-from analysis.runs.results import ResultError, load_result, save_result
-from analysis.shape_bias.categories import IMAGENET, LabelMapping
-from analysis.shape_bias.measuring import evaluate_shape_bias
+from analysis.runs.results import Result, ResultError
+from analysis.shape_bias.categories import IMAGENET, MAPPING, LabelMapping
+from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, preprocessing_of
+from analysis.study.design import Study
+from analysis.study.images import StudyImages
 from analysis.training.loop import accuracy
-
-_KIND = "post hoc variant"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +175,11 @@ def kernel_energy(model: replknet.RepLKNet) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class VariantResult:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class VariantResult(Result):
     """What was measured on one variant; NaN where there were no images for it."""
+
+    KIND: ClassVar[str] = "post hoc variant"
 
     variant: Variant
     settings: dict[str, Any]
@@ -196,27 +200,94 @@ class VariantResult:
         row["erf_rms_radius"] = self.erf.rms_radius()
         return row
 
-    def save(self, directory: str | PathLike[str]) -> None:
-        """Write the result, `measures` last."""
-        self.erf.save(Path(directory) / "erf", overwrite=True)
-        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "erf"}
-        content["variant"] = asdict(self.variant)
-        save_result(Path(directory) / "measures", _KIND, content, {}, overwrite=True)
+    def headline(self) -> dict[str, Any]:
+        """Variant, accuracy, area with half of the gradient, shape bias."""
+        row = self.row()
+        return {name: row[name] for name in ("variant", "accuracy", "erf_area_0.5", "shape_bias")}
 
-    @classmethod
-    def load(cls, directory: str | PathLike[str]) -> Self:
-        """Read what `save` wrote.
 
-        Raises:
-            FileNotFoundError: If there is no finished result.
-            ResultError: If a file is damaged.
-        """
-        content, _ = load_result(Path(directory) / "measures", _KIND)
-        try:
-            variant = Variant(**content.pop("variant"))
-            return cls(variant=variant, erf=ErfResult.load(Path(directory) / "erf"), **content)
-        except (KeyError, TypeError) as error:
-            raise ResultError(f"directory={str(directory)!r}: fields do not fit ({error})") from error
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Materials:
+    """What variants of a network are measured on.
+
+    Args:
+        erf_images: For receptive fields, normalised for the network.
+        size: Side of these in pixels.
+        labelled: To measure the accuracy on; their classes are those of the network's outputs.
+        stimuli: To measure the shape bias on.
+        mapping: From outputs to the categories of the stimuli.
+    """
+
+    erf_images: ImageSet | Tensor
+    size: int
+    labelled: LabelledImages | None = None
+    stimuli: StimulusSet | None = None
+    mapping: LabelMapping = IMAGENET
+
+
+def materials_for(
+    loaded: LoadedModel,
+    *,
+    data: str | PathLike[str] | None = None,
+    stimuli: str | PathLike[str] | None = None,
+    mapping: LabelMapping | None = None,
+    images: str | PathLike[str] | None = None,
+    size: int | None = None,
+    num_images: int = 12,
+    seed: int = 0,
+) -> Materials:
+    """Images for a network: what is given, and for a network of a study on generated images its own kind.
+
+    Args:
+        loaded: A RepLKNet and its preprocessing.
+        data: Image folder with `val` (or `test`), for the accuracy.
+        stimuli: Folder of cue-conflict stimuli, for the shape bias.
+        mapping: From outputs to categories; by default ImageNet's, or that of generated images.
+        images: Folder of images for receptive fields; by default the network's own kind, or dead leaves.
+        size: Their side in pixels; by default what the study used, or four times the network's input.
+        num_images: How many of them.
+        seed: Of their draw.
+
+    Raises:
+        ValueError: If the network is no RepLKNet, or cannot answer the stimuli, or its classes are others.
+    """
+    module = loaded.module
+    if not isinstance(module, replknet.RepLKNet):
+        raise ValueError(f"model={loaded.name!r}: expected a RepLKNet, not {type(module).__name__}")
+    trained = loaded.training
+    side = size or int(trained.get("erf_size", 4 * (loaded.input_size or 128)))
+    labelled: LabelledImages | None = None
+    generated: StudyImages | None = None
+    if data is not None:
+        labelled = InMemory(FolderImages(data, "val", size=loaded.input_size or 224))
+        if len(labelled.classes) != module.config.num_classes or loaded.classes not in ((), labelled.classes):
+            raise ValueError(
+                f"data={str(data)!r}: has the classes {', '.join(labelled.classes[:5])}, ...; the network "
+                f"{', '.join(loaded.classes[:5]) or module.config.num_classes}, ..."
+            )
+    elif loaded.classes == CLASSES:
+        generated = StudyImages(
+            Study(
+                size=loaded.input_size or 64,
+                layers=module.config.layers,
+                channels=module.config.channels,
+                train_balance=trained.get("train_balance"),
+                texture_region=trained.get("texture_region", "image"),
+                texture_scale=trained.get("texture_scale", 1.0),
+                erf_size=side,
+                num_erf=num_images,
+            )
+        )
+        labelled = generated.val
+    chosen = load_stimuli(stimuli) if stimuli is not None else generated.conflict(0.0) if generated else None
+    mapping = mapping or (MAPPING if generated is not None else IMAGENET)
+    if chosen is not None:
+        check_model(loaded, chosen, mapping, preprocessing_of(loaded))
+    if generated is not None and images is None:
+        erf_images: ImageSet | Tensor = generated.erf
+    else:
+        erf_images = load_images(images, size=side, num_images=num_images, seed=seed, mean=loaded.mean, std=loaded.std)
+    return Materials(erf_images=erf_images, size=side, labelled=labelled, stimuli=chosen, mapping=mapping)
 
 
 def measure_variants(
@@ -250,7 +321,7 @@ def measure_variants(
     model = loaded.module
     if not isinstance(model, replknet.RepLKNet):
         raise ValueError(f"model={loaded.name!r}: expected a RepLKNet, not {type(model).__name__}")
-    recorded = {"weights": hash_weights(model), **(settings or {})}
+    recorded = json.loads(json.dumps({"weights": hash_weights(model), **(settings or {})}))
     results = []
     for number, variant in enumerate(variants):
         if progress is not None:
@@ -262,7 +333,7 @@ def measure_variants(
             found = None
         if found is None or found.settings != recorded:
             found = _measure(loaded, model, variant, target, erf_images, labelled, stimuli, mapping, recorded)
-            found.save(target)
+            found.save(target, overwrite=True)
         results.append(found)
     if progress is not None:
         progress(len(variants), len(variants), "done")

@@ -4,14 +4,12 @@ import json
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-from analysis.runs.results import ResultError
+from analysis.runs.results import ResultError, made
 from analysis.runs.writing import write_json
 from analysis.study.design import Study
 from analysis.study.jobs import CellState, cell_states
 from analysis.study.result import CellResult
-from analysis.training.recipe import Recipe
 
 STUDY_FILE = "study.json"
 
@@ -62,7 +60,7 @@ def read_study(directory: str | PathLike[str]) -> tuple[Study, str]:
         raise ResultError(f"directory={str(directory)!r}: holds no {STUDY_FILE}; run `replknet study` first")
     try:
         content = json.loads(path.read_text())
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["study"].items()}
-        return Study(**plain | {"recipe": Recipe(**plain["recipe"])}), str(content["command"])
+        study: Study = made(Study, content["study"])
+        return study, str(content["command"])
     except (KeyError, TypeError, ValueError) as error:
         raise ResultError(f"{str(path)!r}: unreadable ({error})") from error

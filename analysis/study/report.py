@@ -8,23 +8,19 @@ from typing import Any
 
 import jinja2
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 
-from analysis.figures import OKABE_ITO, paper_style
+from analysis.figures import OKABE_ITO, paper_style, save_figure
+from analysis.runs.writing import replacing
 from analysis.study.design import Study
-from analysis.study.panels import Panel, sections_of
-from analysis.study.plots import settings_of
+from analysis.study.measures import MEASURES, REPORTED, Measure
+from analysis.study.panels import PANELS, SECTIONS, Panel, View
 from analysis.study.record import StudyRecord, load_study
-from analysis.study.result import study_table
-from analysis.study.verdict import chance_of_any, findings, interval_text, warnings_of
+from analysis.study.result import settings_of, study_table
+from analysis.study.verdict import chance_of_any, findings, summary_text, warnings_of
 
 REPORT = "report.html"
-
-
 TABLE = "study.csv"
-
-
 FIGURES = "figures"
 
 
@@ -46,34 +42,31 @@ def write_report(directory: str | PathLike[str]) -> Path:
     """
     directory = Path(directory)
     record = load_study(directory)
-    path = directory / REPORT
     if not record.results:
-        return _write_page(path, _render(record, None, []))
+        return _write_page(directory / REPORT, _render(record, None, []))
     table = study_table(record.results)
-    table.to_csv(directory / TABLE, index=False)
-    sections = sections_of(record, table)
-    (directory / FIGURES).mkdir(exist_ok=True)
+    view = View(record, table)
+    with replacing(directory / TABLE) as path:
+        table.to_csv(path, index=False)
     shown = []
-    for title, text, panels in sections:
-        for panel in panels:
+    for title, text in SECTIONS.items():
+        own = [panel for panel in PANELS if panel.section == title and (view.has_two_cues or not panel.two_cues)]
+        for panel in own:
             with paper_style():
-                figure = panel.draw()
-                for suffix in ("png", "pdf"):
-                    figure.savefig(directory / FIGURES / f"{panel.name}.{suffix}")
-        drawn = [{"svg": _inline_svg(panel), "caption": panel.caption, "wide": panel.wide} for panel in panels]
-        columns = all(item["wide"] is False for item in drawn)
-        shown.append({"title": title, "text": text, "figures": drawn, "columns": columns})
-    return _write_page(path, _render(record, table, shown))
+                save_figure(panel.draw(view), panel.name, lambda name: replacing(directory / FIGURES / name))
+        figures = [{"svg": _inline_svg(panel, view), "caption": panel.caption} for panel in own]
+        columns = not any(panel.wide for panel in own)
+        shown += [{"title": title, "text": text(view), "figures": figures, "columns": columns}] if own else []
+    return _write_page(directory / REPORT, _render(record, table, shown))
 
 
 def _write_page(path: Path, page: str) -> Path:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def _inline_svg(panel: Panel) -> str:
+def _inline_svg(panel: Panel, view: View) -> str:
     """The figure as an SVG element in the colours of the page."""
     style: dict[Any, Any] = {
         "svg.fonttype": "path",
@@ -84,7 +77,7 @@ def _inline_svg(panel: Panel) -> str:
     }
     buffer = io.StringIO()
     with paper_style(), mpl.rc_context(style):
-        panel.draw().savefig(buffer, format="svg", metadata={"Date": None})
+        panel.draw(view).savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor").replace(OKABE_ITO[0].lower(), "var(--blue)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -140,7 +133,7 @@ def _render(record: StudyRecord, table: pd.DataFrame | None, sections: list[dict
         num_seeds=num_seeds,
         setting=_setting(record),
         sections=sections,
-        columns=_COLUMNS if table["shape_bias"].notna().any() else [c for c in _COLUMNS if c not in _BIAS_COLUMNS],
+        columns=["kernel", "small kernel", "shortcut", "seeds", *(measure.heading for measure in _columns(table))],
         rows=_rows(table),
         environment=sorted(record.results[0].environment.items()),
     )
@@ -210,30 +203,14 @@ def _setting(record: StudyRecord) -> list[tuple[str, str]]:
     return rows
 
 
-_BIAS_COLUMNS = ("shape bias", "PSE", "coverage (%)", "only shape (%)", "only texture (%)")
-
-
-_COLUMNS = [
-    "kernel", "small kernel", "shortcut", "seeds", "accuracy (%)", "ERF 50 % area (%)", "ERF 99 % area (%)",
-    "untrained 50 % area (%)", "shape bias", "PSE", "coverage (%)", "only shape (%)", "only texture (%)",
-    "parameters", "MMAC", "step (ms)", "inference (ms)",
-]  # fmt: skip
+def _columns(table: pd.DataFrame) -> list[Measure]:
+    biased = bool(table["shape_bias"].notna().any())
+    return [MEASURES[name] for name in REPORTED if biased or not MEASURES[name].two_cues]
 
 
 def _rows(table: pd.DataFrame) -> list[list[str]]:
-    biased = bool(table["shape_bias"].notna().any())
     rows = []
     for (kernel, small, shortcut), own in table.groupby(["kernel", "small_kernel", "shortcut"], sort=False):
-
-        def cell(column: str, own: pd.DataFrame = own, **options: Any) -> str:
-            return interval_text(own[column].tolist(), **{"percent": True, **options})
-
-        row = [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own)), cell("accuracy")]
-        row += [cell("erf_area_0.5"), cell("erf_area_0.99"), cell("untrained_erf_area_0.5")]
-        if biased:
-            row += [cell("shape_bias", percent=False), cell("pse", percent=False, lowest=-1.0), cell("coverage")]
-            row += [cell("shape_only_accuracy"), cell("texture_only_accuracy")]
-        row += [f"{int(own['merged_parameters'].iloc[0]):,}", f"{own['macs'].iloc[0] / 1e6:.2f}"]
-        row += [f"{1000 * np.median(own['seconds_per_step']):.0f}", f"{np.median(own['inference_ms']):.2f}"]
-        rows.append(row)
+        row = [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own))]
+        rows.append(row + [summary_text(own[measure.name].tolist(), measure) for measure in _columns(table)])
     return rows

@@ -1,29 +1,29 @@
-"""What was measured on one trained network of a study."""
+"""What was measured on one trained network of a study, and on all of them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from os import PathLike
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.receptive_field.result import ErfResult
-from analysis.runs.results import ResultError, load_result, save_result
+from analysis.runs.results import Result, ResultError
 from analysis.shape_bias.psychometric import PsychometricFit, fit_psychometric
 from analysis.shape_bias.result import ShapeBiasResult
+from analysis.statistics import mean_interval
 from analysis.study.design import Cell
+from analysis.study.measures import MEASURES
 from analysis.training.progress import Curve
 
-_KIND = "ablation cell"
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CellResult:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CellResult(Result):
     """What was measured on one trained network."""
+
+    KIND: ClassVar[str] = "ablation cell"
 
     cell: Cell
     kernel_sizes: tuple[int, ...]
@@ -57,7 +57,7 @@ class CellResult:
     weights_hash: str
     environment: dict[str, str]
     erf: ErfResult
-    untrained_erf: ErfResult
+    untrained_erf: ErfResult = field(metadata={"folder": "erf_untrained"})
     """Of the same network before the training, its batch norms calibrated on training images."""
     conflict: ShapeBiasResult | None
     """On the images with both cues full."""
@@ -79,71 +79,29 @@ class CellResult:
             return None
         return fit_psychometric(self.balances, self.num_shape, self.num_texture)
 
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Over images, at 95 %: of the area with half of the gradient, trained and not, and of the shape bias."""
+        found = {"erf": self.erf.area_ratio_interval(0.5), "untrained_erf": self.untrained_erf.area_ratio_interval(0.5)}
+        if self.conflict is not None:
+            found["shape_bias"] = self.conflict.confidence_interval("image", num_resamples=2000)
+        return found
+
+    def __post_init__(self) -> None:
+        if bool(self.balances) != (self.conflict is not None):
+            raise ResultError(f"{self.cell.name}: balances {self.balances} do not go with the conflict images")
+
+    def headline(self) -> dict[str, Any]:
+        """Cell, accuracy, and the two quantities that a study asks for."""
+        names = ("accuracy", "erf_area_0.5", "shape_bias")
+        return {"cell": self.cell.name, **{name: MEASURES[name].of(self) for name in names}}
+
     def row(self) -> dict[str, float | str | bool]:
-        """Of the table of a study."""
-        fit = self.psychometric
+        """Of the table of a study: every measure that is defined for its images."""
         row: dict[str, float | str | bool] = {"cell": self.cell.name, **asdict(self.cell)}
         row["kernel_sizes"] = "-".join(map(str, self.kernel_sizes))
-        row |= {"accuracy": self.accuracy, "val_images": self.num_val}
-        row |= {"shape_only_accuracy": self.shape_only_accuracy, "texture_only_accuracy": self.texture_only_accuracy}
-        row |= {"shape_bias": self.shape_bias, "coverage": self.coverage}
-        if self.conflict is not None:
-            row["shape_bias_low"], row["shape_bias_high"] = self.conflict.confidence_interval(
-                "image", num_resamples=2000
-            )
-        nothing = float("nan")
-        ends = (min(self.balances), max(self.balances)) if fit else (nothing, nothing)
-        # Where one cue wins at every balance, the border is the least extreme value that fits.
-        row |= {
-            "pse": float(np.clip(fit.pse, *ends)) if fit else nothing,
-            "pse_at_border": bool(fit and np.isinf(fit.pse)),
-        }
-        row |= {"pse_standard_error": fit.standard_error if fit else nothing}
-        row |= {"psychometric_slope": fit.slope if fit else nothing}
-        for name, erf in (("erf", self.erf), ("untrained_erf", self.untrained_erf)):
-            for threshold in (0.2, 0.3, 0.5, 0.99):
-                row[f"{name}_area_{threshold}"] = erf.area_ratio(threshold)
-            row[f"{name}_area_0.5_low"], row[f"{name}_area_0.5_high"] = erf.area_ratio_interval(0.5)
-            row[f"{name}_rms_radius"] = erf.rms_radius()
-        row |= {"parameters": self.parameters, "merged_parameters": self.merged_parameters, "macs": self.macs}
-        row |= {"seconds_per_step": self.seconds_per_step, "inference_ms": self.inference_ms}
-        return row
-
-    def save(self, directory: str | PathLike[str]) -> None:
-        """Write the result beside the network in the folder of the cell, `measures` last: it marks the cell as done."""
-        directory = Path(directory)
-        self.erf.save(directory / "erf", overwrite=True)
-        self.untrained_erf.save(directory / "erf_untrained", overwrite=True)
-        if self.conflict is not None:
-            self.conflict.save(directory / "conflict", overwrite=True)
-        content = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name in ("erf", "untrained_erf", "conflict"):
-            content.pop(name)
-        content |= {"cell": asdict(self.cell), "curve": asdict(self.curve)}
-        save_result(directory / "measures", _KIND, content, {}, overwrite=True)
-
-    @classmethod
-    def load(cls, directory: str | PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            FileNotFoundError: If the cell is not finished.
-            ResultError: If a file is damaged.
-        """
-        directory = Path(directory)
-        content, _ = load_result(directory / "measures", _KIND)
-        try:
-            curve = Curve(**{name: tuple(values) for name, values in content.pop("curve").items()})
-            plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
-            plain |= {"cell": Cell(**content["cell"]), "curve": curve}
-            return cls(
-                **plain,
-                erf=ErfResult.load(directory / "erf"),
-                untrained_erf=ErfResult.load(directory / "erf_untrained"),
-                conflict=ShapeBiasResult.load(directory / "conflict") if content["balances"] else None,
-            )
-        except (KeyError, TypeError) as error:
-            raise ResultError(f"directory={str(directory)!r}: fields do not fit ({error})") from error
+        found = {name: measure.of(self) for name, measure in MEASURES.items()}
+        return row | {name: value for name, value in found.items() if value is not None}
 
 
 def study_table(results: Sequence[CellResult]) -> pd.DataFrame:
@@ -160,3 +118,73 @@ def values_by_seed(table: pd.DataFrame, measure: str) -> tuple[list[int], NDArra
     """
     wide = table.set_index(["seed", "kernel"])[measure].unstack()  # noqa: PD010
     return [int(kernel) for kernel in wide.columns], wide.to_numpy(dtype=float)
+
+
+@dataclass(frozen=True, eq=False)
+class ByKernel:
+    """A measure over the kernels of one setting.
+
+    Args:
+        kernels: In order.
+        by_seed: Values, shape (seeds, kernels), NaN where there is none.
+        means: Over the finite values of each kernel, shape (kernels,).
+        ends: Of their 95 % intervals, shape (kernels, 2).
+    """
+
+    kernels: list[int]
+    by_seed: NDArray[np.float64]
+    means: NDArray[np.float64]
+    ends: NDArray[np.float64]
+
+
+def by_kernel(table: pd.DataFrame, measure: str) -> ByKernel:
+    """Values, means and Student's intervals of the cells of one setting."""
+    kernels, values = values_by_seed(table, measure)
+    finite = [column[np.isfinite(column)] for column in values.T]
+    return ByKernel(
+        kernels=kernels,
+        by_seed=values,
+        means=np.array([column.mean() if len(column) else np.nan for column in finite]),
+        ends=np.array([mean_interval(column.tolist()) for column in finite]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class PsychometricCurve:
+    """Shape decisions of all seeds of one kernel.
+
+    Args:
+        kernel: Its size.
+        balances: Of the cues, shape (balances,).
+        shares: Of shape decisions, shape (seeds, balances); NaN without a decision.
+        fit: To all seeds together.
+    """
+
+    kernel: int
+    balances: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    fit: PsychometricFit
+
+
+def psychometric_curves(results: Sequence[CellResult]) -> list[PsychometricCurve]:
+    """One for each kernel."""
+    found = []
+    for kernel in sorted({result.cell.kernel for result in results}):
+        own = [result for result in results if result.cell.kernel == kernel]
+        shape, texture = (np.array([getattr(r, name) for r in own]) for name in ("num_shape", "num_texture"))
+        decided = shape + texture
+        shares = np.divide(shape, decided, out=np.full(shape.shape, np.nan), where=decided > 0)
+        fit = fit_psychometric(own[0].balances, shape.sum(0).tolist(), texture.sum(0).tolist())
+        found.append(PsychometricCurve(kernel, np.array(own[0].balances), shares, fit))
+    return found
+
+
+def settings_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each setting but for kernel and seed, with a label; the label is empty if there is only one."""
+    groups = list(table.groupby(["shortcut", "small_kernel"], sort=False))
+    labels = [
+        f"{'with' if small else 'without'} small kernel{f' {small}' if small else ''}"
+        f"{'' if shortcut else ', without shortcut'}"
+        for (shortcut, small), _ in groups
+    ]
+    return [(label if len(groups) > 1 else "", rows) for label, (_, rows) in zip(labels, groups, strict=True)]

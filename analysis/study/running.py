@@ -241,7 +241,7 @@ def _run_cell(
         untrained_erf=untrained,
         conflict=conflicts.get(0.0),
     )
-    by_first(lambda: result.save(target))
+    by_first(lambda: result.save(target, overwrite=True))
     by_first(lambda: remove_state(checkpoint))
     return result
 

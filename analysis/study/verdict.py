@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.statistics import Trend, mean_interval, trend
+from analysis.study.measures import ASKED, MEASURES, Measure, Question
 from analysis.study.result import values_by_seed
 
 
@@ -33,58 +34,13 @@ def findings(table: pd.DataFrame) -> list[Finding]:
     Args:
         table: Of one setting of small kernel and shortcut, as `study_table` makes it, with two or more kernels.
     """
-    found = [
-        _finding(
-            table,
-            "erf_area_0.5",
-            "Does a larger kernel see further?",
-            (
-                "Yes: the effective receptive field grows with the kernel size.",
-                "The opposite: the effective receptive field shrinks.",
-            ),
-            "area that holds half of the gradient",
-            percent=True,
-        ),
-        _finding(
-            table,
-            "untrained_erf_area_0.5",
-            "Did it before the training?",
-            ("Yes: it grew with the kernel size there too.", "The opposite: it shrank with the kernel size there."),
-            "area before the training",
-            percent=True,
-        ),
+    biased = bool(table["shape_bias"].notna().any())
+    measures = [MEASURES[name] for name in ASKED]
+    return [
+        _finding(table, measure, measure.question)
+        for measure in measures
+        if measure.question is not None and (biased or not measure.two_cues)
     ]
-    if table["shape_bias"].notna().any():
-        found += [
-            _finding(
-                table,
-                "shape_bias",
-                "Does it see shape?",
-                ("Yes: the shape bias grows with the kernel size.", "The opposite: the shape bias falls."),
-                "shape bias with both cues full",
-            ),
-            _finding(
-                table,
-                "pse",
-                "Does a weaker shape still win?",
-                (
-                    "Yes: larger kernels let a weaker shape win.",
-                    "The opposite: with larger kernels shape wins only against a weaker texture.",
-                ),
-                "point of subjective equality",
-            ),
-        ]
-    found.append(
-        _finding(
-            table,
-            "accuracy",
-            "Is it more accurate?",
-            ("Yes: the accuracy grows with the kernel size.", "The opposite: the accuracy falls."),
-            "validation accuracy",
-            percent=True,
-        )
-    )
-    return found
 
 
 def chance_of_any(num_tests: int) -> float:
@@ -92,10 +48,9 @@ def chance_of_any(num_tests: int) -> float:
     return 1 - 0.95**num_tests
 
 
-def _finding(
-    table: pd.DataFrame, measure: str, question: str, answers: tuple[str, str], quantity: str, *, percent: bool = False
-) -> Finding:
-    kernels, values = values_by_seed(table, measure)
+def _finding(table: pd.DataFrame, measure: Measure, asked: Question) -> Finding:
+    percent = measure.scale == 100
+    kernels, values = values_by_seed(table, measure.name)
     tested = trend(values)
     if tested.num_repeats < min(len(values), 2):
         answer = "No answer: the quantity is not defined for enough seeds."
@@ -105,9 +60,9 @@ def _finding(
     elif tested.direction == 0:
         answer = "No evidence of a trend."
     else:
-        answer = answers[0] if tested.direction > 0 else answers[1]
+        answer = asked.yes if tested.direction > 0 else asked.opposite
     means = [_number(_mean(column), percent) for column in values.T]
-    parts = [f"{quantity}: {', '.join(f'{m} at {k}' for k, m in zip(kernels, means, strict=True))}"]
+    parts = [f"{asked.quantity}: {', '.join(f'{m} at {k}' for k, m in zip(kernels, means, strict=True))}"]
     if tested.num_repeats:
         change = (
             f"difference from kernel {kernels[0]} to {kernels[-1]} {_number(tested.difference, percent, sign=True)}"
@@ -122,7 +77,7 @@ def _finding(
     missing = len(values) - tested.num_repeats
     if missing:
         parts.append(f"{missing} seed{'s' * (missing > 1)} without all values left out")
-    return Finding(question=question, answer=answer, detail="; ".join(parts) + ".", trend=tested)
+    return Finding(question=asked.text, answer=answer, detail="; ".join(parts) + ".", trend=tested)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -191,3 +146,10 @@ def interval_text(values: Sequence[float], *, percent: bool = False, lowest: flo
         return text
     low, high = max(low, lowest), min(high, 1.0)
     return f"{text} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+
+
+def summary_text(values: Sequence[float], measure: Measure) -> str:
+    """A measure of the seeds of one setting, as a table shows it."""
+    if measure.typical is not None:
+        return measure.typical(float(np.median(values)))
+    return interval_text(values, percent=measure.scale == 100, lowest=measure.lowest)

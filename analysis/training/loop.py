@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from analysis.images.labelled import LabelledImages, TrainingError
+from analysis.images.labelled import LabelledImages
 from analysis.images.preparing import normalize
 from analysis.models.layers import evaluation_mode
 from analysis.runs.processes import copy_buffers, gather, in_turns, num_processes, rank, total
 from analysis.training.batches import OrderedBatches, TrainingBatches, mix, seeded
-from analysis.training.parallel import check_division, lost_processes_named, prepared, unsynchronised
+from analysis.training.parallel import TrainingError, check_division, lost_processes_named, prepared, unsynchronised
 from analysis.training.progress import Curve, TrainingState
 from analysis.training.recipe import Recipe
 from analysis.training.signals import DeferredSignals, leave_signals_to_parent
@@ -92,7 +92,8 @@ def train(
 
     Raises:
         ValueError: If the images have other classes than the validation images, or a batch cannot be divided.
-        TrainingError: If the loss is not finite, an image cannot be read, or another process is gone.
+        TrainingError: If the loss is not finite, or another process is gone.
+        DataError: If an image cannot be read.
         StateError: If the checkpoint cannot be written.
 
     References:

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from analysis.images.labelled import TrainingError
 from analysis.runs.processes import num_processes, rank
 from analysis.training.recipe import Recipe
+
+
+class TrainingError(ValueError):
+    """Training that cannot go on, such as a loss that is not finite."""
 
 
 def check_division(recipe: Recipe, device: torch.device) -> None:

@@ -15,9 +15,10 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from analysis.images.labelled import LabelledImages, TrainingError
+from analysis.images.labelled import LabelledImages
 from analysis.runs.identity import hash_code, hash_weights
 from analysis.runs.processes import gather, rank
+from analysis.training.parallel import TrainingError
 from analysis.training.recipe import Recipe
 from analysis.training.state import load_state, store_state
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from analysis.runs.writing import replacing
+
 
 class StateError(ValueError):
     """A state that cannot be written; the one before it is kept."""
@@ -22,20 +24,17 @@ def store_state(path: Path, state: dict[str, Any]) -> None:
     Raises:
         StateError: If it cannot be written, for want of space or otherwise.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
     try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, previous_of(path))  # noqa: PTH105
-        os.replace(temporary, path)  # noqa: PTH105
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                os.replace(path, previous_of(path))  # noqa: PTH105
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
         reason = _innermost(error)
-        temporary.unlink(missing_ok=True)
         raise StateError(
             f"checkpoint={str(path)!r}: cannot be written ({reason}); the state before it is kept: the same "
             "command goes on from there"

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 import analysis
-from analysis import ErfResult, cli
+from analysis import ErfResult
 from analysis.receptive_field.plots import plot_contribution, plot_erf
+from tests.cli.command import run
 
 
 def small_network() -> nn.Module:
@@ -36,12 +37,6 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def run(*arguments: object) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(argument) for argument in arguments])
-    assert ended.value.code == 0
-
-
 def test_erf_writes_results_table_and_figures(photos: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     arguments = ("erf", MODEL, "--untrained", "--images", photos, "--size", "32x40", "--layers", "0,last", "--out", out)
@@ -62,9 +57,7 @@ def test_erf_writes_results_table_and_figures(photos: Path, tmp_path: Path, caps
     run(*arguments)
     assert (out / "small_network" / "result.json").stat().st_mtime_ns == stamp
     capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(argument) for argument in (*arguments, "--protocol", "official")])
-    assert ended.value.code == 2
+    run(*arguments, "--protocol", "official", code=2)
     assert "differs in protocol" in capsys.readouterr().err
     assert (out / "small_network" / "result.json").stat().st_mtime_ns == stamp
     run(*arguments, "--protocol", "official", "--overwrite")
@@ -82,27 +75,22 @@ def test_erf_writes_results_table_and_figures(photos: Path, tmp_path: Path, caps
         ([MODEL, "--images", "/no/such/folder"], "no such folder"),
         ([MODEL, "--size", "12y"], "--size='12y'"),
         ([MODEL, "--protocol", "luo"], "--protocol='luo'"),
-        ([MODEL, "--num-images", "0"], "num_images=0"),
+        ([MODEL, "--num-images", "0"], "--num-images=0"),
         ([MODEL, "--mean", "1,2"], "--mean='1,2'"),
         ([MODEL, "--std", "0,1,1"], "--std='0,1,1'"),
         ([MODEL, "--layers", "nope"], "layer='nope'"),
         ([MODEL, "--checkpoint", "w.pth"], "applies to RepLKNets by name only"),
         ([MODEL, MODEL], "not all different"),
-        (["replknet_31b", "--kernel-sizes", "31,30,27,13"], "kernel_sizes="),
-        (["replknet_31b", "--kernel-sizes", "31,29"], "kernel_sizes="),
+        (["replknet_31b", "--kernel-sizes", "31,30,27,13"], "--kernel-sizes="),
+        (["replknet_31b", "--kernel-sizes", "31,29"], "--kernel-sizes="),
         (["replknet_31b", "--kernel-sizes", "a"], "--kernel-sizes='a'"),
         (["replknet_31b", "--checkpoint", "/no/such.pth"], "no such file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(
-            ["erf", *arguments, "--size", "32", "--num-images", "1", "--out", str(tmp_path / "out")]
-            if "--size" not in arguments and "--num-images" not in arguments
-            else ["erf", *arguments, "--out", str(tmp_path / "out")]
-        )
+    small = () if "--size" in arguments or "--num-images" in arguments else ("--size", "32", "--num-images", "1")
+    run("erf", *arguments, *small, "--out", tmp_path / "out", code=2)
     error = capsys.readouterr().err
-    assert ended.value.code == 2
     assert error.strip().splitlines()[-1].startswith("replknet: ")
     assert message in error
     assert "Traceback" not in error
@@ -118,10 +106,8 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: st
     ],
 )
 def test_a_call_that_cannot_be_parsed_is_one_line_too(arguments: list[str], message: str, capsys: Any) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+    run(*arguments, code=2)
     lines = capsys.readouterr().err.strip().splitlines()
-    assert ended.value.code == 2
     assert len(lines) == 1
     assert message in lines[0]
 
@@ -135,9 +121,7 @@ def test_overwriting_with_a_command_that_cannot_run_keeps_the_old_results(tmp_pa
     run("erf", MODEL, "--size", "24", "--num-images", "1", "--out", out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     for bad in ([MODEL, "--layers", "nope"], ["tests.cli.test_erf:shrinking_network"]):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["erf", *bad, "--size", "24", "--num-images", "1", "--out", str(out), "--overwrite"])
-        assert ended.value.code == 2
+        run("erf", *bad, "--size", "24", "--num-images", "1", "--out", out, "--overwrite", code=2)
         assert "Traceback" not in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
@@ -147,18 +131,14 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path, capsys: Any, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("analysis.cli.erf.effective_receptive_field", interrupt)
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["erf", MODEL, "--size", "24", "--num-images", "1", "--out", str(tmp_path / "out")])
-    assert ended.value.code == 130
+    run("erf", MODEL, "--size", "24", "--num-images", "1", "--out", tmp_path / "out", code=130)
     assert "the same command resumes" in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for target in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["erf", MODEL, "--size", "32", "--num-images", "1", "--out", str(target), "--overwrite"])
-        assert ended.value.code == 2
+        run("erf", MODEL, "--size", "32", "--num-images", "1", "--out", target, "--overwrite", code=2)
         assert f"--out={str(target)!r}: " in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     assert (tmp_path / "thesis.tex").read_text() == "years of work"

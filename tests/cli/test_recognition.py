@@ -14,7 +14,7 @@ from PIL import Image
 import replknet
 from analysis import cli
 from analysis.images.synthetic.sets import SyntheticImages, save_stimuli
-from tests.cli.test_study import run
+from tests.cli.command import run
 from tests.networks import tiny_model
 
 WEIGHTS = Path(replknet.__file__).parent / "weights" / "replknet_nano_k31.safetensors"
@@ -30,16 +30,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_predict_as_table_json_and_csv(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("predict replknet_nano_k31", images / "ring", "--top", "2") == 0
+    run("predict replknet_nano_k31", images / "ring", "--top", "2")
     printed = capsys.readouterr()
     assert printed.out.count("ring") >= 4
     assert "skipped" in printed.err
     assert "broken.png: corrupt" in printed.err
-    assert run("predict replknet_nano_k31 --json --top 3", images / "ring") == 0
+    run("predict replknet_nano_k31 --json --top 3", images / "ring")
     content = json.loads(capsys.readouterr().out)
     assert [len(item["predictions"]) for item in content] == [3, 3]
     assert content[0]["predictions"][0]["class"] == "ring"
-    assert run("predict replknet_nano_k31 --csv", images / "ring") == 0
+    run("predict replknet_nano_k31 --csv", images / "ring")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "image,rank,class_index,class,score"
     assert len(lines) == 11
@@ -47,14 +47,14 @@ def test_predict_as_table_json_and_csv(images: Path, capsys: pytest.CaptureFixtu
 
 def test_features_into_a_file(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "f.npz"
-    assert run("features replknet_nano_k3 --stages 1,pooled --average", images, "--out", out) == 0
+    run("features replknet_nano_k3 --stages 1,pooled --average", images, "--out", out)
     with np.load(out) as file:
         assert file["stage1"].shape == (24, 32)
         assert file["pooled"].shape == (24, 128)
         assert len(file["images"]) == 24
     before = out.read_bytes()
     capsys.readouterr()
-    assert run("features replknet_nano_k3", images, "--out", out) == 2
+    run("features replknet_nano_k3", images, "--out", out, code=2)
     assert "exists already" in capsys.readouterr().err
     assert out.read_bytes() == before
 
@@ -62,61 +62,63 @@ def test_features_into_a_file(images: Path, tmp_path: Path, capsys: pytest.Captu
 def test_the_working_day(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Evaluate, merge the file, look at it, evaluate again: the same accuracy."""
     out = tmp_path / "evaluation"
-    assert run(f"evaluate {WEIGHTS} --confusion --data", images, "--out", out) == 0
+    run(f"evaluate {WEIGHTS} --confusion --data", images, "--out", out)
     first = capsys.readouterr()
     assert "24" in first.out
     assert "broken.png: corrupt" in first.err
     assert "classes matched by the names of the folders" in first.err
     assert len(pd.read_csv(out / "decisions.csv")) == 24
     assert pd.read_csv(out / "confusion.csv").shape[0] == 12
-    assert run(f"evaluate {WEIGHTS} --data", images, "--out", out) == 0  # from what is saved
+    run(f"evaluate {WEIGHTS} --data", images, "--out", out)  # from what is saved
     merged = tmp_path / "merged.safetensors"
-    assert run(f"reparameterize {WEIGHTS}", merged) == 0
+    run(f"reparameterize {WEIGHTS}", merged)
     assert "314,556 parameters became 306,796" in capsys.readouterr().out
-    assert run("info", merged) == 0
+    run("info", merged)
     assert "re-parameterised, no batch norm" in capsys.readouterr().out
     again = tmp_path / "again"
-    assert run("evaluate", merged, "--data", images, "--out", again) == 0
+    run("evaluate", merged, "--data", images, "--out", again)
     before, after = (pd.read_csv(folder / "decisions.csv") for folder in (out, again))
     pd.testing.assert_frame_equal(before, after)
     capsys.readouterr()
-    assert run("evaluate", merged, "--data", images, "--out", out) == 2
-    assert "holds another run, which differs in model, weights; choose" in capsys.readouterr().err
+    run("evaluate", merged, "--data", images, "--out", out, code=2)
+    assert "holds another run, which differs in model, weights, code; choose" in capsys.readouterr().err
     record = json.loads((out / "run.json").read_text())
     del record["schema_version"]
     (out / "run.json").write_text(json.dumps(record))
-    assert run("evaluate", merged, "--data", images, "--out", out) == 2
+    run("evaluate", merged, "--data", images, "--out", out, code=2)
     message = capsys.readouterr().err
-    assert "differs in model, weights, and was made by a former version, which named the networks' code" in message
+    assert (
+        "differs in model, weights, code, and was made by a former version, which named the networks' code" in message
+    )
     assert message.strip().count("\n") == 0
 
 
 def test_convert_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = tmp_path / "there.pth"
-    assert run(f"convert {WEIGHTS}", there, "--to", "mmpretrain") == 0
-    assert run("info", there) == 0
+    run(f"convert {WEIGHTS}", there, "--to", "mmpretrain")
+    run("info", there)
     assert "mmpretrain" in capsys.readouterr().out
-    assert run("convert", there, tmp_path / "back.safetensors", "--to", "safetensors") == 0
+    run("convert", there, tmp_path / "back.safetensors", "--to", "safetensors")
     state, back = (replknet.load_state_dict(path) for path in (WEIGHTS, tmp_path / "back.safetensors"))
     assert all(torch.equal(state[key], back[key]) for key in state)
     broken = tiny_model().float().state_dict()
     broken["norm.weight"][:] = float("nan")
     torch.save(broken, tmp_path / "broken.pth")
-    assert run("info", tmp_path / "broken.pth") == 1
+    run("info", tmp_path / "broken.pth", code=1)
     assert "NaN in 1 of" in capsys.readouterr().out
 
 
 def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
-    assert run("export replknet_nano_k3 --out", tmp_path / "n.onnx") == 0
+    run("export replknet_nano_k3 --out", tmp_path / "n.onnx")
     assert "run by onnxruntime" in capsys.readouterr().out
-    assert run("export replknet_nano_k3 --out", tmp_path / "n.pt2") == 0
-    assert run("predict", tmp_path / "n.pt2", tmp_path / "n.onnx") == 2  # no image
+    run("export replknet_nano_k3 --out", tmp_path / "n.pt2")
+    run("predict", tmp_path / "n.pt2", tmp_path / "n.onnx", code=2)  # no image
     assert "none of 1 files is a usable image" in capsys.readouterr().err
 
 
 def test_models_lists_the_published_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("models") == 0
+    run("models")
     printed = capsys.readouterr().out
     for name, weights in replknet.PUBLISHED.items():
         (line,) = [line for line in printed.splitlines() if f" {name} " in line]
@@ -148,7 +150,7 @@ BAD = [
     ("features replknet_nano_k3 IMAGES --out /proc/f.npz", "cannot be written"),
     ("predict NEW.onnx IMAGES", "ONNX files cannot be read back"),
     ("reparameterize WEIGHTS WEIGHTS --overwrite", "is the source itself"),
-    ("predict replknet_nano_k3 IMAGES --seed -1", "Invalid value for '--seed'"),
+    ("predict replknet_nano_k3 IMAGES --seed -1", "--seed=-1: expected at least 0"),
     ("info nowhere.pth", "checkpoint='nowhere.pth': no such file"),
     ("info TEXT", "not a readable weight file"),
     ("convert TEXT NEW.pth", "not a readable weight file"),
@@ -178,7 +180,7 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
     Image.new("RGB", (9, 9)).save(tmp_path / "folder" / "image.png")
     names = {"IMAGES": images, "TEXT": text, "FOLDER": tmp_path / "folder", "WEIGHTS": WEIGHTS}
     words = [str(names.get(word, word)).replace("NEW", str(tmp_path / "new")) for word in command.split()]
-    assert run(words[0], *words[1:]) == 2
+    run(words[0], *words[1:], code=2)
     printed = capsys.readouterr()
     (line,) = [line for line in printed.err.splitlines() if "━" not in line and line.strip()]
     assert line.startswith("replknet: ")
@@ -189,11 +191,11 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_every_command_is_in_the_list_with_its_own_first_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--help") == 0
+    run("--help")
     listed = " ".join(capsys.readouterr().out.split())
     for name, (module, summary) in cli.COMMANDS.items():
         assert name in listed
-        assert run(name, "--help") == 0
+        run(name, "--help")
         own = " ".join(capsys.readouterr().out.replace("│", " ").split())
         assert summary.rstrip(".").split(",")[0] in own, (name, module)
 

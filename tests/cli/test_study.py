@@ -3,8 +3,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.cli import main
 from tests.analysis.training.test_loop import make_folder
+from tests.cli.command import run
 
 TRAIN = (
     "ablate train --preset quick --kernels 3,5 --seeds 1 --steps 4 --batch-size 8 --layers 1,1 --channels 4,8 "
@@ -12,45 +12,37 @@ TRAIN = (
 )
 
 
-def run(command: str, *more: str | Path) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([*command.split(), *map(str, more)])
-    code = stopped.value.code
-    assert isinstance(code, int)
-    return code
-
-
 def test_train_then_report_then_more_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert run(TRAIN, out) == 0
+    run(TRAIN, out)
     assert {path.name for path in (out / "cells").iterdir()} == {"k3_small3_seed0", "k5_small3_seed0"}
-    assert run("report", out) == 0
+    run("report", out)
     printed = capsys.readouterr().out
     assert "No answer: no result of 1 seed with 2 kernels could be significant." in printed
     assert f"report: {out / 'report.html'}" in printed
-    assert run(TRAIN.replace("--seeds 1", "--seeds 2"), out) == 0
+    run(TRAIN.replace("--seeds 1", "--seeds 2"), out)
     assert "2 of 4 cells were finished before" in capsys.readouterr().err
-    assert run(TRAIN.replace("--steps 4", "--steps 5"), out) == 2
+    run(TRAIN.replace("--steps 4", "--steps 5"), out, code=2)
     assert "differs in recipe" in capsys.readouterr().err
     assert len(list((out / "cells").iterdir())) == 4
     # The page takes what is there, whatever the last command added.
-    assert run(TRAIN.replace("--kernels 3,5", "--kernels 7"), out) == 0
-    assert run("report", out) == 0
+    run(TRAIN.replace("--kernels 3,5", "--kernels 7"), out)
+    run("report", out)
     assert sorted(pd.read_csv(out / "study.csv")["kernel"]) == [3, 3, 5, 5, 7]
-    assert run(TRAIN.replace("--batch-size 8", "--batch-size 1000"), tmp_path / "new") == 2
+    run(TRAIN.replace("--batch-size 8", "--batch-size 1000"), tmp_path / "new", code=2)
     assert not (tmp_path / "new").exists()
 
 
 def test_study_on_an_image_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folder(tmp_path / "data")
     command = "study --preset quick --kernels 3 --seeds 1 --steps 2 --data"
-    assert run(command, tmp_path / "data", "--out", tmp_path / "out") == 2
+    run(command, tmp_path / "data", "--out", tmp_path / "out", code=2)
     assert "batch_size=32: there are only 6 training images" in capsys.readouterr().err
     for index in range(3, 20):
         for name in ("cat", "dog"):
             source = tmp_path / "data" / "train" / name / "0.png"
             (source.parent / f"{index}.png").write_bytes(source.read_bytes())
-    assert run(command, tmp_path / "data", "--out", tmp_path / "out") == 0
+    run(command, tmp_path / "data", "--out", tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "study.csv")
     assert table["shape_bias"].isna().all()
     assert "shape bias" not in capsys.readouterr().out
@@ -59,7 +51,7 @@ def test_study_on_an_image_folder(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_posthoc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = "ablate posthoc replknet_nano_k31 --kernels 3 --no-stages --num-images 1 --size 64 --out"
-    assert run(command, out) == 0
+    run(command, out)
     printed = capsys.readouterr().out
     assert "crop3" in printed
     table = pd.read_csv(out / "posthoc.csv")
@@ -69,20 +61,19 @@ def test_posthoc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert whole > cropped
     assert pd.read_csv(out / "energy.csv")["stage"].max() == 4
     assert (out / "posthoc.png").stat().st_size > 1000
-    assert run(command, out) == 0
-    assert run("ablate posthoc torch.nn:Identity --out", out) == 2
+    run(command, out)
+    run("ablate posthoc torch.nn:Identity --out", out, code=2)
 
 
 def test_generated_stimuli_are_answered_by_the_shipped_networks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stimuli = tmp_path / "stimuli"
-    assert run("data synthetic --num-images 132 --to", stimuli) == 0
+    run("data synthetic --num-images 132 --to", stimuli)
     assert "(132 written now)" in capsys.readouterr().out
-    code = run(
+    run(
         "shape-bias replknet_nano_k3 replknet_nano_k31 --cluster image --stimuli", stimuli, "--out", tmp_path / "out"
     )
-    assert code == 0
     table = pd.read_csv(tmp_path / "out" / "shape_bias.csv")
     assert list(table["observer"]) == ["replknet_nano_k3", "replknet_nano_k31"]
     assert (table["coverage"] > 0.7).all()
@@ -97,7 +88,7 @@ def test_generated_stimuli_are_answered_by_the_shipped_networks(
         ("ablate train --shortcut maybe --out X", "--shortcut=maybe: expected with, without or both"),
         ("ablate train --train-balance much --out X", "--train-balance=much"),
         ("ablate train --small-kernels 5 --out X", "small_kernel=5: expected at most the smallest"),
-        ("ablate train --texture-region all --out X", "texture_region='all': expected one of image, figure"),
+        ("ablate train --texture-region all --out X", "--texture-region='all': expected one of image, figure"),
         ("report nowhere", "directory='nowhere': holds no study.json"),
         ("data synthetic --kind both --to X", "kind='both': expected one of"),
         ("ablate posthoc replknet_nano_k31 --kernels 2 --out X", "kernel=2: expected an odd positive number"),
@@ -107,7 +98,7 @@ def test_errors_are_one_line(
     command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(command) == 2
+    run(command, code=2)
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.err.count("\n") == 1

@@ -15,9 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import replknet
 from analysis import evaluate, load_model
-from analysis.cli import main
 from analysis.models.replknets import new_model
 from tests.analysis.training.test_batches import picture
+from tests.cli.command import run
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -39,19 +39,13 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def run(command: str, *more: str | Path) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([*command.split(), *map(str, more)])
-    return int(stopped.value.code or 0)
-
-
 def test_train_stop_go_on_and_use(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
-    assert run(SMALL, "--data", data, "--out", out, "--max-steps", "5") == 0
+    run(SMALL, "--data", data, "--out", out, "--max-steps", "5")
     assert "5 of 12 steps" in capsys.readouterr().out
     assert (out / "checkpoint.pt").is_file()
-    assert run(SMALL, "--data", data, "--out", out) == 0
-    assert run(SMALL, "--data", data, "--out", whole) == 0
+    run(SMALL, "--data", data, "--out", out)
+    run(SMALL, "--data", data, "--out", whole)
     stopped, straight = (load_model(str(folder / "network.safetensors")) for folder in (out, whole))
     for key, value in straight.module.state_dict().items():
         assert torch.equal(value, stopped.module.state_dict()[key]), key
@@ -73,15 +67,15 @@ def test_train_stop_go_on_and_use(data: Path, tmp_path: Path, capsys: pytest.Cap
     # Finished: nothing is trained again, and other settings are refused.
     capsys.readouterr()
     before = (out / "network.safetensors").read_bytes()
-    assert run(SMALL, "--data", data, "--out", out) == 0
+    run(SMALL, "--data", data, "--out", out)
     assert "note: finished before" in capsys.readouterr().err
-    assert run(SMALL + " --set mixup=0.1", "--data", data, "--out", out) == 2
+    run(SMALL + " --set mixup=0.1", "--data", data, "--out", out, code=2)
     assert "differs in recipe" in capsys.readouterr().err
     assert (out / "network.safetensors").read_bytes() == before
 
 
 def test_tensorboard_reads_the_curve(data: Path, tmp_path: Path) -> None:
-    assert run(SMALL, "--data", data, "--out", tmp_path / "out", "--evaluate-every", "6") == 0
+    run(SMALL, "--data", data, "--out", tmp_path / "out", "--evaluate-every", "6")
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
     events.Reload()
     curve = pd.read_csv(tmp_path / "out" / "curve.csv")
@@ -124,7 +118,7 @@ def test_a_signal_takes_effect_when_the_state_is_written(data: Path, tmp_path: P
         ("--set batch_size", "set='batch_size': expected name=value"),
         ("--set layer_decay=2", "layer_decay=2: expected a number in (0, 1]"),
         ("--device warp", "--device=warp: cannot be used here"),
-        ("--kernel-sizes 4,4,4,4", "kernel_sizes=(4, 4, 4, 4)"),
+        ("--kernel-sizes 4,4,4,4", "--kernel-sizes=(4, 4, 4, 4)"),
         ("--checkpoint nowhere.pth", "nowhere.pth"),
         ("--data nowhere", "nowhere"),
     ],
@@ -132,12 +126,12 @@ def test_a_signal_takes_effect_when_the_state_is_written(data: Path, tmp_path: P
 def test_wrong_options_are_one_line_and_leave_nothing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
 ) -> None:
-    assert run(SMALL, "--data", data, "--out", tmp_path / "out", *change.split()) == 2
+    run(SMALL, "--data", data, "--out", tmp_path / "out", *change.split(), code=2)
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    assert run(SMALL.replace("replknet_nano_k3", "resnet18"), "--data", data, "--out", tmp_path / "out") == 2
+    run(SMALL.replace("replknet_nano_k3", "resnet18"), "--data", data, "--out", tmp_path / "out", code=2)
     assert "model='resnet18': expected a RepLKNet, or timm:NAME" in capsys.readouterr().err
 
 
@@ -151,7 +145,7 @@ def test_a_network_of_timm_and_shards(data: Path, tmp_path: Path, capsys: pytest
         for number, path in enumerate(sorted((data / "train").rglob("*.png"))):
             writer.write({"__key__": f"{number}", "png": path.read_bytes(), "cls": int(path.parent.name == "light")})
     command = SMALL.replace("replknet_nano_k3", "timm:test_convnext").replace("layer", "layer")
-    assert run(command, "--data", tmp_path / "shards", "--out", tmp_path / "out", "--max-steps", "2") == 0
+    run(command, "--data", tmp_path / "shards", "--out", tmp_path / "out", "--max-steps", "2")
     assert "note: no validation: data=" in capsys.readouterr().err
     state = load_file(tmp_path / "out" / "network.safetensors")
     timm.create_model("test_convnext", num_classes=2).load_state_dict(state)

@@ -14,6 +14,7 @@ from PIL import Image
 from analysis.images.stimuli import StimulusSet
 from analysis.images.synthetic.drawing import SyntheticOptions, draw_image
 from analysis.images.synthetic.outlines import CLASSES
+from analysis.runs.writing import replacing
 
 Kind = Literal["congruent", "conflict", "shape-only", "texture-only"]
 
@@ -155,10 +156,8 @@ def save_stimuli(
     for index in range(len(images)):
         path = Path(directory) / CLASSES[images.cues(index)[0]] / stimulus_name(images, index)
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".new")
-            Image.fromarray(images[index][0]).save(temporary, format="PNG")
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                Image.fromarray(images[index][0]).save(temporary)
             written += 1
         if progress is not None:
             progress(index + 1, len(images))

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis import cli
 from analysis.images import downloads
-from analysis.images.downloads import DownloadError, download_cue_conflict
-from analysis.images.stimuli import load_stimuli, published_stimuli
+from analysis.images.downloads import DownloadError, download_stimuli
+from analysis.images.stimuli import PublishedSet, load_stimuli, published_sets
+from tests.cli.command import run
 from tests.server import serving
 
 
@@ -14,11 +14,9 @@ from tests.server import serving
 def few(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """A manifest of six small files in place of the published one."""
     files = {f"cat/cat{i}-dog{i}.png": bytes(range(i, 200)) * 9 for i in range(6)}
-    manifest = {
-        Path(path).name: (str(Path(path).parent), hashlib.sha256(content).hexdigest())
-        for path, content in files.items()
-    }
-    monkeypatch.setattr(downloads, "published_stimuli", lambda: manifest)
+    digests = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+    published = PublishedSet("cue-conflict", "six stimuli", "http://127.0.0.1:9", "none", "nobody", digests)
+    monkeypatch.setattr(downloads, "published_sets", lambda: {"cue-conflict": published})
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
     return files
 
@@ -30,13 +28,13 @@ def found(folder: Path) -> dict[str, bytes]:
 def test_everything_is_fetched_once(few: dict[str, bytes], tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     with serving(few) as server:
-        fetched = download_cue_conflict(
-            tmp_path / "to", url=server.url, progress=lambda done, total: steps.append((done, total))
+        fetched = download_stimuli(
+            "cue-conflict", tmp_path / "to", url=server.url, progress=lambda done, total: steps.append((done, total))
         )
         assert fetched == 6
         assert found(tmp_path / "to") == few
         assert steps == [(done, 6) for done in range(7)]
-        assert download_cue_conflict(tmp_path / "to", url=server.url + "/") == 0
+        assert download_stimuli("cue-conflict", tmp_path / "to", url=server.url + "/") == 0
         assert len(server.requests) == 6
 
 
@@ -44,7 +42,7 @@ def test_a_cut_connection_is_tried_again(few: dict[str, bytes], tmp_path: Path) 
     path = "cat/cat3-dog3.png"
     with serving(few) as server:
         server.faults[path] = ["cut"]
-        assert download_cue_conflict(tmp_path, url=server.url) == 6
+        assert download_stimuli("cue-conflict", tmp_path, url=server.url) == 6
         assert server.requests.count(path) == 2
     assert found(tmp_path) == few
 
@@ -55,12 +53,12 @@ def test_what_stays_wrong_is_refused_and_the_rest_kept(few: dict[str, bytes], tm
     with serving(few) as server:
         server.faults[path] = [fault] * 9
         with pytest.raises(DownloadError, match=r"cat/cat3-dog3\.png: .*the same command goes on"):
-            download_cue_conflict(tmp_path, url=server.url)
+            download_stimuli("cue-conflict", tmp_path, url=server.url)
         there = found(tmp_path)
         assert path not in there
         assert there == {name: few[name] for name in there}
         server.faults.clear()
-        download_cue_conflict(tmp_path, url=server.url)
+        download_stimuli("cue-conflict", tmp_path, url=server.url)
     assert found(tmp_path) == few
 
 
@@ -70,18 +68,18 @@ def test_a_file_of_somebody_else_is_not_touched(few: dict[str, bytes], tmp_path:
     own.write_bytes(b"my own drawing")
     with serving(few) as server:
         with pytest.raises(DownloadError, match=r"cat2-dog2\.png: differs from the published file"):
-            download_cue_conflict(tmp_path, url=server.url)
+            download_stimuli("cue-conflict", tmp_path, url=server.url)
         assert server.requests == []
     assert own.read_bytes() == b"my own drawing"
     with pytest.raises(DownloadError, match="not a folder"):
-        download_cue_conflict(own)
+        download_stimuli("cue-conflict", own)
 
 
 def test_no_server(few: dict[str, bytes], tmp_path: Path) -> None:
     with serving(few) as server:
         url = server.url
     with pytest.raises(DownloadError, match=r"127\.0\.0\.1"):
-        download_cue_conflict(tmp_path, url=url)
+        download_stimuli("cue-conflict", tmp_path, url=url)
 
 
 def test_the_published_files_by_command(
@@ -89,22 +87,16 @@ def test_the_published_files_by_command(
 ) -> None:
     """All 1280 of them, from a local server, after an interruption."""
     source = shared / "data" / "cue-conflict"
-    files = {
-        f"{folder}/{name}": (source / folder / name).read_bytes() for name, (folder, _) in published_stimuli().items()
-    }
+    files = {path: (source / path).read_bytes() for path in published_sets()["cue-conflict"].files}
     with serving(files) as server:
         monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
-        arguments = ["data", "cue-conflict", "--to", str(tmp_path / "to"), "--url", server.url]
+        arguments = ("data cue-conflict --to", tmp_path / "to", "--url", server.url)
         name = next(iter(files))
         server.faults[name] = ["missing"] * 3
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
-        assert ended.value.code == 2
+        run(*arguments, code=2)
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("replknet: ") and name in error
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
-        assert ended.value.code == 0
+        run(*arguments)
         output = capsys.readouterr().out
     for part in ("1280 stimuli, all verified", "CC-BY-4.0", "Geirhos", "arXiv:1811.12231"):
         assert part in output

@@ -148,19 +148,17 @@ def test_programs(tmp_path: Path) -> None:
 
 
 def test_device_and_dtype(tmp_path: Path) -> None:
-    from analysis.cli.console import placed
-
     loaded = load_model("replknet_nano_k3")
-    with pytest.raises(ValueError, match="--dtype=int8: expected one of float32"):
-        placed(loaded, "cpu", "int8")
+    with pytest.raises(ValueError, match="dtype=int8: expected one of float32"):
+        loaded.to("cpu", "int8")
     # PyTorch says so by RuntimeError and its NotImplementedError, AssertionError and ModuleNotFoundError.
     for device in ("nowhere", "xla", "mtia", "hpu"):
-        with pytest.raises(ValueError, match=f"--device={device}: cannot be used here"):
-            placed(loaded, device, "float32")
-    double = placed(loaded, "cpu", "float64")
+        with pytest.raises(ValueError, match=f"device={device}: cannot be used here"):
+            loaded.to(device)
+    double = loaded.to("cpu", "float64")
     assert next(double.module.parameters()).dtype is torch.float64
     # The meta device computes shapes alone: nothing on the way may assume the CPU.
-    meta = placed(load_model("replknet_nano_k31"), "meta", "float16")
+    meta = load_model("replknet_nano_k31").to("meta", "float16")
     assert meta.module(torch.zeros(2, 3, 64, 64, device="meta", dtype=torch.float16)).shape == (2, 12)
 
 
@@ -172,11 +170,9 @@ ACCELERATORS = [
 @pytest.mark.skipif(not ACCELERATORS, reason="no CUDA or MPS device")
 @pytest.mark.parametrize("device", ACCELERATORS)
 def test_an_accelerator_gives_the_same_results(device: str, image: Image.Image, tmp_path: Path) -> None:
-    from analysis.cli.console import placed
-
     image.save(tmp_path / "image.png")
     here = load_model("replknet_nano_k31")
-    there = placed(load_model("replknet_nano_k31"), device, "float32")
+    there = load_model("replknet_nano_k31").to(device)
     expected, found = (analysis.predict(model, tmp_path / "image.png", top=12)[0] for model in (here, there))
     assert sorted(found.indices) == sorted(expected.indices)
     np.testing.assert_allclose(sorted(found.scores), sorted(expected.scores), atol=1e-4)

@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from analysis import EvaluationResult, ResultError, evaluate, labelled_files
+from analysis import ErfResult, EvaluationResult, ResultError, evaluate, labelled_files
 from analysis.images.imagenet import imagenet_classes
-from analysis.recognition.labels import DataError
-from analysis.runs.results import load_result
+from analysis.images.labelled import DataError
 from tests.analysis.recognition.test_prediction import COLOURS
 from tests.networks import efficientnet_lite0
 
@@ -66,8 +65,8 @@ def test_saved_and_read_again(data: Path, tmp_path: Path) -> None:
     assert again.settings["data"] == str(data)
     with pytest.raises(FileExistsError):
         result.save(tmp_path / "out")
-    with pytest.raises(ResultError, match="expected a result of kind 'erf'"):
-        load_result(tmp_path / "out", "erf")
+    with pytest.raises(ResultError, match="expected a result of kind 'effective receptive field'"):
+        ErfResult.load(tmp_path / "out")
 
 
 def test_an_interrupted_run_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from analysis import (
     read_responses,
     write_responses,
 )
-from analysis.images.stimuli import parse_stimulus, published_stimuli
+from analysis.images.stimuli import parse_stimulus, published_sets
+from analysis.runs.identity import identify
 from analysis.shape_bias.measuring import fingerprint_of, preprocessing_of
 from tests.analysis.shape_bias.observers import observer, write_stimuli
 
@@ -88,17 +89,17 @@ def test_faulty_folders(tmp_path: Path) -> None:
 
 
 def test_the_manifest_of_the_published_stimuli() -> None:
-    published = published_stimuli()
-    assert len(published) == 1280
-    parts = [parse_stimulus(name) for name in published]
-    assert all(folder == part[0] for (folder, _), part in zip(published.values(), parts, strict=True))
+    published = published_sets()["cue-conflict"]
+    assert len(published.files) == len(published.digests) == 1280
+    parts = [parse_stimulus(name) for name in published.digests]
+    assert all(path.split("/")[0] == part[0] for path, part in zip(published.files, parts, strict=True))
     assert sum(part[0] == part[2] for part in parts) == 80
     assert len({part[1] for part in parts}) == 160
     assert len({part[3] for part in parts}) == 48
 
 
 def test_missing_and_changed_published_stimuli_are_noted(tmp_path: Path) -> None:
-    published = list(published_stimuli())[:3]
+    published = list(published_sets()["cue-conflict"].digests)[:3]
     write_stimuli(tmp_path, [Path(name).stem for name in published])
     missing, changed = load_stimuli(tmp_path).notes
     assert missing.startswith("1277 of the 1280 published stimuli are missing: airplane1-")
@@ -206,7 +207,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.shape_bias.measuring._SECONDS_BETWEEN_STORES", 0.0)
+    monkeypatch.setattr("analysis.runs.resuming._SECONDS_BETWEEN_STORES", 0.0)
     stimuli = load_stimuli(write_stimuli(tmp_path / "stimuli", NAMES))
     partial = tmp_path / "run.partial.npz"
 
@@ -228,7 +229,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_partial_run_of_other_weights_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.shape_bias.measuring._SECONDS_BETWEEN_STORES", 0.0)
+    monkeypatch.setattr("analysis.runs.resuming._SECONDS_BETWEEN_STORES", 0.0)
     stimuli = load_stimuli(write_stimuli(tmp_path / "stimuli", NAMES))
     partial = tmp_path / "run.partial.npz"
 
@@ -267,7 +268,7 @@ def test_the_fingerprint_covers_code_weights_and_preprocessing(tmp_path: Path) -
             return -self.gain * x.mean((2, 3))
 
     def fingerprint(model: nn.Module, **changes: Any) -> str:
-        return fingerprint_of(model, preprocessing_of(model, **changes), stimuli)
+        return fingerprint_of(identify(model), preprocessing_of(model, **changes), stimuli)
 
     original = globals()["Brightness"]
     heavier = original()

@@ -8,24 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis.cli import main
-from analysis.cli.study import _minutes
+from analysis.cli.ablate import _minutes
 from analysis.study import jobs, record, report
 from analysis.study.jobs import CellState, JobOptions, cell_jobs, cell_states
 from analysis.study.result import CellResult
 from analysis.study.running import run_study
 from tests.analysis.study.test_running import TINY
+from tests.cli.command import run
 
 SWEEP = (
     "ablate train --preset quick --kernels 3,5 --seeds 1 --steps 4 --batch-size 8 --layers 1,1 --channels 4,8 "
     "--train-images 24 --erf-images 1"
 )
-
-
-def run(command: str, *more: str | Path) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([*command.split(), *map(str, more)])
-    return int(stopped.value.code or 0)
 
 
 def states_of(out: Path) -> dict[str, CellState]:
@@ -43,7 +37,7 @@ def test_times_as_slurm_writes_them(text: str, minutes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "1:2:3:4", "-5", "1.5", "2-"])
 def test_wrong_times_are_named(text: str) -> None:
-    with pytest.raises(ValueError, match="--time="):
+    with pytest.raises(ValueError, match="time="):
         _minutes(text)
 
 
@@ -53,13 +47,13 @@ def test_a_sweep_in_processes_of_this_machine(
     """One cell cannot be written; a second call, when it can, runs that one alone."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     out = tmp_path / "out"
-    assert run(SWEEP + " --steps 5", "--out", tmp_path / "plain") == 0
+    run(SWEEP + " --steps 5", "--out", tmp_path / "plain")
     (out / "cells").mkdir(parents=True)
     (tmp_path / "plain" / "run.json").rename(out / "run.json")
     (out / "cells" / "k5_small3_seed0").write_text("in the way")
     capsys.readouterr()
     command = SWEEP + " --steps 5 --executor local --array-parallelism 2"
-    assert run(command, "--out", out) == 0
+    run(command, "--out", out)
     printed = capsys.readouterr().out
     assert "1 done, 1 failed" in printed
     found = states_of(out)
@@ -68,14 +62,14 @@ def test_a_sweep_in_processes_of_this_machine(
     assert "NotADirectoryError" in found["k5_small3_seed0"].line
     (out / "cells" / "k5_small3_seed0").unlink()
     before = json.loads((out / "jobs" / "jobs.json").read_text())
-    assert run(command, "--out", out) == 0
+    run(command, "--out", out)
     assert "2 done" in capsys.readouterr().out
     after = json.loads((out / "jobs" / "jobs.json").read_text())
     assert after["k3_small3_seed0"] == before["k3_small3_seed0"]
     assert after["k5_small3_seed0"] != before["k5_small3_seed0"]
-    assert run(command, "--out", out) == 0
+    run(command, "--out", out)
     assert "nothing is submitted" in capsys.readouterr().err
-    assert run("ablate status", out) == 0
+    run("ablate status", out)
     assert "2 done" in capsys.readouterr().out
     # A job does what the command without jobs does.
     ours, plain = (CellResult.load(folder / "cells" / "k5_small3_seed0") for folder in (out, tmp_path / "plain"))
@@ -90,7 +84,7 @@ def test_the_script_of_a_dry_run(
     """It needs no Slurm on this machine."""
     monkeypatch.setenv("PATH", "")
     options = "--dry-run --partition gpu --gpus 4 --nodes 2 --cpus 8 --memory 100 --time 2-00 --array-parallelism 3"
-    assert run(f"{SWEEP} {options} --slurm account=vision", "--out", tmp_path / "out") == 0
+    run(f"{SWEEP} {options} --slurm account=vision", "--out", tmp_path / "out")
     printed = capsys.readouterr()
     expected = {
         "array=0-1%2", "partition=gpu", "gpus-per-node=4", "nodes=2", "ntasks-per-node=4", "cpus-per-task=8",
@@ -118,7 +112,7 @@ def test_the_script_of_a_dry_run(
 def test_wrong_options_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
 ) -> None:
-    assert run(f"{SWEEP} {options}", "--out", tmp_path / "out") == 2
+    run(f"{SWEEP} {options}", "--out", tmp_path / "out", code=2)
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
@@ -129,7 +123,7 @@ def test_without_slurm_it_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    assert run(SWEEP + " --executor slurm", "--out", tmp_path / "out") == 2
+    run(SWEEP + " --executor slurm", "--out", tmp_path / "out", code=2)
     assert "executor='slurm': " in capsys.readouterr().err
 
 
@@ -176,7 +170,7 @@ def test_a_sweep_on_slurm(cluster: None, tmp_path: Path, capsys: pytest.CaptureF
     """One cell fails by itself; the second call submits it alone, and in two processes."""
     out = tmp_path / "out"
     command = SWEEP + " --executor slurm --time 10"
-    assert run(command, "--out", out) == 0
+    run(command, "--out", out)
     assert "submitted 2 cells as" in capsys.readouterr().err
     (out / "cells").mkdir(exist_ok=True)
     (out / "cells" / "k5_small3_seed0").write_text("in the way")
@@ -186,7 +180,7 @@ def test_a_sweep_on_slurm(cluster: None, tmp_path: Path, capsys: pytest.CaptureF
     assert "NotADirectoryError" in states_of(out)["k5_small3_seed0"].line
     assert "1 of 2 networks are trained" in report.write_report(out).read_text()
     (out / "cells" / "k5_small3_seed0").unlink()
-    assert run(command + " --processes 2", "--out", out) == 0
+    run(command + " --processes 2", "--out", out)
     assert "submitted 1 cells as" in capsys.readouterr().err
     wait_for(lambda: {state.state for state in states_of(out).values()} == {"done"})
     assert states_of(out)["k3_small3_seed0"].job == first["k3_small3_seed0"].job

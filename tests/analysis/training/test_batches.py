@@ -11,7 +11,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from analysis.images.labelled import TrainingError
+from analysis.images.labelled import DataError
 from analysis.images.shards import TarShards
 from analysis.training.batches import OrderedBatches, TrainingBatches, seeded
 from analysis.training.recipe import Recipe
@@ -95,16 +95,16 @@ def test_missing_and_damaged_shards_are_named(shards: Path, tmp_path: Path) -> N
     second = shards / "train" / "part-0001.tar"
     content = second.read_bytes()
     second.unlink()
-    with pytest.raises(TrainingError, match=r"part-0001\.tar: the image at byte \d+ cannot be read .*No such file"):
+    with pytest.raises(DataError, match=r"part-0001\.tar: the image at byte \d+ cannot be read .*No such file"):
         images[4]
     with pytest.raises(FileNotFoundError, match="shard 1 is missing"):
         TarShards(shards, "train")
     second.write_bytes(content[: len(content) // 2 + 300])
-    with pytest.raises(TrainingError, match=r"part-0001\.tar: "):
+    with pytest.raises(DataError, match=r"part-0001\.tar: "):
         TarShards(shards, "train")
     second.write_bytes(content)
     (shards / "classes.txt").write_text("ant\n")
-    with pytest.raises(TrainingError, match="names 1 classes; the shards have 3"):
+    with pytest.raises(DataError, match="names 1 classes; the shards have 3"):
         TarShards(shards, "train")
 
 

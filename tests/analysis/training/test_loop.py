@@ -11,10 +11,11 @@ from PIL import Image
 from torch import nn
 
 import replknet
-from analysis.images.labelled import FolderImages, InMemory, LabelledImages, TrainingError
+from analysis.images.labelled import DataError, FolderImages, InMemory, LabelledImages
 from analysis.images.preparing import normalize
 from analysis.training.batches import TrainingBatches
 from analysis.training.loop import Training, accuracy, train
+from analysis.training.parallel import TrainingError
 from analysis.training.recipe import Recipe
 from analysis.training.state import StateError
 
@@ -263,7 +264,7 @@ def test_folders_that_cannot_be_meant(tmp_path: Path) -> None:
         FolderImages(tmp_path, "train", size=16)
     (tmp_path / "train" / "empty" / "bad.png").write_bytes(b"no image")
     images = FolderImages(tmp_path, "train", size=16)
-    with pytest.raises(TrainingError, match=r"bad\.png"):
+    with pytest.raises(DataError, match=r"bad\.png"):
         images[len(images) - 1]
 
 

@@ -1,0 +1,227 @@
+"""`replknet ablate`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from analysis.cli.console import print_line, print_notes, print_table, progress_bar, run_folder
+from analysis.cli.options import Fields, Labels, ModelChoice, Out, Overwrite, Workers, parse_numbers, takes
+from analysis.cli.study import (
+    PLACE,
+    Data,
+    Preset,
+    changed_preset,
+    claim_study,
+    print_states,
+    study_fields,
+    sweep,
+)
+from analysis.runs.folder import RunFolder
+from analysis.runs.identity import hash_weights
+from analysis.runs.memory import keep_freed_memory
+from analysis.runs.processes import by_first
+from analysis.shape_bias.categories import LabelMapping
+from analysis.study import posthoc
+from analysis.study.design import Study
+from analysis.study.jobs import FOLDER, JobOptions, cell_jobs, cell_states, job_script, run_locally, submit
+from analysis.study.record import read_study
+from analysis.training.recipe import Recipe
+
+app = typer.Typer()
+ablate = typer.Typer(help="Kernel-size ablations, trained anew or on a trained network.")
+app.add_typer(ablate, name="ablate")
+
+
+@ablate.callback()
+def _group() -> None:
+    """Kernel-size ablations, trained anew or on a trained network."""
+
+
+def _minutes(text: str) -> int:
+    """Minutes of a time as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, dash, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdecimal() for part in (*parts, days or "0")) or len(parts) > 3 or (dash and not days):
+        raise ValueError(f"time={text}: expected minutes, H:M:S or D-H:M:S")
+    numbers = list(map(int, parts))
+    if dash:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return 24 * 60 * int(days or 0) + 60 * hours + minutes + -(-seconds // 60)
+
+
+_JOB = Fields(
+    JobOptions,
+    called={"minutes": "time", "at_once": "array_parallelism", "signal_seconds": "signal_delay"},
+    parsed={"minutes": _minutes},
+    helps={"minutes": "Of a job, as Slurm writes it, e.g. 90, 12:00:00 or 2-00; it then goes on in another."},
+    changes=True,
+)
+_RECIPE = Fields(
+    Recipe,
+    called={"drop_path_rate": "drop_path"},
+    parsed={"ema_decay": lambda text: float(text) or None},
+    helps={"ema_decay": "Of a moving average of the weights; 0 for none."},
+    changes=True,
+)
+
+
+@ablate.command("train")
+@takes(study=study_fields(), recipe=_RECIPE, place=PLACE, job=_JOB)
+def ablate_train(
+    out: Out,
+    study: dict[str, Any],
+    recipe: dict[str, Any],
+    place: ModelChoice,
+    job: dict[str, Any],
+    preset: Preset = "standard",
+    data: Data = None,
+    workers: Workers = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script, submit nothing.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train and measure a sweep with every choice open; `replknet report OUT` makes its page.
+
+    With --executor, each cell is a job: `replknet ablate status OUT` tells how they are, and the same command again
+    submits what is neither done nor on its way.
+    """
+    chosen = changed_preset(preset, data, study, recipe)
+    if "executor" in job or dry_run:
+        _submit(chosen, out, JobOptions(**job), workers, place.device, dry_run, overwrite)
+        return
+    failed = sweep(chosen, out, workers, place.device, overwrite)
+    typer.echo(f"cells: {out / 'cells'}; replknet report {out} makes the page")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _submit(
+    study: Study, out: Path, options: JobOptions, workers: int, device: str, dry_run: bool, overwrite: bool
+) -> None:
+    """Submit the cells that are neither done nor on their way."""
+    states = {state.cell: state for state in cell_states(study, out)}
+    wanted = [states[cell.name] for cell in study.cells()]
+    names = [state.cell for state in wanted if state.state in ("failed", "missing")]
+    chosen = cell_jobs(study, names, out, options, num_workers=workers, device=device)
+    if dry_run:
+        typer.echo(job_script(chosen, out, options))
+        print_notes([f"the cells would be {', '.join(names) or 'none: all are done or on their way'}"])
+        return
+    claim_study(study, out, device, overwrite, FOLDER)
+    if not chosen:
+        print_notes(["every cell is done or on its way; nothing is submitted"])
+    elif options.executor == "local":
+        with progress_bar("cells") as progress:
+            run_locally(chosen, out, options, progress)
+    else:
+        numbers = submit(chosen, out, options)
+        print_line(f"submitted {len(numbers)} cells as {numbers[0].partition('_')[0]}")
+    print_states(cell_states(study, out))
+    typer.echo(f"replknet ablate status {out} looks again; replknet report {out} makes the page")
+
+
+@ablate.command("status")
+def ablate_status(
+    directory: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
+) -> None:
+    """Tell of every cell of a sweep whether it is done, running, pending, failed or missing, with its last line."""
+    study, _ = read_study(directory)
+    print_states(cell_states(study, directory))
+
+
+@ablate.command("posthoc")
+@takes(choice=Fields(ModelChoice, only=("checkpoint", "device", "dtype", "seed")))
+def ablate_posthoc(
+    model: Annotated[
+        str, typer.Argument(help="replknet_31b and siblings, replknet_nano_k31, or the network.safetensors of a study.")
+    ],
+    out: Out,
+    choice: ModelChoice,
+    kernels: Annotated[str | None, typer.Option(help="Sides to crop kernels to, e.g. 1,3,7,13,21.")] = None,
+    stages: Annotated[bool, typer.Option(help="Also crop one stage at a time.")] = True,
+    data: Data = None,
+    stimuli: Annotated[Path | None, typer.Option(help="Folder of cue-conflict stimuli for the shape bias.")] = None,
+    labels: Labels = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images for receptive fields; else the network's own kind.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Their side in pixels.", min=32)] = None,
+    num_images: Annotated[int, typer.Option(help="How many of them.", min=1)] = 12,
+    overwrite: Overwrite = False,
+) -> None:
+    """Crop the large kernels of a trained network, without retraining, and measure what that does.
+
+    A crop leaves the parallel small kernel as it is, unless the two are merged already.
+
+    A network of a study on generated images needs no data. For others, --data gives the accuracy, --stimuli the shape
+    bias; the receptive field and the energy of the kernels need neither.
+    """
+    (loaded,) = choice.load([model])
+    materials = posthoc.materials_for(
+        loaded,
+        data=data,
+        stimuli=stimuli,
+        mapping=None if labels is None else LabelMapping.from_csv(labels),
+        images=images,
+        size=size,
+        num_images=num_images,
+        seed=choice.seed,
+    )
+    module: Any = loaded.module
+    wanted = None if kernels is None else parse_numbers("--kernels", kernels)
+    variants = posthoc.default_variants(module, wanted, by_stage=stages)
+    settings = {
+        "weights": hash_weights(module),
+        "variants": [variant.name for variant in variants],
+        "data": None if data is None else str(data),
+        "stimuli": None if stimuli is None else str(stimuli),
+        "images": None if images is None else str(images),
+        "size": materials.size,
+        "num_images": num_images,
+        "seed": choice.seed,
+        "labels": [list(pair) for pair in materials.mapping.indices],
+        **choice.computed_on(),
+    }
+    keep_freed_memory()
+    with run_folder(out, "posthoc", settings, overwrite=overwrite) as folder:
+        with progress_bar(loaded.name) as progress:
+            results = posthoc.measure_variants(
+                loaded,
+                variants,
+                by_first(lambda: folder.add("variants")),
+                erf_images=materials.erf_images,
+                labelled=materials.labelled,
+                stimuli=materials.stimuli,
+                mapping=materials.mapping,
+                settings=settings,
+                progress=progress,
+            )
+        table, energy = posthoc.posthoc_table(results), posthoc.kernel_energy(module)
+        by_first(lambda: _write(table, energy, folder))
+    shown = Table("variant", "accuracy (%)", "ERF 50 % area (%)", "ERF 99 % area (%)", "shape bias", "coverage (%)")
+    for row in table.to_dict("records"):
+        numbers = [(row["accuracy"], 100, 1), (row["erf_area_0.5"], 100, 1), (row["erf_area_0.99"], 100, 1)]
+        numbers += [(row["shape_bias"], 1, 2), (row["coverage"], 100, 1)]
+        cells = ["-" if value != value else f"{scale * value:.{digits}f}" for value, scale, digits in numbers]
+        shown.add_row(row["variant"], *cells)
+    print_table(shown)
+    print_notes(loaded.notes)
+    if not posthoc.has_small_branch(module):
+        print_notes(["the small kernels of this network are merged or absent; they cannot be dropped"])
+    typer.echo(f"table, energy of the kernels and figure: {out}")
+
+
+def _write(table: Any, energy: Any, folder: RunFolder) -> None:
+    from analysis.figures import paper_style, save_figure
+    from analysis.study.plots import posthoc_figure
+
+    for name, content in (("posthoc", table), ("energy", energy)):
+        with folder.replace(f"{name}.csv") as path:
+            content.to_csv(path, index=False)
+    with paper_style():
+        save_figure(posthoc_figure(table, energy), "posthoc", folder.replace)

@@ -1,0 +1,272 @@
+"""Options of commands, made from the dataclasses that they fill."""
+
+import dataclasses
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from analysis.models.loaded import LoadedModel
+from analysis.models.loading import load_model, untrained_copy
+from analysis.models.replknets import is_replknet
+
+SPELLING: dict[str, str] = {}
+"""Option of a field that is called otherwise, for messages."""
+
+
+class Fields:
+    """The fields of a dataclass as options.
+
+    Types and names are those of the fields, the help is the first sentence of each in the class's docstring.
+
+    Args:
+        kind: The dataclass.
+        only: Fields that become options; all by default.
+        without: Fields that do not.
+        called: Names of options that differ from those of their fields.
+        parsed: How the text of an option becomes a value, where the type of the field does not say.
+        helps: Of those options.
+        changes: Every option may be left out, and the command gets a dictionary of those that are given; otherwise it
+            gets an instance of the class.
+    """
+
+    def __init__(
+        self,
+        kind: type,
+        *,
+        only: Collection[str] = (),
+        without: Collection[str] = (),
+        called: Mapping[str, str] | None = None,
+        parsed: Mapping[str, Callable[[str], Any]] | None = None,
+        helps: Mapping[str, str] | None = None,
+        changes: bool = False,
+    ) -> None:
+        self._kind, self._changes, self._parsed = kind, changes, parsed or {}
+        self._helps = _helps(kind) | dict(helps or {})
+        self._hints = typing.get_type_hints(kind)
+        self._called = dict(called or {})
+        self._fields = [
+            item for item in dataclasses.fields(kind) if item.name not in without and (not only or item.name in only)
+        ]
+        SPELLING.update({field: _dashed(option) for field, option in self._called.items()})
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """Of a command's signature."""
+        found = []
+        for item in self._fields:
+            option = self._called.get(item.name, item.name)
+            default = None if self._changes else item.default
+            kind = str if item.name in self._parsed else _option_type(self._hints[item.name])
+            if isinstance(default, tuple):
+                default = ",".join(map(str, default))
+            help_text = self._helps[item.name]
+            hint = _plain(self._hints[item.name])
+            if typing.get_origin(hint) is Literal:
+                help_text += f" One of {', '.join(typing.get_args(hint))}."
+            elif typing.get_origin(hint) is tuple and item.name not in self._parsed:
+                help_text += f" E.g. {','.join(map(str, item.default))}."  # type: ignore[arg-type]
+            shown = typer.Option(_spelled(option, kind), help=help_text)
+            annotation: Any = Annotated[kind | None if default is None else kind, shown]
+            found.append(
+                inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            )
+        return found
+
+    def made(self, values: dict[str, Any]) -> Any:
+        """Take the values of the options out of those of a command."""
+        given = {}
+        for item in self._fields:
+            option = self._called.get(item.name, item.name)
+            value = values.pop(option)
+            if value is None and (self._changes or item.default is None):
+                continue
+            given[item.name] = self._value(item.name, option, value)
+        return given if self._changes else self._kind(**given)
+
+    def _value(self, name: str, option: str, value: Any) -> Any:
+        if name in self._parsed:
+            return self._parsed[name](value)
+        hint = _plain(self._hints[name])
+        if typing.get_origin(hint) is tuple and isinstance(value, str):
+            return parse_numbers(_dashed(option), value, typing.get_args(hint)[0])
+        if _is_mapping(hint):
+            return _pairs(_dashed(option), value)
+        return value
+
+
+def takes(**groups: Fields) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of dataclasses in place of the parameters of these names."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            own = groups[parameter.name].parameters() if parameter.name in groups else [parameter]
+            parameters += [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> Any:
+            made = {name: group.made(values) for name, group in groups.items()}
+            return command(**values, **made)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
+        return run
+
+    return decorate
+
+
+def _helps(kind: type) -> dict[str, str]:
+    """First sentence of each argument in the docstring of a class."""
+    text = (inspect.getdoc(kind) or "").partition("Args:\n")[2]
+    entries = re.findall(r"^ {4}(\w+): (.*?)(?=^ {0,4}\w|\Z)", text, re.MULTILINE | re.DOTALL)
+    return {name: re.split(r"(?<=\.)\s", " ".join(entry.split()), maxsplit=1)[0] for name, entry in entries}
+
+
+def _plain(hint: Any) -> Any:
+    """The type without None."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
+    return hint
+
+
+def _option_type(hint: Any) -> Any:
+    hint = _plain(hint)
+    if _is_mapping(hint) or hint == list[str]:
+        return list[str]
+    return hint if hint in (bool, int, float, Path) else str
+
+
+def _is_mapping(hint: Any) -> bool:
+    return typing.get_origin(hint) in (dict, Mapping)
+
+
+def _spelled(option: str, kind: Any) -> str:
+    return f"{_dashed(option)}/--no-{_dashed(option)[2:]}" if kind is bool else _dashed(option)
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    if not all("=" in text for text in texts):
+        raise ValueError(f"{option}={', '.join(texts)}: expected name=value, such as account=vision")
+    return {name: value for name, _, value in (text.partition("=") for text in texts)}
+
+
+def parse_numbers(
+    option: str, text: str, kind: Callable[[str], Any] = int, *, count: int | None = None, lowest: float | None = None
+) -> tuple[Any, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        ValueError: Naming the option, if there is none, one is below `lowest`, or there are not `count` of them.
+    """
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or count not in (None, len(numbers)) or (lowest is not None and min(numbers) < lowest):
+        what = f"{count or ''} {'whole ' * (kind is int)}numbers".strip()
+        bound = "" if lowest is None else f" of at least {lowest:g}"
+        raise ValueError(f"{option}={text!r}: expected {what}{bound}, separated by commas")
+    return numbers
+
+
+def parse_three(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Three numbers, positive ones for a standard deviation."""
+    lowest = 1e-12 if option == "--std" else None
+    return None if text is None else parse_numbers(option, text, float, count=3, lowest=lowest)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which network, with which weights, and where it computes.
+
+    Args:
+        checkpoint: Weight file of a RepLKNet.
+        kernel_sizes: Kernels of a RepLKNet, e.g. 31,29,27,13; may be given several times.
+        small_kernel: Parallel kernel of a RepLKNet; 0 for none.
+        pretrained: Published weights; otherwise random ones.
+        device: Where to compute: cpu, cuda, cuda:1, mps, ...
+        dtype: Of weights and images: float32, float64, bfloat16, float16.
+        seed: Of random weights, and of drawn images.
+    """
+
+    checkpoint: Path | None = None
+    kernel_sizes: list[str] | None = None
+    small_kernel: int | None = None
+    pretrained: bool = True
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: expected at least 0")
+
+    def kernels(self) -> list[tuple[int, ...] | None]:
+        """Those of `kernel_sizes`, or None once."""
+        return [parse_numbers("--kernel-sizes", text, lowest=1) for text in self.kernel_sizes or ()] or [None]
+
+    def load(self, specs: Sequence[str], *, untrained: bool = False) -> list[LoadedModel]:
+        """The networks of these names, a RepLKNet once for each of the kernel sizes; each with an untrained copy.
+
+        Raises:
+            ValueError: If one cannot be had, an option applies to none, or two have one name.
+        """
+        if not any(is_replknet(spec) for spec in specs):
+            for name in ("checkpoint", "kernel_sizes", "small_kernel"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}={getattr(self, name)}: applies to RepLKNets by name only; none was named")
+        loaded = []
+        for spec in specs:
+            ours = is_replknet(spec)
+            for sizes in self.kernels() if ours else [None]:
+                item = self._placed(
+                    load_model(
+                        spec,
+                        checkpoint=self.checkpoint if ours else None,
+                        kernel_sizes=sizes,
+                        small_kernel=self.small_kernel if ours else None,
+                        pretrained=self.pretrained,
+                        seed=self.seed,
+                    )
+                )
+                loaded.append(item)
+                if untrained:
+                    loaded.append(untrained_copy(item, seed=self.seed))
+        names = [item.name for item in loaded]
+        if len(set(names)) < len(names):
+            raise ValueError(f"model: {', '.join(names)} are not all different")
+        return loaded
+
+    def _placed(self, loaded: LoadedModel) -> LoadedModel:
+        """As it is, or where and as what the options say."""
+        return loaded.to(self.device, self.dtype) if self.computed_on() else loaded
+
+    def computed_on(self) -> dict[str, str]:
+        """What a run's settings say of device and dtype: what is not the default."""
+        chosen = {"device": self.device, "dtype": self.dtype}
+        return {key: value for key, value in chosen.items() if value not in ("cpu", "float32")}
+
+
+MODEL_HELP = (
+    "replknet_31b and siblings, replknet_31b.in1k_224 and other published weights (replknet models), timm:NAME, "
+    "torchvision:NAME, hf:NAME, package.module:callable, or a file: weights, TorchScript or an exported program."
+)
+BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=1)]
+Workers = Annotated[int, typer.Option(help="Processes that read images; without effect on the results.", min=0)]
+InputSize = Annotated[
+    int | None,
+    typer.Option(help="Side of the input in pixels, with RepLKNet's resizing; else the model's own.", min=8, max=4096),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another run has written there.")]
+Out = Annotated[Path, typer.Option(help="Folder for everything; the same command again resumes.")]
+Labels = Annotated[Path | None, typer.Option(help="CSV with class_index and category, for models with other classes.")]

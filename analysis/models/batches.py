@@ -1,0 +1,137 @@
+"""Images through a network, in batches, resumably."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from analysis.images.files import ImageError
+from analysis.images.inputs import Inputs
+from analysis.models.layers import evaluation_mode
+from analysis.models.loaded import LoadedModel, place_of
+from analysis.runs.processes import num_processes
+from analysis.runs.resuming import Measured, Progress, Row, measure
+
+_Item = tuple[int, Tensor | None, str]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Numbers of some images, those that could be used with their input, and the reasons for the others."""
+
+    used: tuple[int, ...]
+    images: Tensor | None
+    skipped: Mapping[int, str]
+
+
+class _Prepared(Dataset[_Item]):
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __getitem__(self, index: int) -> _Item:
+        try:
+            return index, self._inputs.load(index), ""
+        except ImageError as error:
+            return index, None, str(error)
+
+
+def _collate(items: Sequence[_Item]) -> _Batch:
+    used = [(index, image) for index, image, _ in items if image is not None]
+    shapes = sorted({tuple(image.shape) for _, image in used})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"images: they have different sizes; pass input_size, or size (prepared, their shapes are {shapes})"
+        )
+    return _Batch(
+        used=tuple(index for index, _ in used),
+        images=torch.stack([image for _, image in used]) if used else None,
+        skipped={index: reason for index, image, reason in items if image is None},
+    )
+
+
+def run_batches(
+    loaded: LoadedModel,
+    inputs: Inputs,
+    rows: Callable[[Tensor], Sequence[Row | str]],
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    fingerprint: str = "",
+    partial: str | PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Measured:
+    """Measure every image by a network in evaluation mode, without gradients.
+
+    Args:
+        loaded: The network.
+        inputs: The images.
+        rows: From a batch, on the device and in the dtype of the network, to what is measured on each image, or why
+            it cannot be.
+        batch_size: Images in one batch.
+        num_workers: Processes that prepare images; 0 prepares them in this one.
+        fingerprint: See `measure`, as the next two.
+        partial: The file of an unfinished measurement.
+        progress: Called with the number of images done and of all, at the start and after each batch.
+
+    Raises:
+        ValueError: If a value is out of range, or the images of a batch differ in size.
+    """
+    if num_workers < 0:
+        raise ValueError(f"num_workers={num_workers}: expected 0 or more processes")
+    place = place_of(loaded.module)
+    batches: Iterator[_Batch] | None = None
+
+    def work(indices: range) -> Mapping[int, Row | str]:
+        nonlocal batches
+        if batches is None:  # from where the measurement goes on, the turns of this process
+            firsts = range(indices.start, len(inputs), num_processes() * batch_size)
+            own = [list(range(first, min(first + batch_size, len(inputs)))) for first in firsts]
+            batches = iter(
+                DataLoader(_Prepared(inputs), batch_sampler=own, num_workers=num_workers, collate_fn=_collate)
+            )
+        batch = next(batches)
+        found: dict[int, Row | str] = dict(batch.skipped)
+        if batch.images is not None:
+            images = batch.images.to(place.device, place.dtype)
+            found.update(zip(batch.used, rows(images), strict=True))
+        return found
+
+    with evaluation_mode(loaded.module), torch.no_grad():
+        return measure(
+            inputs.names, work, batch_size=batch_size, fingerprint=fingerprint, partial=partial, progress=progress
+        )
+
+
+def split(**arrays: Tensor) -> list[Row]:
+    """Outputs of a batch as rows: in float32 where they were in half precision."""
+    plain = {
+        name: (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).cpu().contiguous().numpy()
+        for name, values in arrays.items()
+    }
+    return [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]
+
+
+def classify(loaded: LoadedModel, images: Tensor) -> Tensor:
+    """Logits, shape (N, classes).
+
+    Raises:
+        ValueError: If the model returns something else, or cannot take images of this shape.
+    """
+    try:
+        logits: Any = loaded.module(images)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"model: {loaded.name} cannot take images of shape {tuple(images.shape)} ({type(error).__name__}: {reason})"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model: {loaded.name} returns {what}, no batch of logits; expected one row of class scores for each image")
+    return logits

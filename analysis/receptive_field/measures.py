@@ -1,0 +1,262 @@
+"""Measures of an effective receptive field: functions of a result, which are also its methods.
+
+A measure that is marked with `tabulated` is a column of `ErfResult.summary`, and so of the table of `replknet erf`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+
+from analysis.statistics import bootstrap_interval
+
+if TYPE_CHECKING:
+    from analysis.receptive_field.result import ErfResult
+
+T = TypeVar("T", float, bool)
+Scale = Literal["raw", "log"]
+FloatArray = NDArray[np.float64]
+THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
+MEASURES: list[Callable[[ErfResult], Mapping[str, float]]] = []
+"""Columns of a table, in order."""
+
+
+def tabulated(measure: Callable[[ErfResult], T]) -> Callable[[ErfResult], T]:
+    """Make a measure a column that is called as it is."""
+    MEASURES.append(lambda result: {measure.__name__: float(measure(result))})
+    return measure
+
+
+def scaled_map(result: ErfResult, scale: Scale = "raw") -> FloatArray:
+    """The mean map as it is ("raw"), or log10(map + 1) divided by its maximum ("log": the official script's)."""
+    if scale == "raw":
+        return result.mean_map
+    if scale != "log":
+        raise ValueError(f"scale={scale!r}: expected 'raw' or 'log'")
+    logarithm = np.log10(result.mean_map + 1)
+    return np.asarray(logarithm / (logarithm.max() or 1.0))
+
+
+def contribution_curve(result: ErfResult, scale: Scale = "raw") -> tuple[FloatArray, FloatArray]:
+    """Area and share of the sum of growing squares round the centre.
+
+    Returns:
+        Areas, the part of the image's pixels inside each square, and shares of the map's sum, both ending at 1.
+    """
+    if scale == "raw":
+        return _areas(result), _shares(result, result.ring_sums.mean(0))
+    return _areas(result), _shares(result, ring_sums(result.scaled_map(scale), result.center))
+
+
+def side(result: ErfResult, threshold: float, scale: Scale = "raw") -> int:
+    """Side in pixels of the smallest square that holds more than `threshold` of the map's sum.
+
+    Where no square does, the side that covers the whole image; 0 for a map that is zero everywhere.
+    """
+    _check_threshold(threshold)
+    shares = result.contribution_curve(scale)[1]
+    # Ring r closes a square of r + 1 pixels: odd round a pixel, even round a corner.
+    return 0 if np.isnan(shares[-1]) else _first_above(shares, threshold) + 1
+
+
+def area_ratio(result: ErfResult, threshold: float, scale: Scale = "raw") -> float:
+    """The square of `side`, as a part of the image's pixels; what lies outside the image does not count.
+
+    NaN for a map that is zero everywhere: a unit whose ReLU is off on every image.
+
+    Args:
+        result: Of `effective_receptive_field`.
+        threshold: Share of the sum, in (0, 1).
+        scale: "raw" does not depend on the gradient's scale; "log" does, and is the official script's number.
+
+    Raises:
+        ValueError: If the threshold is out of range, or the map is signed.
+
+    References:
+        Ding et al. 2022, arXiv:2203.06717, appendix.
+    """
+    _check_threshold(threshold)
+    return _area_at(*result.contribution_curve(scale), threshold)
+
+
+def area_ratio_interval(result: ErfResult, threshold: float, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Bootstrap interval over images of the raw `area_ratio`; NaN for a single image."""
+    _check_threshold(threshold)
+    areas = _areas(result)
+
+    def statistic(indices: NDArray[np.intp]) -> float:
+        return _area_at(areas, _shares(result, result.ring_sums[indices].mean(0)), threshold)
+
+    return bootstrap_interval(statistic, len(result.images), confidence=confidence)
+
+
+@MEASURES.append
+def _areas_and_sides(result: ErfResult) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for threshold in THRESHOLDS:
+        row[f"area_{threshold}"] = area_ratio(result, threshold)
+        row[f"area_{threshold}_low"], row[f"area_{threshold}_high"] = area_ratio_interval(result, threshold)
+        row[f"side_{threshold}"] = side(result, threshold)
+    for threshold in THRESHOLDS:
+        row[f"area_{threshold}_log"] = area_ratio(result, threshold, "log")
+        row[f"side_{threshold}_log"] = side(result, threshold, "log")
+    return row
+
+
+def radial_profile(result: ErfResult, scale: Scale = "raw") -> tuple[FloatArray, FloatArray]:
+    """Radii in pixels and the map's mean over the pixels at each rounded Euclidean distance from the centre."""
+    dy, dx = _offsets(result.map_size, result.center)
+    radius = np.rint(np.hypot(dy, dx)).astype(int).ravel()
+    count = np.bincount(radius)
+    profile = np.bincount(radius, result.scaled_map(scale).ravel()) / np.maximum(count, 1)
+    present = count > 0
+    return np.arange(len(count))[present].astype(float), profile[present]
+
+
+def covariance(result: ErfResult, scale: Scale = "raw") -> FloatArray:
+    """Second central moments of the map as a distribution, shape (2, 2), rows then columns, in square pixels.
+
+    All NaN where the map's sum is not positive.
+    """
+    moments = result.moments.mean(0) if scale == "raw" else moments_about(result.scaled_map(scale), result.center)
+    if not moments[0] > 0:
+        return np.full((2, 2), np.nan)
+    y, x, yy, xx, yx = moments[1:] / moments[0]
+    return np.array([[yy - y * y, yx - y * x], [yx - y * x, xx - x * x]])
+
+
+@MEASURES.append
+def _extent(result: ErfResult) -> dict[str, float]:
+    return {"rms_radius": rms_radius(result), "fwhm": fwhm(result), "anisotropy": anisotropy(result)}
+
+
+def rms_radius(result: ErfResult, scale: Scale = "raw") -> float:
+    """Root mean square distance from the map's own centroid in pixels (the second-moment radius)."""
+    return float(np.sqrt(np.maximum(np.trace(result.covariance(scale)), 0.0)))
+
+
+def fwhm(result: ErfResult, scale: Scale = "raw") -> float:
+    """Full width at half maximum of the radial profile in pixels; NaN if it never falls below half."""
+    radii, profile = result.radial_profile(scale)
+    peak = int(profile.argmax())
+    below = np.flatnonzero(profile[peak:] < profile[peak] / 2)
+    if not len(below):
+        return float("nan")
+    last = peak + int(below[0])
+    half = profile[peak] / 2
+    part = (profile[last - 1] - half) / (profile[last - 1] - profile[last])
+    return float(2 * (radii[last - 1] + part * (radii[last] - radii[last - 1])))
+
+
+def anisotropy(result: ErfResult, scale: Scale = "raw") -> float:
+    """Ratio of the long to the short principal axis of `covariance`, 1 for a round field; NaN for a point."""
+    covariance = result.covariance(scale)
+    if np.isnan(covariance).any():
+        return float("nan")
+    low, high = np.linalg.eigvalsh(covariance)
+    return float(np.sqrt(high / low)) if low > 1e-12 else float("nan")
+
+
+def gaussian_fit(result: ErfResult, scale: Scale = "raw") -> dict[str, float]:
+    """Least-squares fit of an axis-aligned 2-D Gaussian plus an offset.
+
+    Returns:
+        `amplitude`, `offset`, `y`, `x` (centre), `sigma_y`, `sigma_x` (pixels) and `r_squared`, the share of the
+        map's variance that it explains; all NaN where the fit does not converge.
+    """
+    names = ("amplitude", "y", "x", "sigma_y", "sigma_x", "offset")
+    step = max(1, round(max(result.map_size) / 256))  # a coarser grid changes no parameter noticeably
+    height, width = (size // step * step for size in result.map_size)
+    values = result.scaled_map(scale)[:height, :width]
+    values = values.reshape(height // step, step, width // step, step).mean((1, 3))
+    rows = np.arange(height // step) * step + (step - 1) / 2
+    columns = np.arange(width // step) * step + (step - 1) / 2
+    peak = values.max()
+    if not peak > 0:
+        return {name: float("nan") for name in (*names, "r_squared")}
+    spread = max(result.rms_radius(scale) / 2, 1.0)
+
+    def gaussian(_: Any, *p: float) -> FloatArray:
+        gy = np.exp(-0.5 * ((rows - p[1]) / p[3]) ** 2)
+        gx = np.exp(-0.5 * ((columns - p[2]) / p[4]) ** 2)
+        return np.asarray((p[0] * np.outer(gy, gx) + p[5]).ravel())
+
+    try:
+        start = np.array([1.0, *result.center, spread, spread, 0.0])
+        found, _ = optimize.curve_fit(gaussian, np.arange(values.size), values.ravel() / peak, p0=start, maxfev=4000)
+    except (RuntimeError, ValueError, TypeError):
+        return {name: float("nan") for name in (*names, "r_squared")}
+    residual = values.ravel() / peak - gaussian(np.arange(values.size), *found)
+    fit = dict(zip(names, map(float, found), strict=True))
+    variance = float(np.var(values / peak))
+    fit["r_squared"] = 1 - float(np.mean(residual**2)) / variance if variance > 0 else float("nan")
+    for name in ("amplitude", "offset"):
+        fit[name] *= float(peak)
+    for name in ("sigma_y", "sigma_x"):
+        fit[name] = abs(fit[name])
+    return fit
+
+
+@MEASURES.append
+def _gaussian(result: ErfResult) -> dict[str, float]:
+    fit = gaussian_fit(result)
+    return {"sigma_y": fit["sigma_y"], "sigma_x": fit["sigma_x"], "gaussian_r_squared": fit["r_squared"]}
+
+
+@MEASURES.append
+def _theoretical(result: ErfResult) -> dict[str, float]:
+    height, width = result.theoretical or (float("nan"), float("nan"))
+    return {"theoretical_height": height, "theoretical_width": width}
+
+
+@tabulated
+def fills_image(result: ErfResult) -> bool:
+    """Whether the 99 % square covers nine tenths of the image, so that the image limits the measurement."""
+    return result.area_ratio(0.99) >= 0.9
+
+
+def _offsets(size: tuple[int, int], center: tuple[float, float]) -> tuple[FloatArray, FloatArray]:
+    dy, dx = np.ogrid[: size[0], : size[1]]
+    return dy - center[0], dx - center[1]
+
+
+def ring_sums(values: FloatArray, center: tuple[float, float]) -> FloatArray:
+    dy, dx = _offsets((values.shape[0], values.shape[1]), center)
+    ring = np.maximum(np.abs(dy), np.abs(dx)) * 2  # half-pixel steps
+    return np.asarray(np.bincount(ring.astype(int).ravel(), values.ravel()), dtype=np.float64)
+
+
+def moments_about(values: FloatArray, center: tuple[float, float]) -> FloatArray:
+    dy, dx = _offsets((values.shape[0], values.shape[1]), center)
+    weights = (1.0, dy, dx, dy * dy, dx * dx, dy * dx)
+    return np.array([float((values * weight).sum()) for weight in weights])
+
+
+def _areas(result: ErfResult) -> FloatArray:
+    counts = ring_sums(np.ones(result.map_size), result.center)
+    return np.asarray(np.cumsum(counts) / counts.sum())
+
+
+def _shares(result: ErfResult, rings: FloatArray) -> FloatArray:
+    if result.options.gradient_rule == "signed":
+        raise ValueError("gradient_rule='signed': shares of a map with both signs are undefined; use 'abs'")
+    total = rings.sum()
+    return np.asarray(np.cumsum(rings) / total) if total > 0 else np.full(len(rings), np.nan)
+
+
+def _first_above(shares: FloatArray, threshold: float) -> int:
+    above = np.flatnonzero(shares > threshold)
+    return int(above[0]) if len(above) else len(shares) - 1
+
+
+def _area_at(areas: FloatArray, shares: FloatArray, threshold: float) -> float:
+    return float("nan") if np.isnan(shares[-1]) else float(areas[_first_above(shares, threshold)])
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold={threshold}: expected a share between 0 and 1")
