@@ -133,5 +133,8 @@ def classify(loaded: LoadedModel, images: Tensor) -> Tensor:
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model: {loaded.name} returns {what}, no batch of logits; expected one row of class scores for each image")
+        raise ValueError(
+            f"model: {loaded.name} returns {what}; expected one row of class scores for each image (it is no batch of "
+            "logits)"
+        )
     return logits

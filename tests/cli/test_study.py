@@ -71,9 +71,7 @@ def test_generated_stimuli_are_answered_by_the_shipped_networks(
     stimuli = tmp_path / "stimuli"
     run("data synthetic --num-images 132 --to", stimuli)
     assert "(132 written now)" in capsys.readouterr().out
-    run(
-        "shape-bias replknet_nano_k3 replknet_nano_k31 --cluster image --stimuli", stimuli, "--out", tmp_path / "out"
-    )
+    run("shape-bias replknet_nano_k3 replknet_nano_k31 --cluster image --stimuli", stimuli, "--out", tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "shape_bias.csv")
     assert list(table["observer"]) == ["replknet_nano_k3", "replknet_nano_k31"]
     assert (table["coverage"] > 0.7).all()
