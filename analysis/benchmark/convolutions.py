@@ -11,29 +11,13 @@ import replknet
 from analysis.benchmark.timing import Call, Case, Contender, seed_and_threads, without_gradients
 
 Direction = Literal["forward", "input", "weight", "both"]
-
-
-# Convolutions ------------------------------------------------------------------------------------------------------
-
 HEADLINE = ((8, 128, 56, 31), (8, 256, 28, 29), (8, 512, 14, 27), (8, 1024, 7, 13), (32, 16, 32, 31), (1, 128, 256, 31))
-
-
 WIDEST = ((8, 128, 56, 13), (8, 128, 56, 61))
 """Beside `HEADLINE`: what a very large kernel costs more than a moderate one."""
-
-
 GRID_KERNELS = (3, 5, 7, 9, 13, 17, 21, 27, 31, 51)
-
-
 GRID_SIZES = (7, 14, 28, 56, 112)
-
-
 GRID_BATCHES = ((1, 64), (8, 64), (32, 16), (1, 512))
-
-
 SINGLE: tuple[Direction, ...] = ("forward", "input", "weight")
-
-
 PAPER_KERNELS = (3, 5, 7, 9, 13, 17, 21, 25, 27, 29, 31, 41, 51, 61)
 
 

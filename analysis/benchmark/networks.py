@@ -15,8 +15,6 @@ from analysis.runs.memory import keep_freed_memory
 from replknet import DepthwiseConv2d, ReparamLargeKernelConv
 from replknet.convolution.pointwise import PointwiseConv2d, multiply
 
-# Networks ----------------------------------------------------------------------------------------------------------
-
 
 def network(
     variant: str, task: str, size: int, batch: int, threads: int, kernel_sizes: tuple[int, ...] | None = None

@@ -59,9 +59,6 @@ def seed_and_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-# Measuring ---------------------------------------------------------------------------------------------------------
-
-
 def compare(
     cases: Sequence[Case],
     *,

@@ -34,8 +34,6 @@ COMMANDS = {
     "bench": ("bench", "Time RepLKNet and its convolution beside other libraries."),
 }
 """Module and one line of help of each command; the module is imported when the command runs."""
-
-
 ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("ARGUMENTS", default=())
 """What the user typed after the name of the program."""
 

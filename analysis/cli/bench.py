@@ -19,8 +19,6 @@ from analysis.cli.options import parse_numbers
 from analysis.runs.writing import replacing, write_json
 
 app = typer.Typer()
-
-
 bench = typer.Typer(help="Time RepLKNet and its convolution beside other libraries (install the extra 'bench').")
 
 
@@ -28,17 +26,9 @@ app.add_typer(bench, name="bench")
 
 
 _MANY = 400
-
-
 _Rounds = Annotated[int, typer.Option(help="Rounds; in each, every contender is called once.", min=1)]
-
-
 _Seconds = Annotated[float, typer.Option(help="After so many seconds of rounds, no new one begins (two at least).")]
-
-
 _Threads = Annotated[int | None, typer.Option(help="Threads of every library; all cores by default.", min=1)]
-
-
 _Out = Annotated[Path | None, typer.Option(help="Folder for table, figure and environment.")]
 
 

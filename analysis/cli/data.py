@@ -12,8 +12,6 @@ from analysis.images.synthetic.drawing import SyntheticOptions
 from analysis.images.synthetic.sets import SyntheticImages, save_stimuli
 
 app = typer.Typer()
-
-
 data = typer.Typer(help="Fetch published weights and stimuli, or generate some.")
 
 

@@ -13,11 +13,7 @@ from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, Overwrite, tak
 from analysis.models.complexity import num_macs, num_parameters
 
 app = typer.Typer()
-
-
 _Source = Annotated[Path, typer.Argument(help="A weight file of a RepLKNet, in any naming and format.")]
-
-
 _Destination = Annotated[Path, typer.Argument(help="The new file; .safetensors, .pth or .pt fixes its format.")]
 
 

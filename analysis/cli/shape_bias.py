@@ -38,7 +38,6 @@ from analysis.shape_bias.responses import read_observers, read_responses, write_
 from analysis.shape_bias.result import CLUSTERS, LOW_CONGRUENT_ACCURACY, ShapeBiasOptions, ShapeBiasResult
 
 _RAW = "raw-responses"
-
 app = typer.Typer()
 
 

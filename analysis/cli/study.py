@@ -27,7 +27,7 @@ from analysis.runs.processes import by_first
 from analysis.study.design import Study, preset
 from analysis.study.images import StudyImages
 from analysis.study.jobs import CellState
-from analysis.study.measures import MEASURES, REPORTED
+from analysis.study.measures import BRIEF, shown
 from analysis.study.record import STUDY_FILE, load_study, save_study
 from analysis.study.result import settings_of, study_table
 from analysis.study.running import run_study
@@ -183,11 +183,9 @@ def _write_report(directory: Path) -> None:
         typer.echo(f"report: {path}")
         return
     rows = study_table(record.results)
-    biased = rows["shape_bias"].notna().any()
-    measures = [MEASURES[name] for name in REPORTED if biased or not MEASURES[name].two_cues]
-    measures = [measure for measure in measures if measure.brief]
+    measures = shown(BRIEF, two_cues=bool(rows["shape_bias"].notna().any()))
     for label, own in settings_of(rows):
-        table = Table("kernel", "seeds", *(measure.brief for measure in measures), title=label or None)
+        table = Table("kernel", "seeds", *(measure.heading for measure in measures), title=label or None)
         for kernel, cells in own.groupby("kernel"):
             values = [summary_text(cells[measure.name].tolist(), measure) for measure in measures]
             table.add_row(str(kernel), str(len(cells)), *values)

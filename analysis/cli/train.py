@@ -40,12 +40,8 @@ _STATE, _CURVE, _NETWORK, _SUMMARY, _EVENTS = (
     "training.json",
     "tensorboard",
 )
-
-
 _RECORDS = 50
 """Steps between entries of the learning curve, fewer in short trainings."""
-
-
 app = typer.Typer()
 
 

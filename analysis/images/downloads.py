@@ -12,11 +12,7 @@ import requests
 from analysis.images.stimuli import published_sets
 
 _CONNECTIONS = 8
-
-
 _TRIES = 3
-
-
 _TIMEOUT = 30.0
 """Seconds without an answer."""
 

@@ -1,11 +1,7 @@
 """ImageNet-1K: mean and standard deviation of its images, names of its classes."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
 NUM_IMAGENET_CLASSES = 1000
 
 

@@ -15,14 +15,8 @@ from torchvision import datasets
 from analysis.images.files import ImageError, read_rgb
 
 Split = Literal["train", "val"]
-
-
 Preparation = Callable[[Image.Image], Image.Image]
-
-
 SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}
-
-
 _CACHE_BYTES = 2 * 1024**3
 
 

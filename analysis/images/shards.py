@@ -16,8 +16,6 @@ from analysis.images.labelled import SPLITS, DataError, Preparation, Split
 from analysis.runs.processes import by_first
 
 _IMAGE_MEMBERS = (".jpg", ".jpeg", ".png", ".webp", ".ppm")
-
-
 _SHARDS_IN_A_WINDOW = 16
 
 

@@ -5,22 +5,25 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.models.layers import evaluation_mode
+from analysis.models.loaded import LoadedModel
+from analysis.models.loading import as_loaded
 
 
-def num_parameters(model: nn.Module) -> int:
+def num_parameters(model: LoadedModel | nn.Module | str) -> int:
     """Trainable and fixed parameters together."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in as_loaded(model).module.parameters())
 
 
-def num_macs(model: nn.Module, size: tuple[int, int], *, in_channels: int = 3) -> int:
+def num_macs(model: LoadedModel | nn.Module | str, size: tuple[int, int], *, in_channels: int = 3) -> int:
     """Multiply-accumulates of the convolutions and matrix products for one image.
 
     Args:
-        model: On any device, "meta" included.
+        model: What `load_model` returns or takes, or any module; on any device, "meta" included.
         size: Height and width of the image in pixels.
         in_channels: Channels of the image.
     """
-    device = next(model.parameters()).device
-    with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, in_channels, *size, device=device))
+    module = as_loaded(model).module
+    device = next(module.parameters()).device
+    with evaluation_mode(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.zeros(1, in_channels, *size, device=device))
     return int(counter.get_total_flops()) // 2

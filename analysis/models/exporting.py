@@ -17,14 +17,8 @@ from analysis.models.loaded import LoadedModel
 from analysis.runs.writing import check_writable, replacing
 
 Format = Literal["onnx", "torchscript", "export"]
-
-
 _BY_SUFFIX: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".ts": "torchscript", ".pt2": "export"}
-
-
 _TOLERANCE = 1e-3
-
-
 _INPUT = "images"
 
 
@@ -172,8 +166,6 @@ _WRITERS: dict[Format, Callable[[nn.Module, Tensor, Path, str], None]] = {
     "torchscript": _write_torchscript,
     "export": _write_program,
 }
-
-
 _READERS: dict[Format, Callable[[Path], tuple[Callable[[Tensor], Tensor], str]]] = {
     "onnx": _run_onnx,
     "torchscript": _run_torchscript,

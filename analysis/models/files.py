@@ -22,22 +22,12 @@ from replknet.checkpoints.describing import DESCRIPTION, architecture_of
 from replknet.checkpoints.reading import read_metadata
 
 NETWORK_SUFFIX = ".safetensors"
-
-
 STUDY_NETWORK = "network"
 """Name, without its suffix, of the file of a cell of a study, which is then named for its folder."""
-
-
 EXPORTED_SUFFIX = ".pt2"
-
-
 ONNX_SUFFIX = ".onnx"
-
-
 PREPARATION = "replknet.json"
 """Name inside an exported program of the description of its preprocessing."""
-
-
 SUFFIXES = (NETWORK_SUFFIX, ".pth", ".pt", ".tar", ".bin", ".ckpt", ".ts", EXPORTED_SUFFIX)
 
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 Layout = Literal["nchw", "nhwc", "tokens"]
-
-
 LAST = "last feature map"
 """Name under which results record that no layer was asked for."""
 

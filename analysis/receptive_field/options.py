@@ -8,17 +8,9 @@ import torch
 from torch import Tensor
 
 Protocol = Literal["standard", "official"]
-
-
 OutputRule = Literal["relu", "identity"]
-
-
 GradientRule = Literal["relu", "abs", "square", "signed"]
-
-
 OUTPUT_RULES: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "identity": lambda x: x}
-
-
 GRADIENT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "abs": torch.abs,

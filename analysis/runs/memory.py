@@ -4,11 +4,7 @@ import ctypes
 from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
-
-
 _LARGEST = 2**31 - 1
-
-
 _kept = False
 
 

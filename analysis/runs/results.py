@@ -79,10 +79,8 @@ class Result(Shown):
                     value.save(directory / folders[item.name], overwrite=True)
             elif isinstance(value, np.ndarray):
                 arrays[item.name] = value
-            elif is_dataclass(value) and not isinstance(value, type):
-                content[item.name] = asdict(value)
             else:
-                content[item.name] = dict(value) if isinstance(value, Mapping) else value
+                content[item.name] = _encoded(value)
         with replacing(target) as temporary:
             temporary.mkdir()
             write_json(temporary / "result.json", content)
@@ -162,6 +160,15 @@ def made(cls: Any, content: Mapping[str, Any]) -> Any:
         if name not in values and required and type(None) in typing.get_args(hints[name]):
             values[name] = None
     return cls(**values)
+
+
+def _encoded(value: Any) -> Any:
+    """A value as JSON takes it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, tuple):
+        return [_encoded(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _decoded(value: Any, hint: Any) -> Any:

@@ -33,24 +33,12 @@ CATEGORIES = (
     "truck",
 )
 """The categories of Geirhos et al. 2019, in alphabetical order."""
-
-
 NO_RESPONSE = "na"
 """The response of an observer that gave none."""
-
-
 Aggregation = Literal["mean-probability", "sum-probability", "max-probability", "mean-logit"]
-
-
 Tie = Literal["first", "none"]
-
-
 AGGREGATIONS: tuple[Aggregation, ...] = ("mean-probability", "sum-probability", "max-probability", "mean-logit")
-
-
 TIES: tuple[Tie, ...] = ("first", "none")
-
-
 # Ranges of 0-based ImageNet-1K class indices, both ends included: facts of Geirhos et al. 2019 (MIT licence).
 _IMAGENET_RANGES = {
     "airplane": "404",
@@ -215,8 +203,6 @@ def _expand(ranges: str) -> tuple[int, ...]:
 
 IMAGENET = LabelMapping(tuple((category, _expand(_IMAGENET_RANGES[category])) for category in CATEGORIES), 1000)
 """The 207 of the 1000 ImageNet classes that belong to the 16 categories (Geirhos et al. 2019)."""
-
-
 MAPPING = LabelMapping.from_dict(dict(enumerate(CLASSES)), len(CLASSES))
 """From the outputs of a network that was trained on these images to their classes."""
 

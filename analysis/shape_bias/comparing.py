@@ -10,8 +10,6 @@ import pandas as pd
 from analysis.shape_bias.result import Cluster, FloatArray, ShapeBiasResult
 from analysis.statistics import bootstrap_p_value, percentile_interval
 
-# Two observers ------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeBiasDifference:
@@ -162,9 +160,6 @@ def pooled_by_category(results: Sequence[ShapeBiasResult], by: Literal["shape", 
     counts["shape_bias"] = counts["num_shape"] / decided.where(decided > 0)
     counts["coverage"] = decided / counts["num_images"]
     return counts
-
-
-# People -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,6 @@ from matplotlib.offsetbox import AnnotationBbox, DrawingArea
 from matplotlib.patches import Circle, Ellipse, Patch, Polygon
 
 Points = Sequence[tuple[float, float]]
-
-
 _PAPER = "white"
 
 

@@ -18,11 +18,7 @@ from analysis.shape_bias.glyphs import add_glyph, has_glyph
 from analysis.shape_bias.result import Cluster, ShapeBiasResult
 
 HUMAN_COLOR = "#A50026"
-
-
 _HUMAN_MARKER = "o"
-
-
 _ROW = 0.24
 """Height of one category in inches."""
 

@@ -8,11 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 FloatArray = NDArray[np.float64]
-
-
 _STEEPEST = 50.0
-
-
 _LARGEST_LAPSE = 0.3
 
 

@@ -23,24 +23,12 @@ from analysis.shape_bias.categories import (
 from analysis.statistics import cluster_weights, percentile_interval
 
 Estimator = Literal["pooled", "category-mean", "category-median"]
-
-
 Congruent = Literal["exclude", "include"]
-
-
 Cluster = Literal["image", "shape", "texture", "two-way"]
-
-
 ESTIMATORS: tuple[Estimator, ...] = ("pooled", "category-mean", "category-median")
-
-
 CLUSTERS: tuple[Cluster, ...] = ("image", "shape", "texture", "two-way")
-
-
 LOW_CONGRUENT_ACCURACY = 0.5
 """Below it an observer names even images without conflict badly, and its shape bias means little."""
-
-
 FloatArray = NDArray[np.float64]
 
 

@@ -26,21 +26,11 @@ from analysis.study.result import CellResult
 from analysis.study.running import run_cell
 
 State = Literal["done", "running", "pending", "failed", "missing"]
-
-
 FOLDER = "jobs"
 """Of the logs and of submitit's files, in the folder of a study."""
-
-
 _REGISTRY = "jobs.json"
-
-
 _MANY = 10_000
-
-
 _SECONDS_BETWEEN_LINES = 10.0
-
-
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -297,9 +287,6 @@ def _executor(directory: Path, options: JobOptions, *, here: bool = True) -> Any
     }
     executor.update_parameters(**{name: value for name, value in wanted.items() if value is not None})
     return executor
-
-
-# State ----------------------------------------------------------------------------------------------------------------
 
 
 def cell_states(study: Study, directory: Path) -> list[CellState]:

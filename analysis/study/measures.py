@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from analysis.receptive_field.result import ErfResult
     from analysis.study.result import CellResult
 
+Value = float | bool | None
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True)
 class Question:
     """What is asked about a measure before the study: whether it rises or falls with the kernel size.
 
@@ -30,16 +31,15 @@ class Question:
     quantity: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Measure:
     """One quantity of a network.
 
     Args:
         name: Its column in the table of a study.
         of: Computes it; None where it is not defined for the images of the study, and the table has no such column.
-        label: Of an axis, with the unit.
-        heading: Of a column in the report; empty where it has none.
-        brief: Of a column in the terminal; empty where it has none.
+        heading: Of a column in the report and in the terminal, with the unit.
+        label: Of an axis; by default the heading.
         scale: Factor on shown values, 100 for per cent.
         limits: Of an axis.
         lowest: The smallest value that is possible, for intervals of shares; the largest is 1.
@@ -49,10 +49,9 @@ class Measure:
     """
 
     name: str
-    of: Callable[[CellResult], float | bool | None]
-    label: str = ""
+    of: Callable[[CellResult], Value]
     heading: str = ""
-    brief: str = ""
+    label: str = ""
     scale: float = 1.0
     limits: tuple[float | None, float | None] = (0, None)
     lowest: float = 0.0
@@ -61,63 +60,44 @@ class Measure:
     question: Question | None = None
 
 
-_AREAS = (
-    Measure(
-        name="erf_area_0.5",
-        of=lambda result: result.erf.area_ratio(0.5),
-        label="area with half of the gradient (%)",
-        heading="ERF 50 % area (%)",
-        brief="ERF 50 % area (%)",
-        scale=100,
-        question=Question(
-            text="Does a larger kernel see further?",
-            yes="Yes: the effective receptive field grows with the kernel size.",
-            opposite="The opposite: the effective receptive field shrinks.",
-            quantity="area that holds half of the gradient",
-        ),
-    ),
-    Measure(
-        name="erf_area_0.99",
-        of=lambda result: result.erf.area_ratio(0.99),
-        label="area with 99 % of the gradient (%)",
-        heading="ERF 99 % area (%)",
-        scale=100,
-    ),
-    Measure(
-        name="untrained_erf_area_0.5",
-        of=lambda result: result.untrained_erf.area_ratio(0.5),
-        label="area with half of the gradient, untrained (%)",
-        heading="untrained 50 % area (%)",
-        brief="untrained (%)",
-        scale=100,
-        question=Question(
-            text="Did it before the training?",
-            yes="Yes: it grew with the kernel size there too.",
-            opposite="The opposite: it shrank with the kernel size there.",
-            quantity="area before the training",
-        ),
-    ),
-)
+def _plain(name: str) -> Measure:
+    """A field of the result, for the table alone."""
+    return Measure(name, lambda result: getattr(result, name))
 
 
-def _of_erf(name: str, erf: Callable[[CellResult], ErfResult]) -> list[Measure]:
-    """Of the trained or of the untrained network."""
+def _share(name: str, heading: str, *, two_cues: bool = False, question: Question | None = None) -> Measure:
+    """A field of the result that is a part of the images."""
+    return Measure(
+        name,
+        lambda result: getattr(result, name),
+        heading,
+        "accuracy (%)" if "accuracy" in name else "",
+        scale=100,
+        limits=(0, 103),
+        two_cues=two_cues,
+        question=question,
+    )
+
+
+def _cost(name: str, heading: str, label: str, scale: float, typical: Callable[[float], str]) -> Measure:
+    return Measure(name, lambda result: getattr(result, name), heading, label, scale=scale, typical=typical)
+
+
+def _end(name: str, index: int) -> Callable[[CellResult], Value]:
+    return lambda result: result.intervals[name][index] if name in result.intervals else None
+
+
+def _of_erf(name: str, fifty: Measure, ninety_nine: Measure) -> list[Measure]:
+    """Of the trained or of the untrained network: some areas, the interval of one, the radius."""
 
     def area(threshold: float) -> Measure:
-        column = f"{name}_area_{threshold}"
-        told = [measure for measure in _AREAS if measure.name == column]
-        return told[0] if told else Measure(name=column, of=lambda result: erf(result).area_ratio(threshold))
+        return Measure(f"{name}_area_{threshold}", lambda result: getattr(result, name).area_ratio(threshold))
 
     return [
-        *(area(threshold) for threshold in (0.2, 0.3, 0.5, 0.99)),
-        Measure(name=f"{name}_area_0.5_low", of=_end(name, 0)),
-        Measure(name=f"{name}_area_0.5_high", of=_end(name, 1)),
-        Measure(name=f"{name}_rms_radius", of=lambda result: erf(result).rms_radius()),
+        *(area(0.2), area(0.3), fifty, ninety_nine),
+        *(Measure(f"{name}_area_0.5_{end}", _end(name, index)) for index, end in enumerate(("low", "high"))),
+        Measure(f"{name}_rms_radius", lambda result: getattr(result, name).rms_radius()),
     ]
-
-
-def _end(name: str, index: int) -> Callable[[CellResult], float | None]:
-    return lambda result: result.intervals[name][index] if name in result.intervals else None
 
 
 def _pse(result: CellResult) -> float:
@@ -130,134 +110,107 @@ def _of_fit(name: str) -> Callable[[CellResult], float]:
     return lambda result: float(getattr(result.psychometric, name)) if result.psychometric else float("nan")
 
 
-MEASURES: dict[str, Measure] = {
-    measure.name: measure
-    for measure in (
+_ALL = (
+    _share(
+        "accuracy",
+        "accuracy (%)",
+        question=Question(
+            "Is it more accurate?",
+            "Yes: the accuracy grows with the kernel size.",
+            "The opposite: the accuracy falls.",
+            "validation accuracy",
+        ),
+    ),
+    Measure("val_images", lambda result: result.num_val),
+    _share("shape_only_accuracy", "only shape (%)", two_cues=True),
+    _share("texture_only_accuracy", "only texture (%)", two_cues=True),
+    Measure(
+        "shape_bias",
+        lambda result: result.shape_bias,
+        "shape bias",
+        "shape bias, S / (S + T)",
+        limits=(-0.03, 1.03),
+        two_cues=True,
+        question=Question(
+            "Does it see shape?",
+            "Yes: the shape bias grows with the kernel size.",
+            "The opposite: the shape bias falls.",
+            "shape bias with both cues full",
+        ),
+    ),
+    _share("coverage", "coverage (%)", two_cues=True),
+    Measure("shape_bias_low", _end("shape_bias", 0)),
+    Measure("shape_bias_high", _end("shape_bias", 1)),
+    Measure(
+        "pse",
+        _pse,
+        "PSE",
+        "point of subjective equality",
+        limits=(-1.05, 1.05),
+        lowest=-1.0,
+        two_cues=True,
+        question=Question(
+            "Does a weaker shape still win?",
+            "Yes: larger kernels let a weaker shape win.",
+            "The opposite: with larger kernels shape wins only against a weaker texture.",
+            "point of subjective equality",
+        ),
+    ),
+    Measure("pse_at_border", lambda result: bool(result.psychometric and np.isinf(result.psychometric.pse))),
+    Measure("pse_standard_error", _of_fit("standard_error")),
+    Measure("psychometric_slope", _of_fit("slope")),
+    *_of_erf(
+        "erf",
         Measure(
-            name="accuracy",
-            of=lambda result: result.accuracy,
-            label="accuracy (%)",
-            heading="accuracy (%)",
-            brief="accuracy (%)",
+            "erf_area_0.5",
+            lambda result: result.erf.area_ratio(0.5),
+            "ERF 50 % area (%)",
+            "area with half of the gradient (%)",
             scale=100,
-            limits=(0, 103),
             question=Question(
-                text="Is it more accurate?",
-                yes="Yes: the accuracy grows with the kernel size.",
-                opposite="The opposite: the accuracy falls.",
-                quantity="validation accuracy",
+                "Does a larger kernel see further?",
+                "Yes: the effective receptive field grows with the kernel size.",
+                "The opposite: the effective receptive field shrinks.",
+                "area that holds half of the gradient",
             ),
         ),
-        Measure(name="val_images", of=lambda result: result.num_val),
+        Measure("erf_area_0.99", lambda result: result.erf.area_ratio(0.99), "ERF 99 % area (%)", scale=100),
+    ),
+    *_of_erf(
+        "untrained_erf",
         Measure(
-            name="shape_only_accuracy",
-            of=lambda result: result.shape_only_accuracy,
-            label="accuracy (%)",
-            heading="only shape (%)",
+            "untrained_erf_area_0.5",
+            lambda result: result.untrained_erf.area_ratio(0.5),
+            "untrained 50 % area (%)",
             scale=100,
-            limits=(0, 103),
-            two_cues=True,
-        ),
-        Measure(
-            name="texture_only_accuracy",
-            of=lambda result: result.texture_only_accuracy,
-            label="accuracy (%)",
-            heading="only texture (%)",
-            scale=100,
-            limits=(0, 103),
-            two_cues=True,
-        ),
-        Measure(
-            name="shape_bias",
-            of=lambda result: result.shape_bias,
-            label="shape bias, S / (S + T)",
-            heading="shape bias",
-            brief="shape bias",
-            limits=(-0.03, 1.03),
-            two_cues=True,
             question=Question(
-                text="Does it see shape?",
-                yes="Yes: the shape bias grows with the kernel size.",
-                opposite="The opposite: the shape bias falls.",
-                quantity="shape bias with both cues full",
+                "Did it before the training?",
+                "Yes: it grew with the kernel size there too.",
+                "The opposite: it shrank with the kernel size there.",
+                "area before the training",
             ),
         ),
-        Measure(
-            name="coverage",
-            of=lambda result: result.coverage,
-            label="coverage (%)",
-            heading="coverage (%)",
-            scale=100,
-            limits=(0, 103),
-            two_cues=True,
-        ),
-        Measure(name="shape_bias_low", of=_end("shape_bias", 0), two_cues=True),
-        Measure(name="shape_bias_high", of=_end("shape_bias", 1), two_cues=True),
-        Measure(
-            name="pse",
-            of=_pse,
-            label="point of subjective equality",
-            heading="PSE",
-            brief="PSE",
-            limits=(-1.05, 1.05),
-            lowest=-1.0,
-            two_cues=True,
-            question=Question(
-                text="Does a weaker shape still win?",
-                yes="Yes: larger kernels let a weaker shape win.",
-                opposite="The opposite: with larger kernels shape wins only against a weaker texture.",
-                quantity="point of subjective equality",
-            ),
-        ),
-        Measure(
-            name="pse_at_border",
-            of=lambda result: bool(result.psychometric and np.isinf(result.psychometric.pse)),
-            two_cues=True,
-        ),
-        Measure(name="pse_standard_error", of=_of_fit("standard_error"), two_cues=True),
-        Measure(name="psychometric_slope", of=_of_fit("slope"), two_cues=True),
-        *_of_erf("erf", lambda result: result.erf),
-        *_of_erf("untrained_erf", lambda result: result.untrained_erf),
-        Measure(name="parameters", of=lambda result: result.parameters),
-        Measure(
-            name="merged_parameters",
-            of=lambda result: result.merged_parameters,
-            label="thousand parameters",
-            heading="parameters",
-            scale=1e-3,
-            typical=lambda value: f"{value:,.0f}",
-        ),
-        Measure(
-            name="macs",
-            of=lambda result: result.macs,
-            label="million multiply-accumulates",
-            heading="MMAC",
-            scale=1e-6,
-            typical=lambda value: f"{value / 1e6:.2f}",
-        ),
-        Measure(
-            name="seconds_per_step",
-            of=lambda result: result.seconds_per_step,
-            label="time of a step (ms)",
-            heading="step (ms)",
-            scale=1000,
-            typical=lambda value: f"{1000 * value:.0f}",
-        ),
-        Measure(
-            name="inference_ms",
-            of=lambda result: result.inference_ms,
-            label="time per image (ms)",
-            heading="inference (ms)",
-            typical=lambda value: f"{value:.2f}",
-        ),
-    )
-}
+        Measure("untrained_erf_area_0.99", lambda result: result.untrained_erf.area_ratio(0.99)),
+    ),
+    _plain("parameters"),
+    _cost("merged_parameters", "parameters", "thousand parameters", 1e-3, lambda value: f"{value:,.0f}"),
+    _cost("macs", "MMAC", "million multiply-accumulates", 1e-6, lambda value: f"{value / 1e6:.2f}"),
+    _cost("seconds_per_step", "step (ms)", "time of a step (ms)", 1000, lambda value: f"{1000 * value:.0f}"),
+    _cost("inference_ms", "inference (ms)", "time per image (ms)", 1, lambda value: f"{value:.2f}"),
+)
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
 """By name, in the order of the columns of `study.csv`."""
-
 REPORTED = (
     "accuracy", "erf_area_0.5", "erf_area_0.99", "untrained_erf_area_0.5", "shape_bias", "pse", "coverage",
     "shape_only_accuracy", "texture_only_accuracy", "merged_parameters", "macs", "seconds_per_step", "inference_ms",
 )  # fmt: skip
-"""Columns of the report's table, in order; the terminal shows those with a brief heading."""
+"""Columns of the report's table, in order."""
+BRIEF = ("accuracy", "erf_area_0.5", "untrained_erf_area_0.5", "shape_bias", "pse")
+"""Columns of the table in the terminal."""
 ASKED = ("erf_area_0.5", "untrained_erf_area_0.5", "shape_bias", "pse", "accuracy")
-"""Questions in the order in which they are answered."""
+"""Measures with a question, in the order in which these are answered."""
+
+
+def shown(names: tuple[str, ...], *, two_cues: bool) -> list[Measure]:
+    """Those of some measures that are defined for the images of a study."""
+    return [MEASURES[name] for name in names if two_cues or not MEASURES[name].two_cues]

@@ -1,6 +1,6 @@
 """The figures of a study's report: each a function, with the section that it belongs to and its caption."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -112,29 +112,29 @@ def _axes(width: float = 3.4, height: float = 3.1) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def _measures(view: View, named: Sequence[tuple[str, str]]) -> Figure:
-    """Measures against the kernel size, drawn as the first one says."""
-    figure, ax = _axes()
-    first = MEASURES[named[0][0]]
-    plots.plot_by_kernel(view.table, named, scale=first.scale, ax=ax)
-    ax.set_ylabel(first.label)
-    ax.set_ylim(*first.limits)
-    return figure
+def _by_kernel(name: str, section: str, caption: str, *shown: tuple[str, str]) -> None:
+    """A panel of measures, each with its label, against the kernel size, drawn as the first one says."""
+    first = MEASURES[shown[0][0]]
+
+    def draw(view: View) -> Figure:
+        figure, ax = _axes()
+        plots.plot_by_kernel(view.table, shown, scale=first.scale, ax=ax)
+        ax.set_ylabel(first.label or first.heading)
+        ax.set_ylim(*first.limits)
+        return figure
+
+    PANELS.append(Panel(name=name, section=section, caption=caption, draw=draw, two_cues=first.two_cues))
 
 
-@panel("Kernel size", "Area that holds half of the gradient, trained and before (batch norms calibrated).")
-def area(view: View) -> Figure:
-    return _measures(view, [("erf_area_0.5", "trained"), ("untrained_erf_area_0.5", "untrained")])
-
-
-@panel("Kernel size", "Shape bias on conflict images with both cues full.", two_cues=True)
-def shape_bias(view: View) -> Figure:
-    return _measures(view, [("shape_bias", "")])
-
-
-@panel("Kernel size", "Accuracy on the validation images.")
-def accuracy(view: View) -> Figure:
-    return _measures(view, [("accuracy", "")])
+_by_kernel(
+    "area",
+    "Kernel size",
+    "Area that holds half of the gradient, trained and before (batch norms calibrated).",
+    ("erf_area_0.5", "trained"),
+    ("untrained_erf_area_0.5", "untrained"),
+)
+_by_kernel("shape_bias", "Kernel size", "Shape bias on conflict images with both cues full.", ("shape_bias", ""))
+_by_kernel("accuracy", "Kernel size", "Accuracy on the validation images.", ("accuracy", ""))
 
 
 def _titles(view: View) -> list[str]:
@@ -166,13 +166,12 @@ def psychometric(view: View) -> Figure:
     return figure
 
 
-@panel(
+_by_kernel(
+    "pse",
     "Shape against texture",
     "Point of subjective equality: above 0, shape wins even where it is the weaker cue.",
-    two_cues=True,
+    ("pse", ""),
 )
-def pse(view: View) -> Figure:
-    return _measures(view, [("pse", "")])
 
 
 @panel(
@@ -186,14 +185,13 @@ def erf_and_bias(view: View) -> Figure:
     return figure
 
 
-@panel("Shape against texture", "Accuracy where only one of the cues is there.", two_cues=True)
-def single_cues(view: View) -> Figure:
-    return _measures(view, [("shape_only_accuracy", "only shape"), ("texture_only_accuracy", "only texture")])
-
-
-def _textures(view: View) -> dict[str, Any]:
-    study = view.record.study
-    return {"texture_region": study.texture_region, "texture_scale": study.texture_scale}
+_by_kernel(
+    "single_cues",
+    "Shape against texture",
+    "Accuracy where only one of the cues is there.",
+    ("shape_only_accuracy", "only shape"),
+    ("texture_only_accuracy", "only texture"),
+)
 
 
 @panel(
@@ -203,7 +201,8 @@ def _textures(view: View) -> dict[str, Any]:
     two_cues=True,
 )
 def stimuli(view: View) -> Figure:
-    return contact_sheet(**_textures(view))
+    study = view.record.study
+    return contact_sheet(texture_region=study.texture_region, texture_scale=study.texture_scale)
 
 
 @panel(
@@ -213,27 +212,14 @@ def stimuli(view: View) -> Figure:
     two_cues=True,
 )
 def balance(view: View) -> Figure:
-    return balance_strip(view.record.study.balances, **_textures(view))
+    study = view.record.study
+    return balance_strip(study.balances, texture_region=study.texture_region, texture_scale=study.texture_scale)
 
 
-@panel("Cost and training", "Multiply-accumulates for one image.")
-def macs(view: View) -> Figure:
-    return _measures(view, [("macs", "")])
-
-
-@panel("Cost and training", "Parameters, kernels merged.")
-def parameters(view: View) -> Figure:
-    return _measures(view, [("merged_parameters", "")])
-
-
-@panel("Cost and training", "Median time of a training step.")
-def step_time(view: View) -> Figure:
-    return _measures(view, [("seconds_per_step", "")])
-
-
-@panel("Cost and training", "Inference, re-parameterised, batches of 32.")
-def inference(view: View) -> Figure:
-    return _measures(view, [("inference_ms", "")])
+_by_kernel("macs", "Cost and training", "Multiply-accumulates for one image.", ("macs", ""))
+_by_kernel("parameters", "Cost and training", "Parameters, kernels merged.", ("merged_parameters", ""))
+_by_kernel("step_time", "Cost and training", "Median time of a training step.", ("seconds_per_step", ""))
+_by_kernel("inference", "Cost and training", "Inference, re-parameterised, batches of 32.", ("inference_ms", ""))
 
 
 @panel("Cost and training", "Validation accuracy during the training.")

@@ -169,7 +169,7 @@ def posthoc_figure(table: pd.DataFrame, energy: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(2.6 * (len(panels) + 1), 3.3), layout="constrained")
     axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
     for measure, ax in zip(panels, axes, strict=False):
-        plot_posthoc(table, measure.name, measure.label, scale=measure.scale, ax=ax)
+        plot_posthoc(table, measure.name, measure.label or measure.heading, scale=measure.scale, ax=ax)
     plot_energy(energy, ax=axes[-1])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.figures import OKABE_ITO, paper_style, save_figure
 from analysis.runs.writing import replacing
 from analysis.study.design import Study
-from analysis.study.measures import MEASURES, REPORTED, Measure
+from analysis.study.measures import REPORTED, Measure, shown
 from analysis.study.panels import PANELS, SECTIONS, Panel, View
 from analysis.study.record import StudyRecord, load_study
 from analysis.study.result import settings_of, study_table
@@ -22,8 +22,6 @@ from analysis.study.verdict import chance_of_any, findings, summary_text, warnin
 REPORT = "report.html"
 TABLE = "study.csv"
 FIGURES = "figures"
-
-
 _INK = "#010203"
 """Stands for the page's own text colour in figures that are put into it."""
 
@@ -204,8 +202,7 @@ def _setting(record: StudyRecord) -> list[tuple[str, str]]:
 
 
 def _columns(table: pd.DataFrame) -> list[Measure]:
-    biased = bool(table["shape_bias"].notna().any())
-    return [MEASURES[name] for name in REPORTED if biased or not MEASURES[name].two_cues]
+    return shown(REPORTED, two_cues=bool(table["shape_bias"].notna().any()))
 
 
 def _rows(table: pd.DataFrame) -> list[list[str]]:

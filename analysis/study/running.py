@@ -44,14 +44,8 @@ from analysis.training.progress import Curve
 from analysis.training.state import remove_state
 
 _CALIBRATION_IMAGES = 256
-
-
 _INFERENCE_BATCH = 32
-
-
 _NUM_TIMINGS = 9
-
-
 Progress = Callable[[int, int, str], None]
 
 

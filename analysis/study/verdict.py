@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.statistics import Trend, mean_interval, trend
-from analysis.study.measures import ASKED, MEASURES, Measure, Question
+from analysis.study.measures import ASKED, Measure, Question, shown
 from analysis.study.result import values_by_seed
 
 
@@ -34,13 +34,8 @@ def findings(table: pd.DataFrame) -> list[Finding]:
     Args:
         table: Of one setting of small kernel and shortcut, as `study_table` makes it, with two or more kernels.
     """
-    biased = bool(table["shape_bias"].notna().any())
-    measures = [MEASURES[name] for name in ASKED]
-    return [
-        _finding(table, measure, measure.question)
-        for measure in measures
-        if measure.question is not None and (biased or not measure.two_cues)
-    ]
+    measures = shown(ASKED, two_cues=bool(table["shape_bias"].notna().any()))
+    return [_finding(table, measure, measure.question) for measure in measures if measure.question is not None]
 
 
 def chance_of_any(num_tests: int) -> float:

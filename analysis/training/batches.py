@@ -24,9 +24,6 @@ _COLOR_JITTER = 0.4
 """Where no RandAugment is asked for; the value of the official training script and of timm."""
 
 
-# Batches --------------------------------------------------------------------------------------------------------------
-
-
 class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
     """The batch of every step: item k follows from the seed and k alone.
 

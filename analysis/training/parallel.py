@@ -32,9 +32,6 @@ def check_division(recipe: Recipe, device: torch.device) -> None:
         raise ValueError("sync_batch_norm=True: PyTorch synchronises batch norms on GPUs only, not on the CPU")
 
 
-# Several processes ----------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def prepared(model: nn.Module, recipe: Recipe, device: torch.device) -> Iterator[nn.Module]:
     """The model as one of several processes trains it; its batch norms are put back at the end."""

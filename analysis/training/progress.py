@@ -23,8 +23,6 @@ from analysis.training.recipe import Recipe
 from analysis.training.state import load_state, store_state
 
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
-
-
 _SHARE_OF_CHECKPOINTS = 0.05
 """Of the time, where writing them takes long."""
 
@@ -42,9 +40,6 @@ class Curve:
     """On augmented images; of mixed ones, by the class of the first."""
     val_accuracy: tuple[float, ...] = ()
     """NaN where it was not measured."""
-
-
-# State ----------------------------------------------------------------------------------------------------------------
 
 
 class TrainingState:

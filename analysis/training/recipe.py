@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 Augmentation = Literal["none", "flip", "flip-crop", "imagenet"]
-
-
 AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip-crop", "imagenet")
 
 

@@ -11,24 +11,13 @@ from analysis.images.synthetic.outlines import CLASSES, MARGIN, FloatArray, outl
 from analysis.images.synthetic.textures import TEXTURES
 
 Region = Literal["image", "figure"]
-
-
 REGIONS: tuple[Region, ...] = ("image", "figure")
-
-
 _CONTRAST = 0.1
 """Root mean square of the full texture, in units of the brightness range."""
-
-
 _STEP = 0.36
 """Full difference in brightness between figure and ground. With it and the texture's contrast small networks of either
 kernel size learn both cues in some hundred steps."""
-
-
 _NOISE = 0.02
-
-
-# Images ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

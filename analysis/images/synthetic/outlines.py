@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
-
-
 MARGIN = 1.3
 """Half the side of the square on which outlines are tabulated, in radii."""
 
@@ -59,16 +57,12 @@ _POLYGONS: dict[str, list[tuple[float, float]]] = {
     "star": _corners(*[0.98, 0.42] * 5),
     "triangle": _corners(0.98, 0.98, 0.98),
 }  # fmt: skip
-
-
 _CURVES: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
     "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 0.97, 0.78 - np.hypot(x - 0.45, y)),
     "disc": lambda x, y: np.hypot(x, y) - np.float32(0.85),
     "flower": lambda x, y: (np.hypot(x, y) - 0.68 - 0.29 * np.cos(5 * np.arctan2(x, -y))) * np.float32(0.6),
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.72) - np.float32(0.24),
 }
-
-
 CLASSES: tuple[str, ...] = tuple(sorted({*_POLYGONS, *_CURVES}))
 """In alphabetical order, which is the order of a trained network's outputs."""
 

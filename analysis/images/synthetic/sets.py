@@ -17,8 +17,6 @@ from analysis.images.synthetic.outlines import CLASSES
 from analysis.runs.writing import replacing
 
 Kind = Literal["congruent", "conflict", "shape-only", "texture-only"]
-
-
 KINDS: tuple[Kind, ...] = ("congruent", "conflict", "shape-only", "texture-only")
 
 

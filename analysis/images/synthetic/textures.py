@@ -6,8 +6,6 @@ import numpy as np
 
 from analysis.images.synthetic.outlines import FloatArray
 
-# Textures: functions of two coordinates with a period of 2 pi and of a random generator -----------------------------
-
 Texture = Callable[[FloatArray, FloatArray, np.random.Generator], FloatArray]
 
 

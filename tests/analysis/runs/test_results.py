@@ -1,0 +1,143 @@
+"""Results on disk and on the screen, by dataclasses made for the purpose and by those of the toolkit."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import analysis
+from analysis import ErfResult, LoadedModel, ResultError, SyntheticImages, effective_receptive_field, stimulus_set
+from analysis.runs.results import Result
+
+
+@dataclass(frozen=True)
+class Options:
+    where: Literal["here", "there"] | tuple[int, int] = "here"
+    factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Inner(Result):
+    KIND: ClassVar[str] = "inner"
+    name: str
+    values: NDArray[np.float64]
+
+    def headline(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Outer(Result):
+    KIND: ClassVar[str] = "outer"
+    pairs: tuple[tuple[str, int], ...]
+    options: Options
+    several: tuple[Options, ...]
+    settings: dict[str, Any]
+    number: float
+    first: Inner
+    second: Inner | None = field(metadata={"folder": "another"})
+
+    def headline(self) -> dict[str, Any]:
+        return {"pairs": self.pairs, "number": self.number, "text": "<b>&"}
+
+
+def outer(second: bool = True) -> Outer:
+    return Outer(
+        pairs=(("a", 1), ("b", 2)),
+        options=Options(where=(3, 4), factors=(0.5, float("inf"))),
+        several=(Options(), Options(where="there")),
+        settings={"list": [1, 2], "nested": {"a": None}},
+        number=float("nan"),
+        first=Inner(name="x", values=np.arange(3.0)),
+        second=Inner(name="y", values=np.eye(2)) if second else None,
+    )
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_every_field_comes_back_as_it_was(second: bool, tmp_path: Path) -> None:
+    made = outer(second)
+    made.save(tmp_path / "out")
+    found = Outer.load(tmp_path / "out")
+    assert (found.pairs, found.options, found.several) == (made.pairs, made.options, made.several)
+    assert found.settings == made.settings
+    assert np.isnan(found.number)
+    np.testing.assert_array_equal(found.first.values, made.first.values)
+    assert (found.second is not None) == second
+    folders = {path.name for path in (tmp_path / "out").iterdir()}
+    assert folders == ({"first", "another", "measures"} if second else {"first", "measures"})
+
+
+def test_nothing_is_replaced_unasked_and_nothing_is_left_half_written(tmp_path: Path) -> None:
+    inner = Inner(name="x", values=np.zeros(2))
+    inner.save(tmp_path / "out")
+    with pytest.raises(FileExistsError, match="exists already"):
+        inner.save(tmp_path / "out")
+    broken = Inner(name=object(), values=np.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        broken.save(tmp_path / "out", overwrite=True)
+    assert Inner.load(tmp_path / "out").name == "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_another_kind_a_damaged_and_an_absent_result_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no result\.json"):
+        Inner.load(tmp_path)
+    Inner(name="x", values=np.zeros(2)).save(tmp_path / "out")
+    with pytest.raises(ResultError, match="expected a result of kind 'effective receptive field', version 1; found"):
+        ErfResult.load(tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "result.json").read_text())
+    for change, message in (({"more": 1}, "no field 'more'"), ({"name": None}, None)):
+        (tmp_path / "out" / "result.json").write_text(json.dumps(content | change))
+        if message:
+            with pytest.raises(ResultError, match=message):
+                Inner.load(tmp_path / "out")
+    del content["name"]
+    (tmp_path / "out" / "result.json").write_text(json.dumps(content))
+    with pytest.raises(ResultError, match="fields do not fit"):
+        Inner.load(tmp_path / "out")
+    (tmp_path / "out" / "arrays.npz").write_bytes(b"PK damaged")
+    with pytest.raises(ResultError, match="unreadable result"):
+        Inner.load(tmp_path / "out")
+
+
+def test_predictions_come_back(tmp_path: Path) -> None:
+    analysis.save_stimuli(SyntheticImages(num_images=3), tmp_path / "images")
+    found = analysis.predict("replknet_nano_k3", tmp_path / "images", top=2)
+    found.save(tmp_path / "out")
+    again = analysis.Predictions.load(tmp_path / "out")
+    assert (again.model, again.items, again.skipped) == (found.model, found.items, found.skipped)
+
+
+def test_what_is_shown_is_short_and_escaped() -> None:
+    assert repr(outer()) == "Outer(pairs=(('a', 1), ('b', 2)), number=nan, text='<b>&')"
+    assert "&lt;b&gt;&amp;" in outer()._repr_html_()
+    assert len(repr(Inner(name="x" * 10_000, values=np.zeros(1)))) < 200
+
+
+def test_no_result_of_the_toolkit_dumps_arrays_or_a_module(tmp_path: Path) -> None:
+    images = SyntheticImages(kind="conflict", num_images=12)
+    loaded = analysis.load_model("replknet_nano_k3")
+    bias = analysis.evaluate_shape_bias(loaded, stimulus_set(images), mapping=analysis.MAPPING)
+    analysis.save_stimuli(SyntheticImages(num_images=12), tmp_path)
+    shown: list[Any] = [
+        effective_receptive_field(nn.Conv2d(3, 1, 3, padding=1), torch.rand(2, 3, 9, 9)),
+        bias,
+        analysis.evaluate(loaded, tmp_path),
+        analysis.predict(loaded, tmp_path),
+        analysis.extract_features(loaded, tmp_path),
+        analysis.load_images(size=32, num_images=2000),
+        stimulus_set(images),
+        loaded,
+        LoadedModel(name="mine", module=nn.Sequential(*[nn.Linear(2, 2)] * 50)),
+    ]
+    for item in shown:
+        assert repr(item).startswith(f"{type(item).__name__}("), item
+        for text in (repr(item), item._repr_html_()):
+            assert len(text) < 1200
+            assert "array(" not in text and "Linear(" not in text and "tensor" not in text
