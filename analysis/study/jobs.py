@@ -140,7 +140,7 @@ class CellJob:
                 Path(self.directory) / "cells" / self.name,
                 num_workers=self.num_workers,
                 device=self.device,
-                report=_Lines(study.recipe.steps),
+                report=_teller(study.recipe.steps),
             )
         if outcome.result is None:
             raise RuntimeError(outcome.error)
@@ -153,19 +153,18 @@ class CellJob:
         return DelayedSubmission(self)
 
 
-class _Lines:
+def _teller(steps: int) -> Callable[[int], None]:
     """Tells in the log, now and then, how far a training is."""
+    last = float("-inf")
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._last = float("-inf")
-
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        if rank() == 0 and (now - self._last > _SECONDS_BETWEEN_LINES or done == self._steps):
-            self._last = now
-            sys.stdout.write(f"step {done} of {self._steps}\n")
+    def tell(done: int) -> None:
+        nonlocal last
+        if rank() == 0 and (time.monotonic() - last > _SECONDS_BETWEEN_LINES or done == steps):
+            last = time.monotonic()
+            sys.stdout.write(f"step {done} of {steps}\n")
             sys.stdout.flush()
+
+    return tell
 
 
 def cell_jobs(

@@ -11,6 +11,7 @@ from torch import nn
 
 import analysis
 import replknet
+import replknet.timm_models  # registers with timm
 from analysis import LayerError, extract_features, predict
 from analysis.images.files import find_images
 from analysis.images.imagenet import imagenet_classes
