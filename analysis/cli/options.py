@@ -125,7 +125,7 @@ def _helps(kind: type) -> dict[str, str]:
     """First sentence of each argument in the docstring of a class."""
     text = (inspect.getdoc(kind) or "").partition("Args:\n")[2]
     entries = re.findall(r"^ {4}(\w+): (.*?)(?=^ {0,4}\w|\Z)", text, re.MULTILINE | re.DOTALL)
-    return {name: re.split(r"(?<=\.)\s", " ".join(entry.split()), maxsplit=1)[0] for name, entry in entries}
+    return {name: re.split(r"(?<=\.)\s(?=[A-Z])", " ".join(entry.split()), maxsplit=1)[0] for name, entry in entries}
 
 
 def _plain(hint: Any) -> Any:

@@ -13,8 +13,9 @@ from analysis.images.files import ImageError
 from analysis.images.inputs import Inputs
 from analysis.models.layers import evaluation_mode
 from analysis.models.loaded import LoadedModel, place_of
+from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.processes import num_processes
-from analysis.runs.resuming import Measured, Progress, Row, measure
+from analysis.runs.resuming import Measured, Progress, Row, hash_settings, measure
 
 _Item = tuple[int, Tensor | None, str]
 
@@ -107,6 +108,43 @@ def run_batches(
         return measure(
             inputs.names, work, batch_size=batch_size, fingerprint=fingerprint, partial=partial, progress=progress
         )
+
+
+def measure_images(
+    loaded: LoadedModel,
+    inputs: Inputs,
+    rows: Callable[[Tensor], Sequence[Row | str]],
+    settings: Sequence[Any],
+    *,
+    identity: NetworkIdentity | None,
+    partial: str | PathLike[str] | None,
+    **options: Any,
+) -> Measured:
+    """`run_batches` of images that a user gives, of which at least one must be usable.
+
+    Args:
+        loaded: The network.
+        inputs: The images.
+        rows: See `run_batches`.
+        settings: What the rows depend on beside the network and the images.
+        identity: Of the network, where it is known already.
+        partial: The file of an unfinished measurement.
+        **options: Others of `run_batches`.
+
+    Raises:
+        ValueError: As `run_batches`, and if no image can be used.
+    """
+    fingerprint = ""
+    if partial is not None:
+        identity = identity or identify(loaded.module)
+        fingerprint = hash_settings(
+            [identity.weights, identity.code, str(inputs.transform), *settings, inputs.hashes()]
+        )
+    measured = run_batches(loaded, inputs, rows, fingerprint=fingerprint, partial=partial, **options)
+    if not measured.used:
+        name, reason = measured.skipped[0]
+        raise ValueError(f"images: none of {len(inputs)} files is a usable image; {name}: {reason}")
+    return measured
 
 
 def split(**arrays: Tensor) -> list[Row]:

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from analysis.images.inputs import Images, as_inputs
-from analysis.models.batches import run_batches, split
+from analysis.models.batches import measure_images, split
 from analysis.models.layers import LayerError, layer_calls, require_layers
 from analysis.models.loaded import LoadedModel
 from analysis.models.loading import as_loaded
-from analysis.runs.identity import NetworkIdentity, identify
+from analysis.runs.identity import NetworkIdentity
 from analysis.runs.results import Shown
-from analysis.runs.resuming import Progress, Row, hash_settings
+from analysis.runs.resuming import Progress, Row
 from analysis.runs.writing import replacing
 
 POOLED = "pooled"
@@ -109,30 +109,23 @@ def extract_features(
     if not wanted:
         raise ValueError(f"stages={stages!r}: expected at least one stage, layer or {POOLED!r}")
     inputs = as_inputs(images, loaded.preparation(size))
-    fingerprint = ""
-    if partial is not None:
-        identity = identity or identify(loaded.module)
-        settings = [identity.weights, identity.code, str(inputs.transform), wanted, average, inputs.hashes()]
-        fingerprint = hash_settings(settings)
 
     def rows(batch: Tensor) -> list[Row]:
         found = _features(loaded.module, batch, wanted)
         averaged = {name: value.mean((2, 3)) if average and value.ndim == 4 else value for name, value in found.items()}
         return split(**averaged)
 
-    measured = run_batches(
+    measured = measure_images(
         loaded,
         inputs,
         rows,
+        [wanted, average],
         batch_size=batch_size,
         num_workers=num_workers,
-        fingerprint=fingerprint,
+        identity=identity,
         partial=partial,
         progress=progress,
     )
-    if not measured.used:
-        name, reason = measured.skipped[0]
-        raise ValueError(f"images: none of {len(inputs)} files is a usable image; {name}: {reason}")
     return Features(
         model=loaded.name,
         images=measured.of_used(inputs.names),

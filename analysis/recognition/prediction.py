@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from analysis.images.imagenet import NUM_IMAGENET_CLASSES, imagenet_classes
 from analysis.images.inputs import Images, as_inputs
-from analysis.models.batches import classify, run_batches, split
+from analysis.models.batches import classify, measure_images, split
 from analysis.models.loaded import LoadedModel
 from analysis.models.loading import as_loaded
-from analysis.runs.identity import NetworkIdentity, identify
+from analysis.runs.identity import NetworkIdentity
 from analysis.runs.results import Result
-from analysis.runs.resuming import Progress, Row, hash_settings
+from analysis.runs.resuming import Progress, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,29 +121,23 @@ def predict(
         raise ValueError(f"top={top}: expected at least 1")
     loaded = as_loaded(model)
     inputs = as_inputs(images, loaded.preparation(size))
-    fingerprint = ""
-    if partial is not None:
-        identity = identity or identify(loaded.module)
-        fingerprint = hash_settings([identity.weights, identity.code, str(inputs.transform), top, inputs.hashes()])
 
     def rows(batch: Tensor) -> list[Row]:
         logits = classify(loaded, batch)
         scores, best = logits.double().softmax(1).topk(min(top, logits.shape[1]))
         return split(indices=best, scores=scores, outputs=best.new_full((len(best),), logits.shape[1]))
 
-    measured = run_batches(
+    measured = measure_images(
         loaded,
         inputs,
         rows,
+        [top],
         batch_size=batch_size,
         num_workers=num_workers,
-        fingerprint=fingerprint,
+        identity=identity,
         partial=partial,
         progress=progress,
     )
-    if not measured.used:
-        name, reason = measured.skipped[0]
-        raise ValueError(f"images: none of {len(inputs)} files is a usable image; {name}: {reason}")
     names = class_names(loaded, int(measured.rows["outputs"][0]))
     items = [
         Prediction(

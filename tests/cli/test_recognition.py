@@ -211,3 +211,19 @@ def test_help_and_completion_wait_for_no_heavy_library() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
     module = subprocess.run([sys.executable, "-m", "replknet", "--help"], capture_output=True, text=True, check=True)
     assert "reparameterize" in module.stdout
+
+
+def test_predictions_into_a_file(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("predict replknet_nano_k3", images / "ring", "--top", 2)
+    run(*command, "--json")
+    printed = capsys.readouterr().out
+    run(*command, "--out", tmp_path / "best.json")
+    assert (tmp_path / "best.json").read_text() == printed
+    run(*command, "--out", tmp_path / "best.csv")
+    assert set(pd.read_csv(tmp_path / "best.csv")["rank"]) == {1, 2}
+    capsys.readouterr()
+    run(*command, "--out", tmp_path / "best.csv", code=2)
+    assert "choose another file, or --overwrite replaces it" in capsys.readouterr().err
+    run(*command, "--out", tmp_path / "best.txt", code=2)
+    assert "expected a name that ends in .json or .csv" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"best.json", "best.csv"}

@@ -184,3 +184,34 @@ def test_features_of_other_networks(folder: Path) -> None:
         extract_features("replknet_nano_k3", folder, stages=[7])
     with pytest.raises(ValueError, match="expected at least one stage"):
         extract_features(net, folder, stages=[])
+
+
+def test_interrupted_predictions_and_features_go_on_where_they_were(folder: Path, tmp_path: Path) -> None:
+    calls: list[int] = []
+    counted = replace(COLOURS, module=nn.Sequential(COLOURS.module))
+    counted.module.register_forward_hook(lambda _module, inputs, _out: calls.append(len(inputs[0])))
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    def names(found: Any) -> list[str]:
+        return list(found.images) if isinstance(found, analysis.Features) else [item.image for item in found]
+
+    for measure in (predict, extract_features):
+        whole = measure(counted, folder, batch_size=1)
+        calls.clear()
+        partial = tmp_path / f"{measure.__name__}.npz"
+        with pytest.raises(KeyboardInterrupt):
+            measure(counted, folder, batch_size=1, partial=partial, progress=stop)
+        found = measure(counted, folder, batch_size=1, partial=partial)
+        assert sum(calls) == len(names(whole))  # no image twice
+        assert names(found) == names(whole)
+        assert found.skipped == whole.skipped
+        assert not partial.exists()
+    # Another number of classes, other layers, another image: another measurement.
+    with pytest.raises(KeyboardInterrupt):
+        predict(counted, folder, batch_size=1, partial=tmp_path / "p.npz", progress=stop)
+    calls.clear()
+    predict(counted, folder, top=1, batch_size=1, partial=tmp_path / "p.npz")
+    assert sum(calls) == len(names(whole))

@@ -216,3 +216,26 @@ def test_a_job_out_of_time_goes_on_and_a_killed_one_fails(cluster: None, tmp_pat
     assert CellResult.load(tmp_path / "cells" / names[0]).weights_hash == whole.result.weights_hash
     log = "".join(path.read_text() for path in (tmp_path / "jobs").glob(f"{numbers[0]}_0_log.*"))
     assert log.count("Loading pickle") == 2
+
+
+def test_a_job_that_a_former_version_queued_says_so(tmp_path: Path) -> None:
+    """Its pickle names modules that are not there any more."""
+    record.save_study(TINY, "test", tmp_path)
+    (tmp_path / "jobs").mkdir()
+    name = TINY.cells()[0].name
+    jobs._register(tmp_path, {name: "7_0"}, "local")
+    (tmp_path / "jobs" / "7_0_0_log.err").write_text(
+        "Traceback\nModuleNotFoundError: No module named 'analysis.jobs'\n"
+    )
+    state = states_of(tmp_path)[name]
+    assert (state.state, state.line) == (
+        "failed",
+        "was queued by a former version, whose files have moved; the same command submits it again",
+    )
+
+
+def test_a_job_is_plain_values() -> None:
+    """So that it outlives everything but its own class."""
+    (job,) = cell_jobs(TINY, ["k3_small3_seed0"], Path("x"), JobOptions(executor="local"), num_workers=0, device="cpu")
+    kinds = {type(value) for value in (*vars(job).values(), *job.study.values(), *job.study["recipe"].values())}
+    assert kinds <= {str, int, float, bool, dict, tuple, type(None)}

@@ -1,0 +1,131 @@
+"""Options made from dataclasses: their names, help, defaults, and what they fill."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from analysis.cli.ablate import ablate_train
+from analysis.cli.options import Fields, ModelChoice, parse_numbers, takes
+from analysis.study.design import Study
+from analysis.study.jobs import JobOptions
+from analysis.training.recipe import Recipe
+from tests.cli.command import run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Everything that an option can be.
+
+    Args:
+        sides: Some sides, e.g. of squares. Not told.
+        shares: Parts of
+            something; of any.
+        kind: What it is.
+        deep: Whether it is deep.
+        amount: How much; None for none.
+        more: Pairs.
+
+    Raises:
+        ValueError: Never.
+    """
+
+    sides: tuple[int, ...] = (3, 7)
+    shares: tuple[float, ...] = (0.5,)
+    kind: Literal["this", "that"] = "this"
+    deep: bool = False
+    amount: float | None = None
+    more: Mapping[str, str] = field(default_factory=dict)
+
+
+def outcome(group: Fields, *words: str) -> tuple[Any, str]:
+    """What a command gets, and its help."""
+    app, got = typer.Typer(), list[Any]()
+
+    @app.command()
+    @takes(choice=group)
+    def command(choice: Any, number: int = 1) -> None:
+        got.append(choice)
+
+    runner = CliRunner()
+    done = runner.invoke(app, words)
+    assert done.exit_code == 0, done.output
+    return got[0], " ".join(runner.invoke(app, ["--help"], env={"COLUMNS": "300"}).output.split())
+
+
+def test_an_instance_has_the_defaults_and_what_is_given() -> None:
+    group = Fields(Choice, without=("more",))
+    found, shown = outcome(group)
+    assert found == Choice()
+    for text in (
+        "Some sides, e.g. of squares. E.g. 3,7.",
+        "Parts of something; of any. E.g. 0.5.",
+        "What it is. One of this, that.",
+        "--deep",
+        "--no-deep",
+        "3,7",
+    ):
+        assert text in shown
+    assert "Not told" not in shown
+    found, _ = outcome(group, "--sides", "1,2,3", "--shares", "0.25", "--kind", "that", "--deep", "--amount", "2")
+    assert found == Choice(sides=(1, 2, 3), shares=(0.25,), kind="that", deep=True, amount=2.0)
+
+
+def test_changes_are_what_is_given_and_no_more() -> None:
+    group = Fields(Choice, called={"amount": "how_much"}, parsed={"kind": str.upper}, helps={"kind": "K"}, changes=True)
+    assert outcome(group)[0] == {}
+    words = ("--how-much", "3", "--kind", "x", "--more", "a=1", "--more", "b=c=d", "--no-deep")
+    expected = {"amount": 3.0, "kind": "X", "more": {"a": "1", "b": "c=d"}, "deep": False}
+    assert outcome(group, *words)[0] == expected
+
+
+def test_every_field_of_a_sweep_is_an_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as the three dataclasses have, but for the image folder and the recipe as such."""
+    fields = (
+        len(Study.__dataclass_fields__) - 2 + len(Recipe.__dataclass_fields__) + len(JobOptions.__dataclass_fields__)
+    )
+    own = {"out", "preset", "data", "workers", "device", "dry_run", "overwrite"}
+    assert len(ablate_train.__signature__.parameters) == fields + len(own)  # type: ignore[attr-defined]
+    monkeypatch.setenv("COLUMNS", "300")
+    run("ablate train --help")
+    shown = capsys.readouterr().out
+    for name in ("--seeds", "--shortcut", "--train-images", "--erf-images", "--drop-path", "--time", "--signal-delay"):
+        assert name in shown
+    assert "with, without or both" in shown
+
+
+def test_numbers() -> None:
+    assert parse_numbers("--sizes", "3,7") == (3, 7)
+    assert parse_numbers("--mean", "0.1,0.2,0.3", float, count=3) == (0.1, 0.2, 0.3)
+    for text, options in (("3,x", {}), ("", {}), ("3", {"count": 3}), ("0,3", {"lowest": 1})):
+        with pytest.raises(ValueError, match=r"--sizes=.*: expected .*numbers"):
+            parse_numbers("--sizes", text, **options)  # type: ignore[arg-type]
+
+
+def test_the_choice_of_a_model() -> None:
+    (small,) = ModelChoice(kernel_sizes=["3,3,3,3"], seed=1).load(["replknet_nano_k31"])
+    assert small.module.config.kernel_sizes == (3, 3, 3, 3)  # type: ignore[union-attr]
+    assert ModelChoice().computed_on() == {}
+    assert ModelChoice(device="meta", dtype="float16").computed_on() == {"device": "meta", "dtype": "float16"}
+    with pytest.raises(ValueError, match="small_kernel=3: applies to RepLKNets by name only"):
+        ModelChoice(small_kernel=3).load(["timm:resnet18"])
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("ablate train --preset quick --seeds 0 --out X", "--seeds=0: expected at least 1"),
+        ("ablate train --preset quick --drop-path 2 --out X", "--drop-path=2.0: expected a number in [0, 1)"),
+        ("ablate train --preset quick --dry-run --nodes 0 --out X", "--nodes=0: expected at least 1"),
+        ("ablate train --preset quick --dry-run --slurm account --out X", "--slurm=account: expected name=value"),
+        ("data synthetic --kind all --to X", "--kind='all': expected one of congruent"),
+    ],
+)
+def test_messages_name_what_was_typed(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(command, code=2)
+    assert message in capsys.readouterr().err
