@@ -3,35 +3,52 @@
 A measure that is marked with `tabulated` is a column of `ErfResult.summary`, and so of the table of `replknet erf`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
+from analysis.receptive_field.options import ErfOptions
 from analysis.statistics import bootstrap_interval
-
-if TYPE_CHECKING:
-    from analysis.receptive_field.result import ErfResult
 
 T = TypeVar("T", float, bool)
 Scale = Literal["raw", "log"]
 FloatArray = NDArray[np.float64]
+
+
+class Field(Protocol):
+    """What a measure knows of an effective receptive field; see `ErfResult`."""
+
+    @property
+    def mean_map(self) -> FloatArray: ...
+    @property
+    def map_size(self) -> tuple[int, int]: ...
+    @property
+    def ring_sums(self) -> FloatArray: ...
+    @property
+    def moments(self) -> FloatArray: ...
+    @property
+    def center(self) -> tuple[float, float]: ...
+    @property
+    def theoretical(self) -> tuple[float, float] | None: ...
+    @property
+    def options(self) -> ErfOptions: ...
+
+
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
-MEASURES: list[Callable[[ErfResult], Mapping[str, float]]] = []
+MEASURES: list[Callable[[Field], Mapping[str, float]]] = []
 """Columns of a table, in order."""
 
 
-def tabulated(measure: Callable[[ErfResult], T]) -> Callable[[ErfResult], T]:
+def tabulated(measure: Callable[[Field], T]) -> Callable[[Field], T]:
     """Make a measure a column that is called as it is."""
     MEASURES.append(lambda result: {measure.__name__: float(measure(result))})
     return measure
 
 
-def scaled_map(result: ErfResult, scale: Scale = "raw") -> FloatArray:
+def scaled_map(result: Field, scale: Scale = "raw") -> FloatArray:
     """The mean map as it is ("raw"), or log10(map + 1) divided by its maximum ("log": the official script's)."""
     if scale == "raw":
         return result.mean_map
@@ -41,7 +58,7 @@ def scaled_map(result: ErfResult, scale: Scale = "raw") -> FloatArray:
     return np.asarray(logarithm / (logarithm.max() or 1.0))
 
 
-def contribution_curve(result: ErfResult, scale: Scale = "raw") -> tuple[FloatArray, FloatArray]:
+def contribution_curve(result: Field, scale: Scale = "raw") -> tuple[FloatArray, FloatArray]:
     """Area and share of the sum of growing squares round the centre.
 
     Returns:
@@ -49,21 +66,21 @@ def contribution_curve(result: ErfResult, scale: Scale = "raw") -> tuple[FloatAr
     """
     if scale == "raw":
         return _areas(result), _shares(result, result.ring_sums.mean(0))
-    return _areas(result), _shares(result, ring_sums(result.scaled_map(scale), result.center))
+    return _areas(result), _shares(result, ring_sums(scaled_map(result, scale), result.center))
 
 
-def side(result: ErfResult, threshold: float, scale: Scale = "raw") -> int:
+def side(result: Field, threshold: float, scale: Scale = "raw") -> int:
     """Side in pixels of the smallest square that holds more than `threshold` of the map's sum.
 
     Where no square does, the side that covers the whole image; 0 for a map that is zero everywhere.
     """
     _check_threshold(threshold)
-    shares = result.contribution_curve(scale)[1]
+    shares = contribution_curve(result, scale)[1]
     # Ring r closes a square of r + 1 pixels: odd round a pixel, even round a corner.
     return 0 if np.isnan(shares[-1]) else _first_above(shares, threshold) + 1
 
 
-def area_ratio(result: ErfResult, threshold: float, scale: Scale = "raw") -> float:
+def area_ratio(result: Field, threshold: float, scale: Scale = "raw") -> float:
     """The square of `side`, as a part of the image's pixels; what lies outside the image does not count.
 
     NaN for a map that is zero everywhere: a unit whose ReLU is off on every image.
@@ -80,10 +97,10 @@ def area_ratio(result: ErfResult, threshold: float, scale: Scale = "raw") -> flo
         Ding et al. 2022, arXiv:2203.06717, appendix.
     """
     _check_threshold(threshold)
-    return _area_at(*result.contribution_curve(scale), threshold)
+    return _area_at(*contribution_curve(result, scale), threshold)
 
 
-def area_ratio_interval(result: ErfResult, threshold: float, *, confidence: float = 0.95) -> tuple[float, float]:
+def area_ratio_interval(result: Field, threshold: float, *, confidence: float = 0.95) -> tuple[float, float]:
     """Bootstrap interval over images of the raw `area_ratio`; NaN for a single image."""
     _check_threshold(threshold)
     areas = _areas(result)
@@ -91,11 +108,11 @@ def area_ratio_interval(result: ErfResult, threshold: float, *, confidence: floa
     def statistic(indices: NDArray[np.intp]) -> float:
         return _area_at(areas, _shares(result, result.ring_sums[indices].mean(0)), threshold)
 
-    return bootstrap_interval(statistic, len(result.images), confidence=confidence)
+    return bootstrap_interval(statistic, len(result.ring_sums), confidence=confidence)
 
 
 @MEASURES.append
-def _areas_and_sides(result: ErfResult) -> dict[str, float]:
+def _areas_and_sides(result: Field) -> dict[str, float]:
     row: dict[str, float] = {}
     for threshold in THRESHOLDS:
         row[f"area_{threshold}"] = area_ratio(result, threshold)
@@ -107,22 +124,22 @@ def _areas_and_sides(result: ErfResult) -> dict[str, float]:
     return row
 
 
-def radial_profile(result: ErfResult, scale: Scale = "raw") -> tuple[FloatArray, FloatArray]:
+def radial_profile(result: Field, scale: Scale = "raw") -> tuple[FloatArray, FloatArray]:
     """Radii in pixels and the map's mean over the pixels at each rounded Euclidean distance from the centre."""
     dy, dx = _offsets(result.map_size, result.center)
     radius = np.rint(np.hypot(dy, dx)).astype(int).ravel()
     count = np.bincount(radius)
-    profile = np.bincount(radius, result.scaled_map(scale).ravel()) / np.maximum(count, 1)
+    profile = np.bincount(radius, scaled_map(result, scale).ravel()) / np.maximum(count, 1)
     present = count > 0
     return np.arange(len(count))[present].astype(float), profile[present]
 
 
-def covariance(result: ErfResult, scale: Scale = "raw") -> FloatArray:
+def covariance(result: Field, scale: Scale = "raw") -> FloatArray:
     """Second central moments of the map as a distribution, shape (2, 2), rows then columns, in square pixels.
 
     All NaN where the map's sum is not positive.
     """
-    moments = result.moments.mean(0) if scale == "raw" else moments_about(result.scaled_map(scale), result.center)
+    moments = result.moments.mean(0) if scale == "raw" else moments_about(scaled_map(result, scale), result.center)
     if not moments[0] > 0:
         return np.full((2, 2), np.nan)
     y, x, yy, xx, yx = moments[1:] / moments[0]
@@ -130,18 +147,18 @@ def covariance(result: ErfResult, scale: Scale = "raw") -> FloatArray:
 
 
 @MEASURES.append
-def _extent(result: ErfResult) -> dict[str, float]:
+def _extent(result: Field) -> dict[str, float]:
     return {"rms_radius": rms_radius(result), "fwhm": fwhm(result), "anisotropy": anisotropy(result)}
 
 
-def rms_radius(result: ErfResult, scale: Scale = "raw") -> float:
+def rms_radius(result: Field, scale: Scale = "raw") -> float:
     """Root mean square distance from the map's own centroid in pixels (the second-moment radius)."""
-    return float(np.sqrt(np.maximum(np.trace(result.covariance(scale)), 0.0)))
+    return float(np.sqrt(np.maximum(np.trace(covariance(result, scale)), 0.0)))
 
 
-def fwhm(result: ErfResult, scale: Scale = "raw") -> float:
+def fwhm(result: Field, scale: Scale = "raw") -> float:
     """Full width at half maximum of the radial profile in pixels; NaN if it never falls below half."""
-    radii, profile = result.radial_profile(scale)
+    radii, profile = radial_profile(result, scale)
     peak = int(profile.argmax())
     below = np.flatnonzero(profile[peak:] < profile[peak] / 2)
     if not len(below):
@@ -152,16 +169,16 @@ def fwhm(result: ErfResult, scale: Scale = "raw") -> float:
     return float(2 * (radii[last - 1] + part * (radii[last] - radii[last - 1])))
 
 
-def anisotropy(result: ErfResult, scale: Scale = "raw") -> float:
+def anisotropy(result: Field, scale: Scale = "raw") -> float:
     """Ratio of the long to the short principal axis of `covariance`, 1 for a round field; NaN for a point."""
-    covariance = result.covariance(scale)
-    if np.isnan(covariance).any():
+    second_moments = covariance(result, scale)
+    if np.isnan(second_moments).any():
         return float("nan")
-    low, high = np.linalg.eigvalsh(covariance)
+    low, high = np.linalg.eigvalsh(second_moments)
     return float(np.sqrt(high / low)) if low > 1e-12 else float("nan")
 
 
-def gaussian_fit(result: ErfResult, scale: Scale = "raw") -> dict[str, float]:
+def gaussian_fit(result: Field, scale: Scale = "raw") -> dict[str, float]:
     """Least-squares fit of an axis-aligned 2-D Gaussian plus an offset.
 
     Returns:
@@ -171,14 +188,14 @@ def gaussian_fit(result: ErfResult, scale: Scale = "raw") -> dict[str, float]:
     names = ("amplitude", "y", "x", "sigma_y", "sigma_x", "offset")
     step = max(1, round(max(result.map_size) / 256))  # a coarser grid changes no parameter noticeably
     height, width = (size // step * step for size in result.map_size)
-    values = result.scaled_map(scale)[:height, :width]
+    values = scaled_map(result, scale)[:height, :width]
     values = values.reshape(height // step, step, width // step, step).mean((1, 3))
     rows = np.arange(height // step) * step + (step - 1) / 2
     columns = np.arange(width // step) * step + (step - 1) / 2
     peak = values.max()
     if not peak > 0:
         return {name: float("nan") for name in (*names, "r_squared")}
-    spread = max(result.rms_radius(scale) / 2, 1.0)
+    spread = max(rms_radius(result, scale) / 2, 1.0)
 
     def gaussian(_: Any, *p: float) -> FloatArray:
         gy = np.exp(-0.5 * ((rows - p[1]) / p[3]) ** 2)
@@ -202,21 +219,21 @@ def gaussian_fit(result: ErfResult, scale: Scale = "raw") -> dict[str, float]:
 
 
 @MEASURES.append
-def _gaussian(result: ErfResult) -> dict[str, float]:
+def _gaussian(result: Field) -> dict[str, float]:
     fit = gaussian_fit(result)
     return {"sigma_y": fit["sigma_y"], "sigma_x": fit["sigma_x"], "gaussian_r_squared": fit["r_squared"]}
 
 
 @MEASURES.append
-def _theoretical(result: ErfResult) -> dict[str, float]:
+def _theoretical(result: Field) -> dict[str, float]:
     height, width = result.theoretical or (float("nan"), float("nan"))
     return {"theoretical_height": height, "theoretical_width": width}
 
 
 @tabulated
-def fills_image(result: ErfResult) -> bool:
+def fills_image(result: Field) -> bool:
     """Whether the 99 % square covers nine tenths of the image, so that the image limits the measurement."""
-    return result.area_ratio(0.99) >= 0.9
+    return area_ratio(result, 0.99) >= 0.9
 
 
 def _offsets(size: tuple[int, int], center: tuple[float, float]) -> tuple[FloatArray, FloatArray]:
@@ -236,12 +253,12 @@ def moments_about(values: FloatArray, center: tuple[float, float]) -> FloatArray
     return np.array([float((values * weight).sum()) for weight in weights])
 
 
-def _areas(result: ErfResult) -> FloatArray:
+def _areas(result: Field) -> FloatArray:
     counts = ring_sums(np.ones(result.map_size), result.center)
     return np.asarray(np.cumsum(counts) / counts.sum())
 
 
-def _shares(result: ErfResult, rings: FloatArray) -> FloatArray:
+def _shares(result: Field, rings: FloatArray) -> FloatArray:
     if result.options.gradient_rule == "signed":
         raise ValueError("gradient_rule='signed': shares of a map with both signs are undefined; use 'abs'")
     total = rings.sum()

@@ -1,16 +1,13 @@
 """What a study measures on each network: every quantity once, with how it is computed, named, asked about and drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from analysis.study.result import CellResult
-
+CellResult = Any
+"""Of `analysis.study.result`, which takes its measures from here."""
 Value = float | bool | None
 
 
