@@ -6,13 +6,15 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from analysis.images.files import ImageError
-from analysis.images.inputs import Inputs
+from analysis.images.inputs import Images, Inputs, as_inputs
+from analysis.images.sets import ImageSet
 from analysis.models.layers import evaluation_mode
 from analysis.models.loaded import LoadedModel, place_of
+from analysis.models.loading import as_loaded
 from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.processes import num_processes
 from analysis.runs.resuming import Measured, Progress, Row, hash_settings, measure
@@ -55,6 +57,20 @@ def _collate(items: Sequence[_Item]) -> _Batch:
         images=torch.stack([image for _, image in used]) if used else None,
         skipped={index: reason for index, image, reason in items if image is None},
     )
+
+
+def inputs_for(model: LoadedModel | nn.Module | str, images: Images, size: int | None) -> tuple[LoadedModel, Inputs]:
+    """A model and images, each as a user gives them, prepared for each other.
+
+    Args:
+        model: What `load_model` returns or takes, or a module.
+        images: An `ImageSet` gets mean and standard deviation of a loaded model, and keeps its own for a bare module.
+        size: Side in pixels to which files and pictures are prepared; None for the model's own way.
+    """
+    loaded = as_loaded(model)
+    if isinstance(images, ImageSet) and not isinstance(model, nn.Module):
+        images = images.normalized_by(loaded.mean, loaded.std)
+    return loaded, as_inputs(images, loaded.preparation(size))
 
 
 def run_batches(

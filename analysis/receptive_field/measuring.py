@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from analysis.images.files import ImageError
-from analysis.images.inputs import Images, Inputs, as_inputs
+from analysis.images.inputs import Images, Inputs
 from analysis.images.sets import ImageSet
+from analysis.models.batches import inputs_for
 from analysis.models.layers import LAST, as_nchw, evaluation_mode, feature_map, infer_layout
 from analysis.models.loaded import LoadedModel, place_of
-from analysis.models.loading import as_loaded
 from analysis.receptive_field.measures import FloatArray, moments_about, ring_sums
 from analysis.receptive_field.options import (
     GRADIENT_RULES,
@@ -104,13 +104,9 @@ def effective_receptive_field(
     }
     changed = {key: value for key, value in chosen.items() if value is not None}
     options = ErfOptions(**(asdict(PROTOCOLS[protocol]) | changed))
-    if isinstance(images, ImageSet) and not isinstance(model, nn.Module):
-        model = as_loaded(model)
-        images = images.normalized_by(model.mean, model.std)
-    loaded = as_loaded(model)
+    loaded, inputs = inputs_for(model, images, size)
     module = loaded.module
-    inputs = as_inputs(images, loaded.preparation(size))
-    source = images if isinstance(images, ImageSet) else _described(inputs, loaded)
+    source = inputs.items if isinstance(inputs.items, ImageSet) else _described(inputs, loaded)
     field = theoretical_receptive_field(module, source.size, layer=layer, in_channels=_first(inputs).shape[0])
     position, center = _place_unit(options, field, source.size)
     identity = identity or identify(module)
@@ -165,7 +161,7 @@ def effective_receptive_field(
         image_hashes=measured.of_used(source.hashes),
         image_source=source.source,
         skipped=(*source.skipped, *measured.skipped),
-        seed=source.seed if isinstance(images, ImageSet) else None,
+        seed=source.seed if source is inputs.items else None,
         mean=source.mean,
         std=source.std,
         weights_hash=identity.weights,

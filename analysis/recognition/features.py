@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from analysis.images.inputs import Images, as_inputs
-from analysis.models.batches import measure_images, split
+from analysis.images.inputs import Images
+from analysis.models.batches import inputs_for, measure_images, split
 from analysis.models.layers import LayerError, layer_calls, require_layers
 from analysis.models.loaded import LoadedModel
-from analysis.models.loading import as_loaded
 from analysis.runs.identity import NetworkIdentity
 from analysis.runs.results import Shown
 from analysis.runs.resuming import Progress, Row
@@ -104,11 +103,10 @@ def extract_features(
         LayerError: If there is no such stage or layer.
         ValueError: If a value is out of range, or no file is a usable image.
     """
-    loaded = as_loaded(model)
+    loaded, inputs = inputs_for(model, images, size)
     wanted = list(dict.fromkeys(stages))
     if not wanted:
         raise ValueError(f"stages={stages!r}: expected at least one stage, layer or {POOLED!r}")
-    inputs = as_inputs(images, loaded.preparation(size))
 
     def rows(batch: Tensor) -> list[Row]:
         found = _features(loaded.module, batch, wanted)

@@ -9,10 +9,9 @@ import pandas as pd
 from torch import Tensor, nn
 
 from analysis.images.imagenet import NUM_IMAGENET_CLASSES, imagenet_classes
-from analysis.images.inputs import Images, as_inputs
-from analysis.models.batches import classify, measure_images, split
+from analysis.images.inputs import Images
+from analysis.models.batches import classify, inputs_for, measure_images, split
 from analysis.models.loaded import LoadedModel
-from analysis.models.loading import as_loaded
 from analysis.runs.identity import NetworkIdentity
 from analysis.runs.results import Result
 from analysis.runs.resuming import Progress, Row
@@ -119,8 +118,7 @@ def predict(
     """
     if top < 1:
         raise ValueError(f"top={top}: expected at least 1")
-    loaded = as_loaded(model)
-    inputs = as_inputs(images, loaded.preparation(size))
+    loaded, inputs = inputs_for(model, images, size)
 
     def rows(batch: Tensor) -> list[Row]:
         logits = classify(loaded, batch)

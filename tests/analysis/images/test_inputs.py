@@ -104,6 +104,12 @@ def test_a_set_gets_the_normalisation_of_a_loaded_model_and_keeps_its_own_for_a_
     assert (of_model.mean, of_model.model) == (MEAN, "colours")
     of_module = analysis.effective_receptive_field(MODEL.module, images, layer="maps")
     assert (of_module.mean, of_module.model) == (images.mean, "Colours")
+    own = torch.stack(list(images.normalized_by(MEAN, STD)))
+    for model, expected in ((MODEL, own), (MODEL.module, torch.stack(list(images)))):
+        found = analysis.extract_features(model, images, ["maps"], average=True).arrays["maps"]
+        np.testing.assert_array_equal(found, expected.mean((2, 3)).numpy())
+        scores = analysis.predict(model, images)[0].scores
+        np.testing.assert_array_equal(scores, sorted(expected[0].mean((1, 2)).double().softmax(0), reverse=True))
 
 
 def test_every_measuring_function_takes_a_name(tmp_path: Path) -> None:
