@@ -59,7 +59,12 @@ _JOB = Fields(
     JobOptions,
     called={"minutes": "time", "at_once": "array_parallelism", "signal_seconds": "signal_delay"},
     parsed={"minutes": _minutes},
-    helps={"minutes": "Of a job, as Slurm writes it, e.g. 90, 12:00:00 or 2-00; it then goes on in another."},
+    helps={
+        "minutes": "Of a job, as Slurm writes it, e.g. 90, 12:00:00 or 2-00; it then goes on in another.",
+        "executor": "Each cell a job of its own, through submitit: slurm, or local for processes here.",
+        "slurm": "Option of sbatch, e.g. account=vision; may be given several times.",
+    },
+    tell_defaults=True,
     changes=True,
 )
 _RECIPE = Fields(

@@ -34,6 +34,7 @@ class Fields:
         helps: Of those options.
         changes: Every option may be left out, and the command gets a dictionary of those that are given; otherwise it
             gets an instance of the class.
+        tell_defaults: Say in the help what holds where an option is left out.
     """
 
     def __init__(
@@ -46,9 +47,12 @@ class Fields:
         parsed: Mapping[str, Callable[[str], Any]] | None = None,
         helps: Mapping[str, str] | None = None,
         changes: bool = False,
+        tell_defaults: bool = False,
     ) -> None:
         self._kind, self._changes, self._parsed = kind, changes, parsed or {}
-        self._helps = _helps(kind) | dict(helps or {})
+        own = _helps(kind)
+        self._helps = own | dict(helps or {})
+        self._told = set(own) - set(helps or {}) if tell_defaults else set[str]()
         self._hints = typing.get_type_hints(kind)
         self._called = dict(called or {})
         self._fields = [
@@ -71,6 +75,8 @@ class Fields:
                 help_text += f" One of {', '.join(typing.get_args(hint))}."
             elif typing.get_origin(hint) is tuple and item.name not in self._parsed:
                 help_text += f" E.g. {','.join(map(str, item.default))}."  # type: ignore[arg-type]
+            if item.name in self._told and isinstance(item.default, int | str):
+                help_text += f" By default {item.default}."
             shown = typer.Option(_spelled(option, kind), help=help_text)
             annotation: Any = Annotated[kind | None if default is None else kind, shown]
             found.append(

@@ -31,12 +31,12 @@ class Study:
         num_val: Generated images to measure the accuracy on.
         train_balance: Which cue of a generated training image is weakened (`SyntheticImages`): None draws it anew for
             each image; 0 leaves both cues full in all.
-        texture_region: See `SyntheticOptions`.
-        texture_scale: See `SyntheticOptions`.
+        texture_region: Where the texture is, the whole "image" or the "figure" only; see `SyntheticOptions`.
+        texture_scale: Factor on the period of every texture.
         balances: Of the conflict images, from -1 (no texture) to 1 (no shape).
         num_conflict: Images at each balance; the same scenes at all.
         erf_size: Side in pixels of the images on which receptive fields are measured; about four times `size`.
-        num_erf: Validation images, resized to it.
+        num_erf: How many of them, validation images resized to it.
 
     Raises:
         ValueError: If a value is out of range.

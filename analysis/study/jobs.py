@@ -40,15 +40,15 @@ class JobOptions:
 
     Args:
         executor: "slurm", or "local" for processes on this machine.
-        partition: Of the cluster; None for its default.
+        partition: Of the cluster; its default if there is none.
         nodes: Machines for each job.
-        gpus: On each machine; one process for each.
-        processes: On each machine, where there are no GPUs.
-        cpus: For each process, and as many threads of PyTorch.
-        memory: In gigabytes, for each machine; None for the cluster's default.
+        gpus: GPUs on each machine; one process for each.
+        processes: Processes on each machine, where there are no GPUs.
+        cpus: Cores for each process, and as many threads of PyTorch.
+        memory: Gigabytes for each machine; the cluster's default if there is none.
         minutes: After which a job is stopped; it then goes on in another turn.
         at_once: Jobs at the same time; by default 16 on a cluster, one on this machine.
-        signal_seconds: Before its end a job is told, so many seconds; a step of the training must fit.
+        signal_seconds: Seconds before its end at which a job is told; a step of the training must fit.
         slurm: Further options of sbatch, such as {"account": "vision"}.
 
     Raises:

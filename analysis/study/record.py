@@ -57,7 +57,7 @@ def read_study(directory: str | PathLike[str]) -> tuple[Study, str]:
     """
     path = Path(directory) / STUDY_FILE
     if not path.is_file():
-        raise ResultError(f"directory={str(directory)!r}: holds no {STUDY_FILE}; run `replknet study` first")
+        raise ResultError(f"directory={str(directory)!r}: holds no {STUDY_FILE}, and so no study")
     try:
         content = json.loads(path.read_text())
         study: Study = made(Study, content["study"])

@@ -19,15 +19,15 @@ class Recipe:
     Args:
         steps: Updates of the weights.
         batch_size: Images in a step, of all processes together.
-        learning_rate: Its peak, of AdamW.
-        minimum_rate: What it falls to.
-        weight_decay: Of the weights of convolutions and of the head; norms and biases have none.
+        learning_rate: Peak rate of AdamW.
+        minimum_rate: What the rate falls to.
+        weight_decay: Of AdamW: of the weights of convolutions and of the head; norms and biases have none.
         layer_decay: Factor on the learning rate from each group of layers to the one before it; see `group_matcher` of
             the model.
         warmup: Part of the steps in which the rate rises linearly from 0; it then falls along a cosine.
         label_smoothing: Probability that the target gives to all classes together.
-        drop_path_rate: Of the last pair of blocks; see `RepLKNetConfig`. A property of the network: whoever makes it
-            heeds this.
+        drop_path_rate: Drop-path rate of the last pair of blocks; see `RepLKNetConfig`. A property of the network:
+            whoever makes it heeds this.
         augmentation: "none", "flip" (left and right, half of the time), "flip-crop" (also moved by up to an eighth of
             the side, with mirrored borders), or "imagenet" (a random part of the image, flipped, with RandAugment, or
             else with colour jitter).

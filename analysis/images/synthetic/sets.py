@@ -28,9 +28,9 @@ class SyntheticImages(Sequence[tuple[NDArray[np.uint8], int]]):
     different ones, take turns. The class of a conflict is that of its shape.
 
     Args:
-        kind: "congruent", "conflict", "shape-only" or "texture-only".
+        kind: Which cues they show: both of one class, of two classes in conflict, or one alone.
         num_images: How many there are.
-        seed: Of the set. Sets of one seed show the same scenes.
+        seed: Seed of the set. Sets of one seed show the same scenes.
         balance: Which cue is weakened: from -1 (the texture is absent) over 0 (both are full) to 1 (the shape is
             absent). None draws it for each image, uniformly. Has no effect on sets with a single cue.
         options: Size and the rest.
