@@ -31,6 +31,7 @@ def test_wheel_and_sdist_are_whole_and_the_wheel_runs(tmp_path: Path) -> None:
         "analysis/__init__.pyi",
         "analysis/study/templates/report.html.j2",
         "analysis/images/published/cue-conflict.toml",
+        "analysis/training/recipes/imagenet-300.toml",
     ):
         assert file in inside, file
     assert {name.split("/")[0] for name in inside} <= {
