@@ -1,19 +1,19 @@
 """Receptive fields and shape bias of vision networks, measured on any `torch.nn.Module`."""
 
 from .benchmark.plots import plot_benchmark, plot_ratios
-from .figures import paper_style, save_figure
+from .figures import axes_or_new, paper_style, save_figure
 from .images.downloads import download_stimuli
 from .images.files import find_images
 from .images.labelled import DataError, FolderImages, InMemory
 from .images.plots import balance_strip, contact_sheet
 from .images.sets import ImageSet, load_images
 from .images.shards import TarShards
-from .images.stimuli import StimulusError, StimulusSet, load_stimuli, published_sets
+from .images.stimuli import PublishedSet, StimulusError, StimulusSet, load_stimuli, published_sets
 from .images.synthetic.drawing import SyntheticOptions
 from .images.synthetic.outlines import CLASSES
 from .images.synthetic.sets import SyntheticImages, save_stimuli, stimulus_set
 from .models.complexity import num_macs, num_parameters
-from .models.exporting import export_model
+from .models.exporting import ExportReport, export_model, format_of
 from .models.files import save_network
 from .models.layers import LayerError
 from .models.loaded import LoadedModel
@@ -54,10 +54,19 @@ from .shape_bias.plots import (
 from .shape_bias.psychometric import PsychometricFit, fit_psychometric
 from .shape_bias.responses import read_observers, read_responses, write_responses
 from .shape_bias.result import ShapeBiasOptions, ShapeBiasResult
-from .statistics import Trend, trend
+from .statistics import (
+    Trend,
+    bootstrap_interval,
+    bootstrap_p_value,
+    cluster_weights,
+    mean_interval,
+    percentile_interval,
+    trend,
+)
 from .study.design import Cell, Study, preset
 from .study.images import StudyImages
 from .study.jobs import CellState, JobOptions, cell_states
+from .study.measures import Measure
 from .study.plots import (
     plot_by_kernel,
     plot_curves,
@@ -67,14 +76,24 @@ from .study.plots import (
     plot_psychometric,
     posthoc_figure,
 )
-from .study.posthoc import Variant, VariantResult, default_variants, kernel_energy, measure_variants, posthoc_table
+from .study.posthoc import (
+    Variant,
+    VariantResult,
+    apply_variant,
+    default_variants,
+    kernel_energy,
+    large_kernels,
+    measure_variants,
+    posthoc_table,
+)
 from .study.record import load_study, save_study
 from .study.report import write_report
 from .study.result import CellResult, psychometric_curves, study_table
 from .study.running import run_study
 from .study.verdict import findings
-from .training.loop import accuracy, train
+from .training.loop import Training, accuracy, train
 from .training.parallel import TrainingError
+from .training.progress import Curve
 from .training.recipe import Recipe, load_recipe
 
 __all__ = [
@@ -85,11 +104,13 @@ __all__ = [
     "Cell",
     "CellResult",
     "CellState",
+    "Curve",
     "DataError",
     "ErfOptions",
     "ErfResult",
     "ErrorConsistency",
     "EvaluationResult",
+    "ExportReport",
     "Features",
     "FolderImages",
     "HumanReference",
@@ -100,10 +121,12 @@ __all__ = [
     "LabelledFiles",
     "LayerError",
     "LoadedModel",
+    "Measure",
     "NetworkIdentity",
     "Prediction",
     "Predictions",
     "PsychometricFit",
+    "PublishedSet",
     "Recipe",
     "ResultError",
     "ShapeBiasDifference",
@@ -117,14 +140,20 @@ __all__ = [
     "SyntheticOptions",
     "TarShards",
     "TheoreticalReceptiveField",
+    "Training",
     "TrainingError",
     "Trend",
     "Variant",
     "VariantResult",
     "accuracy",
+    "apply_variant",
+    "axes_or_new",
     "balance_strip",
+    "bootstrap_interval",
+    "bootstrap_p_value",
     "category_glyph",
     "cell_states",
+    "cluster_weights",
     "compare_shape_bias",
     "consistency_table",
     "contact_sheet",
@@ -141,21 +170,25 @@ __all__ = [
     "find_images",
     "findings",
     "fit_psychometric",
+    "format_of",
     "human_reference",
     "identify",
     "keep_freed_memory",
     "kernel_energy",
     "labelled_files",
+    "large_kernels",
     "load_images",
     "load_model",
     "load_recipe",
     "load_stimuli",
     "load_study",
+    "mean_interval",
     "measure_variants",
     "num_macs",
     "num_parameters",
     "num_processes",
     "paper_style",
+    "percentile_interval",
     "plot_benchmark",
     "plot_by_kernel",
     "plot_category_box",

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-CellResult = Any
-"""Of `analysis.study.result`, which takes its measures from here."""
+_Result = Any
+"""A `CellResult` of `analysis.study.result`, which takes its measures from here."""
 Value = float | bool | None
 
 
@@ -46,7 +46,7 @@ class Measure:
     """
 
     name: str
-    of: Callable[[CellResult], Value]
+    of: Callable[[_Result], Value]
     heading: str = ""
     label: str = ""
     scale: float = 1.0
@@ -80,7 +80,7 @@ def _cost(name: str, heading: str, label: str, scale: float, typical: Callable[[
     return Measure(name, lambda result: getattr(result, name), heading, label, scale=scale, typical=typical)
 
 
-def _end(name: str, index: int) -> Callable[[CellResult], Value]:
+def _end(name: str, index: int) -> Callable[[_Result], Value]:
     return lambda result: result.intervals[name][index] if name in result.intervals else None
 
 
@@ -97,13 +97,13 @@ def _of_erf(name: str, fifty: Measure, ninety_nine: Measure) -> list[Measure]:
     ]
 
 
-def _pse(result: CellResult) -> float:
+def _pse(result: _Result) -> float:
     """Where one cue wins at every balance, the border is the least extreme value that fits."""
     fit = result.psychometric
     return float(np.clip(fit.pse, min(result.balances), max(result.balances))) if fit else float("nan")
 
 
-def _of_fit(name: str) -> Callable[[CellResult], float]:
+def _of_fit(name: str) -> Callable[[_Result], float]:
     return lambda result: float(getattr(result.psychometric, name)) if result.psychometric else float("nan")
 
 
