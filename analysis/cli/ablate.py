@@ -96,6 +96,8 @@ def ablate_train(
     submits what is neither done nor on its way.
     """
     chosen = changed_preset(preset, data, study, recipe)
+    if job and "executor" not in job and not dry_run:
+        raise ValueError(f"{next(iter(job))}={next(iter(job.values()))}: goes with --executor only")
     if "executor" in job or dry_run:
         _submit(chosen, out, JobOptions(**job), workers, place.device, dry_run, overwrite)
         return
@@ -149,7 +151,9 @@ def ablate_posthoc(
     choice: ModelChoice,
     kernels: Annotated[str | None, typer.Option(help="Sides to crop kernels to, e.g. 1,3,7,13,21.")] = None,
     stages: Annotated[bool, typer.Option(help="Also crop one stage at a time.")] = True,
-    data: Data = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Image folder with val/ (or test/), a sub-folder each class, for the accuracy.")
+    ] = None,
     stimuli: Annotated[Path | None, typer.Option(help="Folder of cue-conflict stimuli for the shape bias.")] = None,
     labels: Labels = None,
     images: Annotated[

@@ -16,7 +16,7 @@ from analysis.models.loaded import LoadedModel
 from analysis.models.loading import load_model, untrained_copy
 from analysis.models.replknets import is_replknet
 
-SPELLING: dict[str, str] = {}
+SPELLING: dict[str, str] = {"layer": "--layers"}
 """Option of a field that is called otherwise, for messages."""
 
 

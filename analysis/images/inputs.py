@@ -81,7 +81,9 @@ def as_inputs(images: Images, transform: Transform) -> Inputs:
     """
     if isinstance(images, ImageSet):
         return Inputs(images.names, images)
-    single = isinstance(images, (str, PathLike, Image.Image)) or getattr(images, "ndim", 4) == 3
+    single = isinstance(images, (str, PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
+    if not single and not isinstance(images, (Sequence, np.ndarray, Tensor)):
+        raise ValueError(f"images: expected {_EXPECTED}, not {_described(images)}")
     given: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
     if not given:
         raise ValueError("images: expected at least one")

@@ -172,6 +172,13 @@ def split(**arrays: Tensor) -> list[Row]:
     return [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]
 
 
+def split_decided(logits: Tensor, /, **arrays: Tensor) -> list[Row | str]:
+    """`split` of what follows from logits, and the reason for the images of which these are not finite."""
+    finite = logits.isfinite().all(1).tolist()
+    rows = split(**arrays)
+    return [row if usable else "the logits are not finite" for row, usable in zip(rows, finite, strict=True)]
+
+
 def classify(loaded: LoadedModel, images: Tensor) -> Tensor:
     """Logits, shape (N, classes).
 

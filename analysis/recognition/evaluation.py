@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from analysis.images.inputs import Inputs
 from analysis.images.labelled import DataError
-from analysis.models.batches import classify, run_batches, split
+from analysis.models.batches import classify, run_batches, split_decided
 from analysis.models.layers import evaluation_mode
 from analysis.models.loaded import LoadedModel, place_of
 from analysis.models.loading import as_loaded
@@ -175,9 +175,9 @@ def evaluate(
         **describe_environment(place_of(loaded.module)),
     }
 
-    def rows(images: Tensor) -> list[Row]:
+    def rows(images: Tensor) -> list[Row | str]:
         logits = classify(loaded, images)
-        return split(best=logits.topk(min(_TOP, logits.shape[1])).indices)
+        return split_decided(logits, best=logits.topk(min(_TOP, logits.shape[1])).indices)
 
     names = [str(file.relative_to(files.root)) for file in files.files]
     measured = run_batches(

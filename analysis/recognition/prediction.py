@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from analysis.images.imagenet import NUM_IMAGENET_CLASSES, imagenet_classes
 from analysis.images.inputs import Images
-from analysis.models.batches import classify, inputs_for, measure_images, split
+from analysis.models.batches import classify, inputs_for, measure_images, split_decided
 from analysis.models.loaded import LoadedModel
 from analysis.runs.identity import NetworkIdentity
 from analysis.runs.results import Result
@@ -120,10 +120,10 @@ def predict(
         raise ValueError(f"top={top}: expected at least 1")
     loaded, inputs = inputs_for(model, images, size)
 
-    def rows(batch: Tensor) -> list[Row]:
+    def rows(batch: Tensor) -> list[Row | str]:
         logits = classify(loaded, batch)
         scores, best = logits.double().softmax(1).topk(min(top, logits.shape[1]))
-        return split(indices=best, scores=scores, outputs=best.new_full((len(best),), logits.shape[1]))
+        return split_decided(logits, indices=best, scores=scores, outputs=best.new_full((len(best),), logits.shape[1]))
 
     measured = measure_images(
         loaded,

@@ -11,7 +11,7 @@ from analysis.images.files import ImageError
 from analysis.images.inputs import Inputs
 from analysis.images.preparing import evaluation_transform
 from analysis.images.stimuli import StimulusSet, load_stimuli
-from analysis.models.batches import classify, run_batches, split
+from analysis.models.batches import classify, run_batches, split_decided
 from analysis.models.layers import evaluation_mode
 from analysis.models.loaded import LoadedModel, place_of
 from analysis.models.loading import as_loaded
@@ -78,11 +78,7 @@ def evaluate_shape_bias(
 
     def rows(images: Tensor) -> list[Row | str]:
         logits = _logits(loaded, images, mapping).float()
-        finite = logits.isfinite().all(1).tolist()
-        return [
-            row if usable else "the logits are not finite"
-            for row, usable in zip(split(logits=logits), finite, strict=True)
-        ]
+        return split_decided(logits, logits=logits)
 
     measured = run_batches(
         loaded,

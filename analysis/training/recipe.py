@@ -35,7 +35,8 @@ class Recipe:
         rand_augment: For "imagenet", in timm's notation, such as "rand-m9-mstd0.5-inc1"; empty for none.
         random_erasing: Probability that a rectangle of an image is replaced by noise.
         mixup: Parameter of the beta distribution of the weights of two images; 0 for none.
-        cutmix: That of the area that one image gives to another; where both are above 0, a batch has either.
+        cutmix: Parameter of the beta distribution of the area that one image gives to another; where both are above 0,
+            a batch has either.
         ema_decay: Use the exponential moving average of the weights with this decay at the end, after t updates at most
             (1 + t) / (10 + t), so that the first weights are soon forgotten; None for the last weights.
         max_gradient_norm: A gradient that is longer is scaled down to it; infinite for never.

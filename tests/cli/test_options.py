@@ -123,6 +123,11 @@ def test_the_choice_of_a_model() -> None:
         ("ablate train --preset quick --drop-path 2 --out X", "--drop-path=2.0: expected a number in [0, 1)"),
         ("ablate train --preset quick --dry-run --nodes 0 --out X", "--nodes=0: expected at least 1"),
         ("ablate train --preset quick --dry-run --slurm account --out X", "--slurm=account: expected name=value"),
+        ("ablate train --preset quick --partition gpu --out X", "--partition=gpu: goes with --executor only"),
+        (
+            "erf replknet_nano_k3 --size 64 --num-images 1 --layers nose --out X",
+            "--layers='nose': the model has",
+        ),
         ("data synthetic --kind all --to X", "--kind='all': expected one of congruent"),
     ],
 )

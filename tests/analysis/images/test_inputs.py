@@ -91,6 +91,9 @@ def test_what_could_be_meant_in_two_ways_is_refused() -> None:
         (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "not torch.uint8"),
         ([Image.new("RGB", (4, 4)), "a.png"], "all of one kind, not str"),
         ([3], "not int"),
+        (None, "not NoneType"),
+        (True, "not bool"),
+        (np.zeros((8, 8), np.uint8), r"not uint8 of shape \(8, 8\)"),
     ):
         with pytest.raises(ValueError, match=message):
             as_inputs(bad, TRANSFORM)  # type: ignore[arg-type]

@@ -215,3 +215,12 @@ def test_interrupted_predictions_and_features_go_on_where_they_were(folder: Path
     calls.clear()
     predict(counted, folder, top=1, batch_size=1, partial=tmp_path / "p.npz")
     assert sum(calls) == len(names(whole))
+
+
+def test_scores_that_are_not_finite_are_no_answer(folder: Path, tmp_path: Path) -> None:
+    batch = torch.stack([torch.zeros(3, 8, 8), torch.full((3, 8, 8), float("nan"))])
+    found = predict(COLOURS, batch)
+    assert [item.image for item in found] == ["image-0"]
+    assert found.skipped == (("image-1", "the logits are not finite"),)
+    with pytest.raises(ValueError, match="none of 1 files is a usable image; image-0: the logits are not finite"):
+        predict(COLOURS, batch[1:])
