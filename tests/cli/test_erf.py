@@ -78,7 +78,7 @@ def test_erf_writes_results_table_and_figures(photos: Path, tmp_path: Path, caps
         ([MODEL, "--num-images", "0"], "--num-images=0"),
         ([MODEL, "--mean", "1,2"], "--mean='1,2'"),
         ([MODEL, "--std", "0,1,1"], "--std='0,1,1'"),
-        ([MODEL, "--layers", "nope"], "layer='nope'"),
+        ([MODEL, "--layers", "nope"], "--layers='nope'"),
         ([MODEL, "--checkpoint", "w.pth"], "applies to RepLKNets by name only"),
         ([MODEL, MODEL], "not all different"),
         (["replknet_31b", "--kernel-sizes", "31,30,27,13"], "--kernel-sizes="),
