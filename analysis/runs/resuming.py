@@ -109,6 +109,7 @@ def measure(
 
     try:
         for rows in in_turns(-(-(total - first) // batch_size), batch):
+            is_stored = True  # stopped in the middle of a batch, the state on disk counts, not half of the sums
             for index in sorted(rows):
                 _add(found, index, rows[index], names, summed)
             now = time.monotonic()

@@ -93,3 +93,30 @@ def test_the_hash_of_settings_is_that_of_their_json() -> None:
     # printf '[1, "a"]' | sha256sum
     assert hash_settings((1, "a")) == "4a72386a027702c1f4fdf182d13b71437ba1606b177123eb73a11eb0bd2feeb8"
     assert hash_settings([1, "a"]) != hash_settings(["a", 1])
+
+
+class Halved(dict[str, Any]):
+    """A row that is interrupted after its first array was taken."""
+
+    def items(self) -> Any:
+        yield "sum", self["sum"]
+        raise KeyboardInterrupt
+
+
+def test_stopped_in_the_middle_of_a_batch_nothing_counts_twice(tmp_path: Path) -> None:
+    work, whole = Work(), run(Work())
+
+    def interrupted(indices: range) -> Mapping[int, Row | str]:
+        rows = dict(work(indices))
+        row = rows[indices[0]]
+        if 6 in indices and not isinstance(row, str):
+            rows[indices[0]] = Halved(row)
+        return rows
+
+    partial = tmp_path / "state.npz"
+    with pytest.raises(KeyboardInterrupt):
+        measure(NAMES, interrupted, summed=("sum",), partial=partial, fingerprint="a")
+    found = run(Work(), partial=partial, fingerprint="a")
+    assert found.used == whole.used
+    np.testing.assert_array_equal(found.stacked("double"), whole.stacked("double"))
+    np.testing.assert_array_equal(found.sums["sum"], whole.sums["sum"])
