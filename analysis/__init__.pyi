@@ -15,9 +15,10 @@ from .images.synthetic.sets import SyntheticImages, save_stimuli, stimulus_set
 from .models.complexity import num_macs, num_parameters
 from .models.exporting import ExportReport, export_model, format_of
 from .models.files import save_network
-from .models.layers import LayerError
+from .models.layers import ForwardError, LayerError
 from .models.loaded import LoadedModel
-from .models.loading import load_model, untrained_copy
+from .models.loading import load_model
+from .models.untrained import calibrated, untrained_copy
 from .receptive_field.measuring import effective_receptive_field
 from .receptive_field.options import ErfOptions
 from .receptive_field.plots import erf_figure, erf_row, plot_contribution, plot_erf, plot_growth
@@ -113,6 +114,7 @@ __all__ = [
     "ExportReport",
     "Features",
     "FolderImages",
+    "ForwardError",
     "HumanReference",
     "ImageSet",
     "InMemory",
@@ -151,6 +153,7 @@ __all__ = [
     "balance_strip",
     "bootstrap_interval",
     "bootstrap_p_value",
+    "calibrated",
     "category_glyph",
     "cell_states",
     "cluster_weights",

@@ -76,8 +76,8 @@ def print_line(text: str) -> None:
     Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"--size={text!r}: expected N or HxW in pixels")
+        raise ValueError(f"{option}={text!r}: expected N or HxW{' in pixels' * (option == '--size')}")
     return int(parts[0]), int(parts[-1])

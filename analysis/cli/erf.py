@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
@@ -15,18 +15,21 @@ import replknet
 from analysis.cli.console import parse_size, print_line, print_notes, print_table, progress_bar, run_folder
 from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, Out, Overwrite, parse_three, takes
 from analysis.images.sets import ImageSet, load_images
+from analysis.models.layers import ForwardError, LayerError
+from analysis.models.layouts import find_feature_map
 from analysis.models.loaded import LoadedModel
 from analysis.receptive_field.measures import THRESHOLDS
 from analysis.receptive_field.measuring import effective_receptive_field
 from analysis.receptive_field.options import PROTOCOLS
 from analysis.receptive_field.result import ErfResult
-from analysis.receptive_field.theoretical import theoretical_receptive_field
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
 
 app = typer.Typer()
+_SIZE = 1024
+"""Pixels; at the size of a classifier the map of a large-kernel network fills the image."""
 
 
 @app.callback()
@@ -44,10 +47,21 @@ def erf(
         Path | None, typer.Option(help="Folder of images; without it, generated dead-leaves images.")
     ] = None,
     protocol: Annotated[str, typer.Option(help=f"{' or '.join(PROTOCOLS)}.")] = "standard",
-    size: Annotated[str, typer.Option(help="Image size in pixels, N or HxW.")] = "1024",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Image size in pixels, N or HxW. By default {_SIZE}, or that of a network which takes no other."
+        ),
+    ] = None,
     num_images: Annotated[int, typer.Option(help="How many images are drawn.")] = 50,
     layers: Annotated[
         str | None, typer.Option(help="Layers by name, separated by commas; 'last' is the last feature map.")
+    ] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Rows and columns of units, HxW, where a layer's output does not show them.")
+    ] = None,
+    prefix_tokens: Annotated[
+        int | None, typer.Option(help="Tokens before those of the patches in that grid.", min=0)
     ] = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="Add an untrained copy of each model.")] = False,
     mean: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
@@ -57,12 +71,18 @@ def erf(
     """Measure effective receptive fields. The same command again resumes, or answers from what is saved."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r}: expected one of {', '.join(PROTOCOLS)}")
-    pixels = parse_size(size)
+    units = None if grid is None else parse_size(grid, "--grid")
     means, stds = parse_three("--mean", mean), parse_three("--std", std)
     wanted = [None if name == "last" else name for name in layers.split(",")] if layers else [None]
-    chosen = load_images(images, size=pixels, num_images=num_images, seed=choice.seed)
     loaded = choice.load(model, untrained=untrained)
-    notes = [note for item in loaded for note in item.notes]
+    loaded = [replace(item, mean=means or item.mean, std=stds or item.std) for item in loaded]
+    pixels, notes = _fitting_size(loaded, None if size is None else parse_size(size))
+    named = {"grid": units, "prefix_tokens": prefix_tokens}
+    _check_layers(loaded, wanted, pixels, named)
+    chosen = load_images(images, size=pixels, num_images=num_images, seed=choice.seed)
+    loaded = [choice.on_images(item, chosen) for item in loaded]
+    notes += [note for item in loaded for note in item.notes]
+    notes += [f"{item.name}: {item.initial}" for item in loaded if item.initial]
     notes += [f"skipped {name}: {reason}" for name, reason in chosen.skipped]
     identities = [identify(item.module) for item in loaded]
     settings = {
@@ -75,10 +95,9 @@ def erf(
         "images": hashlib.sha256(" ".join(chosen.hashes).encode()).hexdigest(),
         "mean": means,
         "std": stds,
+        **{key: value for key, value in named.items() if value is not None},
         **choice.computed_on(),
     }
-    loaded = [replace(item, mean=means or item.mean, std=stds or item.std) for item in loaded]
-    _check_layers(loaded, wanted, pixels)
     labels = [item.name if layer is None else f"{item.name}, {layer}" for item in loaded for layer in wanted]
     names = iter(zip(labels, folder_names(labels), strict=True))
     keep_freed_memory()
@@ -86,22 +105,37 @@ def erf(
         results = []
         for item, identity in zip(loaded, identities, strict=True):
             for layer in wanted:
-                results.append(_measure(item, identity, layer, chosen, protocol, folder, *next(names)))
+                results.append(_measure(item, identity, layer, chosen, protocol, named, folder, *next(names)))
         by_first(lambda: _write_outputs(results, folder))
     _report(results, notes)
     typer.echo(f"results, table and figures: {out}")
 
 
-def _check_layers(loaded: Sequence[LoadedModel], layers: Sequence[str | None], size: tuple[int, int]) -> None:
+def _fitting_size(loaded: Sequence[LoadedModel], asked: tuple[int, int] | None) -> tuple[tuple[int, int], list[str]]:
+    """The size at which all are measured, and a note where it is that of a network which takes no other."""
+    pixels = asked or (_SIZE, _SIZE)
+    for item in loaded if asked is None else ():
+        try:
+            find_feature_map(item.module, pixels, name=item.name)
+        except ForwardError:
+            if item.input_size in (None, *pixels):
+                raise
+            pixels = (item.input_size, item.input_size)
+            return pixels, [
+                f"{item.name} does not run at {_SIZE} pixels; everything is measured at its own {pixels[0]}"
+            ]
+        except LayerError:
+            continue
+    return pixels, []
+
+
+def _check_layers(
+    loaded: Sequence[LoadedModel], layers: Sequence[str | None], size: tuple[int, int], named: dict[str, Any]
+) -> None:
     """Refuse a layer or size that a model cannot do before anything in OUT is touched."""
     for item in loaded:
         for layer in layers:
-            try:
-                theoretical_receptive_field(item, size, layer=layer)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"size={size[0]}x{size[1]}: {item.name} does not run at this size ({error})"
-                ) from error
+            find_feature_map(item.module, size, layer, name=item.name, **named)
 
 
 def _measure(
@@ -110,6 +144,7 @@ def _measure(
     layer: str | None,
     images: ImageSet,
     protocol: str,
+    named: dict[str, Any],
     folder: RunFolder,
     label: str,
     name: str,
@@ -127,6 +162,7 @@ def _measure(
             protocol=protocol,  # type: ignore[arg-type]
             layer=layer,
             identity=identity,
+            **named,
             progress=progress,
             partial=by_first(partial(folder.add, f"{name}.partial.npz")),
         )

@@ -7,16 +7,20 @@ import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from analysis.images.inputs import Images
+from analysis.models.libraries import LIBRARIES
 from analysis.models.loaded import LoadedModel
-from analysis.models.loading import load_model, untrained_copy
+from analysis.models.loading import load_model
 from analysis.models.replknets import is_replknet
+from analysis.models.untrained import calibrated, untrained_copy
 
-SPELLING: dict[str, str] = {"layer": "--layers"}
+SPELLING: dict[str, str] = {"layer": "--layers", "unit_scales": "--unit-scales"}
 """Option of a field that is called otherwise, for messages."""
 
 
@@ -199,7 +203,9 @@ class ModelChoice:
         checkpoint: Weight file of a RepLKNet.
         kernel_sizes: Kernels of a RepLKNet, e.g. 31,29,27,13; may be given several times.
         small_kernel: Parallel kernel of a RepLKNet; 0 for none.
-        pretrained: Published weights; otherwise random ones.
+        pretrained: Published weights; otherwise the network's own initialisation, its batch norms calibrated on the
+            images.
+        unit_scales: Set the norms and layer scales of untrained networks that begin near zero to one.
         device: Where to compute: cpu, cuda, cuda:1, mps, ...
         dtype: Of weights and images: float32, float64, bfloat16, float16.
         seed: Of random weights, and of drawn images.
@@ -209,6 +215,7 @@ class ModelChoice:
     kernel_sizes: list[str] | None = None
     small_kernel: int | None = None
     pretrained: bool = True
+    unit_scales: bool = False
     device: str = "cpu"
     dtype: str = "float32"
     seed: int = 0
@@ -222,7 +229,11 @@ class ModelChoice:
         return [parse_numbers("--kernel-sizes", text, lowest=1) for text in self.kernel_sizes or ()] or [None]
 
     def load(self, specs: Sequence[str], *, untrained: bool = False) -> list[LoadedModel]:
-        """The networks of these names, a RepLKNet once for each of the kernel sizes; each with an untrained copy.
+        """The networks of these names, a RepLKNet once for each of the kernel sizes.
+
+        Args:
+            specs: The names.
+            untrained: Add an untrained copy of each that is trained.
 
         Raises:
             ValueError: If one cannot be had, an option applies to none, or two have one name.
@@ -231,7 +242,8 @@ class ModelChoice:
             for name in ("checkpoint", "kernel_sizes", "small_kernel"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}={getattr(self, name)}: applies to RepLKNets by name only; none was named")
-        loaded = []
+        loaded: list[LoadedModel] = []
+        libraries: list[str] = []
         for spec in specs:
             ours = is_replknet(spec)
             for sizes in self.kernels() if ours else [None]:
@@ -246,12 +258,23 @@ class ModelChoice:
                     )
                 )
                 loaded.append(item)
-                if untrained:
+                if untrained and not item.initial:
                     loaded.append(untrained_copy(item, seed=self.seed))
+                libraries += [spec.partition(":")[0]] * (len(loaded) - len(libraries))
         names = [item.name for item in loaded]
+        if len(set(names)) < len(names):  # one name in two libraries
+            loaded = [
+                replace(item, name=f"{library}:{item.name}") if library in LIBRARIES else item
+                for item, library in zip(loaded, libraries, strict=True)
+            ]
+            names = [item.name for item in loaded]
         if len(set(names)) < len(names):
             raise ValueError(f"model: {', '.join(names)} are not all different")
         return loaded
+
+    def on_images(self, loaded: LoadedModel, images: Images, size: int | None = None) -> LoadedModel:
+        """As it is measured: a network that is not trained with its batch norms calibrated on these images."""
+        return calibrated(loaded, images, size=size, unit_scales=self.unit_scales) if loaded.initial else loaded
 
     def _placed(self, loaded: LoadedModel) -> LoadedModel:
         """As it is, or where and as what the options say."""

@@ -49,6 +49,7 @@ def predict_command(
     if out is not None:
         _check_file(out, (".json", ".csv"), overwrite)
     (loaded,) = choice.load([model])
+    loaded = choice.on_images(loaded, images, size)
     with progress_bar("images") as progress:
         found = predict(
             loaded,
@@ -127,6 +128,7 @@ def features(
     """Extract features of images into an .npz file, which numpy.load opens."""
     _check_file(out, (".npz",), overwrite)
     (loaded,) = choice.load([model])
+    loaded = choice.on_images(loaded, images, size)
     wanted = [int(stage) if stage.strip().isdecimal() else stage.strip() for stage in stages.split(",")]
     with progress_bar("images") as progress:
         found = extract_features(
@@ -174,6 +176,7 @@ def evaluate_command(
     (loaded,) = choice.load([model])
     files = labelled_files(data, class_names(loaded, num_outputs(loaded)), labels=labels)
     keep_freed_memory()
+    loaded = choice.on_images(loaded, files.files, size)
     identity = identify(loaded.module)
 
     def run(partial: Path | None) -> EvaluationResult:

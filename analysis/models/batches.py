@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from analysis.images.files import ImageError
 from analysis.images.inputs import Images, Inputs, as_inputs
 from analysis.images.sets import ImageSet
-from analysis.models.layers import evaluation_mode
+from analysis.models.layers import evaluation_mode, run
 from analysis.models.loaded import LoadedModel, place_of
 from analysis.models.loading import as_loaded
 from analysis.runs.identity import NetworkIdentity, identify
@@ -183,15 +183,10 @@ def classify(loaded: LoadedModel, images: Tensor) -> Tensor:
     """Logits, shape (N, classes).
 
     Raises:
-        ValueError: If the model returns something else, or cannot take images of this shape.
+        ValueError: If the model returns something else.
+        ForwardError: If it cannot take images of this shape.
     """
-    try:
-        logits: Any = loaded.module(images)
-    except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"model: {loaded.name} cannot take images of shape {tuple(images.shape)} ({type(error).__name__}: {reason})"
-        ) from error
+    logits = run(loaded.module, images, loaded.name)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from analysis.models.layers import evaluation_mode
-from analysis.models.loaded import LoadedModel
+from analysis.models.layers import evaluation_mode, run
+from analysis.models.loaded import LoadedModel, place_of
 from analysis.models.loading import as_loaded
 
 
@@ -22,8 +22,8 @@ def num_macs(model: LoadedModel | nn.Module | str, size: tuple[int, int], *, in_
         size: Height and width of the image in pixels.
         in_channels: Channels of the image.
     """
-    module = as_loaded(model).module
-    device = next(module.parameters()).device
+    loaded = as_loaded(model)
+    module, place = loaded.module, place_of(loaded.module)
     with evaluation_mode(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(torch.zeros(1, in_channels, *size, device=device))
+        run(module, torch.zeros(1, in_channels, *size, device=place.device, dtype=place.dtype), loaded.name)
     return int(counter.get_total_flops()) // 2

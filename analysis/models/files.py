@@ -121,6 +121,7 @@ def _load_described(path: Path, description: str) -> LoadedModel:
         return LoadedModel(
             name=path.parent.name if path.stem == STUDY_NETWORK else path.stem,
             module=module,
+            fresh=lambda: replknet.RepLKNet(module.config),
             classes=tuple(content["classes"]),
             training=content["training"],
             **_described_preparation(content),
@@ -137,6 +138,7 @@ def _load_weights(path: Path) -> LoadedModel:
     return LoadedModel(
         name=path.stem,
         module=module,
+        fresh=lambda: replknet.RepLKNet(module.config),
         notes=(
             f"{path.name}: bare weights; the architecture was read from them, images get the preprocessing of its "
             f"family at {size} pixels, and the classes have no names",

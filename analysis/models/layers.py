@@ -1,16 +1,12 @@
-"""Catching the feature map of one layer of any module."""
+"""Running any module: its own errors in one line, and the outputs of its layers caught."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Literal, Protocol, runtime_checkable
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-
-Layout = Literal["nchw", "nhwc", "tokens"]
-LAST = "last feature map"
-"""Name under which results record that no layer was asked for."""
+from torch.nn.parameter import is_lazy
 
 
 @runtime_checkable
@@ -24,64 +20,60 @@ class LayerError(ValueError):
     """The requested layer does not exist or has no spatial output."""
 
 
-def feature_map(model: nn.Module, images: Tensor, layer: str | None = None) -> tuple[str, Tensor]:
-    """Run `model` once and return a layer's output.
+class ForwardError(ValueError):
+    """A model's own code does not run on an input."""
+
+
+@contextmanager
+def own_code(model: nn.Module, images: Tensor, name: str = "") -> Iterator[None]:
+    """Whatever the code of a model raises becomes a `ForwardError` that names the model and what it was given."""
+    try:
+        yield
+    except (ForwardError, LayerError):
+        raise
+    except Exception as error:  # of any type: it is not our code
+        reason = str(error).strip().partition("\n")[0]
+        raise ForwardError(
+            f"model: {name or type(model).__name__} cannot take images of shape {tuple(images.shape)} "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+def run(model: nn.Module, images: Tensor, name: str = "") -> Any:
+    """The output of a model.
+
+    Raises:
+        ForwardError: If its code fails.
+    """
+    with own_code(model, images, name):
+        return model(images)
+
+
+def layer_output(model: nn.Module, images: Tensor, layer: str, name: str = "") -> Any:
+    """The output of a layer when it is run last.
 
     Args:
         model: Any module that takes an image batch.
         images: Input, shape (N, C, H, W).
-        layer: Name of a submodule, as in `model.named_modules()`. None takes the last feature map: the output of
-            `forward_features` where the model has one, else that of the module that is the last to return a map
-            larger than 1x1, or tokens that form one.
-
-    Returns:
-        The layer's name and its output, still attached to the autograd graph.
+        layer: Name of a submodule, as in `model.named_modules()`; empty for the model itself.
+        name: Of the model, for messages.
 
     Raises:
-        LayerError: If there is no such layer, it is not run, or it does not return a tensor of three or four
-            dimensions.
+        LayerError: If there is no such layer, or it is not run.
+        ForwardError: If the model's code fails.
     """
-    if layer is not None:
-        name, output = layer, _output_of(model, images, layer)
-    elif isinstance(model, FeatureExtractor):
-        name, output = "forward_features", model.forward_features(images)
-    else:
-        name, output = _last_spatial_output(model, images)
-    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-        what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise LayerError(f"layer={name!r}: its output ({what}) is no feature map; expected (N, C, H, W) or tokens")
-    return name, output
-
-
-def _output_of(model: nn.Module, images: Tensor, layer: str) -> Any:
     outputs: list[Any] = []
 
-    def keep(name: str, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        outputs.append(output)
+    def keep(_name: str, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        outputs[:] = [output]
 
-    require_layers(model, [layer])
-    with layer_calls(model, keep, lambda name, _: name == layer):
-        model(images)
+    if layer:
+        require_layers(model, [layer])
+    with layer_calls(model, keep, lambda own, _: own == layer):
+        run(model, images, name)
     if not outputs:
         raise LayerError(f"layer={layer!r}: the forward pass does not run this module")
-    return outputs[-1]
-
-
-def _last_spatial_output(model: nn.Module, images: Tensor) -> tuple[str, Tensor]:
-    found: list[tuple[str, Tensor]] = []
-
-    def keep(name: str, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim in (3, 4):
-            with suppress(LayerError):
-                _, _, grid = infer_layout(output, (images.shape[2], images.shape[3]), model)
-                if grid[0] * grid[1] > 1:
-                    found[:] = [(name or "output", output)]
-
-    with layer_calls(model, keep):
-        model(images)
-    if not found:
-        raise LayerError("layer=None: no module returns a feature map; name a layer")
-    return found[0]
+    return outputs[0]
 
 
 @contextmanager
@@ -92,11 +84,12 @@ def layer_calls(
 ) -> Iterator[None]:
     """Call `keep` with name, module, inputs and output of every chosen module of a model when it is run.
 
-    Inside TorchScript nothing is seen, which calls no hooks and refuses them.
+    Tensors come as copies, attached to the autograd graph: what follows in the forward pass may write into a layer's
+    output, as an in-place ReLU does. Inside TorchScript nothing is seen, which calls no hooks and refuses them.
     """
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        return lambda module, inputs, output: keep(name, module, inputs, output)
+        return lambda module, inputs, output: keep(name, module, _copied(inputs), _copied(output))
 
     handles = [
         module.register_forward_hook(hook(name))
@@ -108,6 +101,13 @@ def layer_calls(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _copied(value: Any) -> Any:
+    """Tensors in lists and tuples too; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
 
 
 def require_layers(model: nn.Module, layers: Sequence[str], also: str = "") -> None:
@@ -125,77 +125,22 @@ def require_layers(model: nn.Module, layers: Sequence[str], also: str = "") -> N
             raise LayerError(f"layer={layer!r}: the model has no such module; expected {other}a name such as {shown}")
 
 
-@runtime_checkable
-class PrefixedTokens(Protocol):
-    """A timm transformer, which says how many tokens come before those of the patches."""
-
-    num_prefix_tokens: int
-
-
-def infer_layout(
-    output: Tensor, image_size: tuple[int, int], model: nn.Module | None = None
-) -> tuple[Layout, int, tuple[int, int]]:
-    """How a feature map is laid out.
-
-    Args:
-        output: Shape (N, C, h, w), (N, h, w, C) or (N, prefix + h * w, C).
-        image_size: Height and width of the input; a grid of features has the same aspect ratio.
-        model: Asked for its number of prefix tokens.
-
-    Returns:
-        Layout, number of prefix tokens, and grid (h, w).
-
-    Raises:
-        LayerError: If no layout fits.
-    """
-    if output.ndim == 4:
-        shape = tuple(output.shape)
-        candidates: list[tuple[Layout, tuple[int, int]]] = [
-            ("nchw", (shape[2], shape[3])),
-            ("nhwc", (shape[1], shape[2])),
-        ]
-        fitting = [candidate for candidate in candidates if _same_aspect(candidate[1], image_size)]
-        if fitting:
-            layout, grid = min(fitting, key=lambda candidate: _aspect_error(candidate[1], image_size))
-            return layout, 0, grid
-        raise LayerError(f"layout: neither axes 2, 3 nor 1, 2 of {shape} have the aspect ratio of a {image_size} image")
-    num_tokens = output.shape[1]
-    known = model.num_prefix_tokens if isinstance(model, PrefixedTokens) else None
-    for prefix in [known] if isinstance(known, int) else range(min(num_tokens, 9)):
-        height = round(((num_tokens - prefix) * image_size[0] / image_size[1]) ** 0.5)
-        if height > 0 and (num_tokens - prefix) % height == 0:
-            grid = (height, (num_tokens - prefix) // height)
-            if _same_aspect(grid, image_size):
-                return "tokens", prefix, grid
-    raise LayerError(f"layout: {num_tokens} tokens form no grid with the aspect ratio of a {image_size} image")
-
-
-def _same_aspect(grid: tuple[int, ...], image_size: tuple[int, int]) -> bool:
-    """Whether one stride, rounded up or down at the borders, could take the image to the grid."""
-    low = max((size / (cells + 1) for size, cells in zip(image_size, grid, strict=True)))
-    high = min((size / max(cells - 1, 0.5) for size, cells in zip(image_size, grid, strict=True)))
-    return low < high and all(cells <= size for size, cells in zip(image_size, grid, strict=True))
-
-
-def _aspect_error(grid: tuple[int, int], image_size: tuple[int, int]) -> float:
-    return abs(math.log(grid[0] * image_size[1] / (grid[1] * image_size[0])))
-
-
-def as_nchw(output: Tensor, layout: Layout, prefix_tokens: int, grid: tuple[int, int]) -> Tensor:
-    """The feature map as (N, C, h, w), a view of `output`."""
-    if layout == "nchw":
-        return output
-    if layout == "nhwc":
-        return output.permute(0, 3, 1, 2)
-    tokens = output[:, prefix_tokens:].transpose(1, 2)  # (N, C, h * w)
-    return tokens.reshape(*tokens.shape[:2], *grid)
-
-
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with every parameter's gradient off; both are restored module by module on leaving."""
+    """Evaluation mode with every parameter's gradient off; both are restored module by module on leaving.
+
+    Raises:
+        ForwardError: If parameters have no values yet.
+    """
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ForwardError(
+            f"model: {type(model).__name__} has parameters without values ({', '.join(lazy[:3])}: lazy layers); run it "
+            "once on an image first"
+        )
     modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    # Weights made in inference mode never require a gradient, and cannot be told to.
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters() if not parameter.is_inference()]
     try:
         model.eval()
         for parameter, _ in flags:

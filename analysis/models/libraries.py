@@ -1,11 +1,12 @@
 """Networks of other libraries, by name, with their own preprocessing: timm, torchvision, transformers."""
 
+import inspect
 import logging
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from analysis.images.imagenet import NUM_IMAGENET_CLASSES
-from analysis.models.loaded import LoadedModel
+from analysis.models.loaded import OWN, LoadedModel
 
 
 def _load_timm(name: str, pretrained: bool) -> LoadedModel:
@@ -31,7 +32,8 @@ def _load_timm(name: str, pretrained: bool) -> LoadedModel:
         config = timm.models.get_pretrained_cfg(name)
         address = "" if config is None else config.url or f"https://huggingface.co/{config.hf_hub_id}"
         raise _unavailable(f"timm:{name}", error, address) from error
-    return from_timm(module, name if pretrained else f"{name} (random weights)")
+    loaded = from_timm(module, name if pretrained else f"{name} (random weights)")
+    return replace(loaded, fresh=lambda: timm.create_model(name), initial="" if pretrained else OWN)
 
 
 def from_timm(module: nn.Module, name: str) -> LoadedModel:
@@ -57,9 +59,17 @@ def _load_torchvision(name: str, pretrained: bool) -> LoadedModel:
         weights = torchvision.models.get_model_weights(name).DEFAULT
     except ValueError:
         raise ValueError(f"model='torchvision:{name}': torchvision has no such model") from None
+    builder = torchvision.models.get_model_builder(name)
+    # Without weights of their own networks for segmentation and detection would still fetch those of a backbone.
+    bare = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
+
+    def fresh() -> nn.Module:
+        made: nn.Module = builder(weights=None, **bare)
+        return made
+
     try:
         with redirect_stdout(sys.stderr):  # it prints the address
-            module = torchvision.models.get_model(name, weights=weights if pretrained else None)
+            module = builder(weights=weights) if pretrained else fresh()
     except OSError as error:
         raise _unavailable(f"torchvision:{name}", error, weights.url) from error
     preset = weights.transforms()
@@ -67,12 +77,19 @@ def _load_torchvision(name: str, pretrained: bool) -> LoadedModel:
     return LoadedModel(
         name=name if pretrained else f"{name} (random weights)",
         module=module,
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-        input_size=preset.crop_size[0],
-        transform=preset,
         published={f"top{k}": metrics[f"acc@{k}"] for k in (1, 5) if f"acc@{k}" in metrics},
+        fresh=fresh,
+        initial="" if pretrained else OWN,
+        **_of_preset(preset),
     )
+
+
+def _of_preset(preset: Any) -> dict[str, Any]:
+    """The preprocessing of torchvision's weights; networks for detection normalise for themselves."""
+    if not hasattr(preset, "mean"):
+        return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    sides = next((side for name in ("crop_size", "resize_size") if (side := getattr(preset, name, None))), (None,))
+    return {"mean": tuple(preset.mean), "std": tuple(preset.std), "input_size": sides[0], "transform": preset}
 
 
 class _Logits(nn.Module):
@@ -119,6 +136,8 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
     return LoadedModel(
         name=name if pretrained else f"{name} (random weights)",
         module=_Logits(network),
+        fresh=lambda: _Logits(family.from_config(config)),
+        initial="" if pretrained else OWN,
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),
         input_size=size.get("height") or size.get("shortest_edge"),

@@ -1,6 +1,6 @@
 """A model and how its input is prepared."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -12,6 +12,8 @@ from analysis.images.preparing import Transform, evaluation_transform
 from analysis.runs.results import Shown
 
 DEFAULT_SIZE = 224
+OWN = "own initialisation"
+"""How the weights of a network that is not trained were made: by the code of the network."""
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -32,6 +34,8 @@ class LoadedModel(Shown):
         published: Accuracies in percent on ImageNet-1K that its publisher reports, "top1" and "top5"; empty if there
             are none.
         training: How it was trained, as `save_network` was told; empty if it is not known.
+        initial: How its weights were initialised, if it is not trained; empty if it is.
+        fresh: Makes the module anew with its own initialisation, where that is known.
         notes: What was decided while loading, for the user to read.
     """
 
@@ -45,6 +49,8 @@ class LoadedModel(Shown):
     published: Mapping[str, float] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
+    initial: str = ""
+    fresh: Callable[[], nn.Module] | None = None
     notes: tuple[str, ...] = ()
 
     def headline(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """One string to a model with its preprocessing."""
 
-import copy
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -91,7 +90,7 @@ def load_model(
     else:
         raise ValueError(f"model={spec!r}: expected {SPECS}")
     loaded.module.eval()
-    return loaded
+    return replace(loaded, initial=f"{loaded.initial}, seed {seed}") if loaded.initial else loaded
 
 
 def _load_callable(spec: str) -> LoadedModel:
@@ -109,25 +108,3 @@ def _load_callable(spec: str) -> LoadedModel:
     if isinstance(made, nn.Module):
         return LoadedModel(name=function_name, module=made)
     raise ValueError(f"model={spec!r}: returned {type(made).__name__}; expected a torch.nn.Module or a LoadedModel")
-
-
-def untrained_copy(loaded: LoadedModel, *, seed: int = 0) -> LoadedModel:
-    """The same architecture with every layer initialised again by its own `reset_parameters`.
-
-    Returns:
-        A copy; its notes name the parameters that no layer could reset and that keep their trained values.
-    """
-    module = copy.deepcopy(loaded.module)
-    torch.manual_seed(seed)
-    kept = []
-    for name, layer in module.named_modules():
-        own = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False)]
-        reset = getattr(layer, "reset_parameters", None)
-        if callable(reset):
-            reset()
-        else:
-            kept.extend(own)
-    notes = (*loaded.notes, f"{loaded.name}: the untrained copy has each layer's default initialisation in PyTorch")
-    if kept:
-        notes = (*notes, f"{loaded.name}: not reset in the untrained copy: {', '.join(kept[:5])}")
-    return replace(loaded, name=f"{loaded.name}, untrained", module=module, notes=notes)

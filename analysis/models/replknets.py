@@ -12,7 +12,7 @@ from torch import nn
 import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.models.files import family_preparation, load_file
-from analysis.models.loaded import LoadedModel
+from analysis.models.loaded import OWN, LoadedModel
 
 
 def is_replknet(spec: str) -> bool:
@@ -35,7 +35,7 @@ def load_replknet(
     architecture = name if weights is None else weights.architecture
     preset = replknet.PRESETS[architecture]
     overrides: dict[str, Any] = {}
-    notes, label = [], name
+    notes, label, initial = [], name, ""
     if kernel_sizes is not None:
         overrides["kernel_sizes"] = tuple(kernel_sizes)
         label = f"{name} {'-'.join(map(str, kernel_sizes))}"
@@ -61,6 +61,7 @@ def load_replknet(
         published = {"top1": weights.top1, "top5": weights.top5}
     else:
         label += " (random weights)"
+        initial = OWN
     if checkpoint is None and not published and pretrained:
         known = [full for full, entry in replknet.PUBLISHED.items() if entry.architecture == architecture]
         notes.append(f"{label}: no weights were named; published ones are {', '.join(known) or 'none for this form'}")
@@ -68,6 +69,8 @@ def load_replknet(
     return LoadedModel(
         name=label,
         module=module,
+        fresh=lambda: replknet.RepLKNet(module.config),
+        initial=initial,
         published=published,
         notes=tuple(notes),
         **preparation,

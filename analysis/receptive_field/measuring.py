@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from os import PathLike
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from analysis.images.files import ImageError
 from analysis.images.inputs import Images, Inputs
 from analysis.images.sets import ImageSet
 from analysis.models.batches import inputs_for
-from analysis.models.layers import LAST, as_nchw, evaluation_mode, feature_map, infer_layout
+from analysis.models.layers import ForwardError, evaluation_mode, own_code
+from analysis.models.layouts import LAST, FeatureMap, find_feature_map
 from analysis.models.loaded import LoadedModel, place_of
 from analysis.receptive_field.measures import FloatArray, moments_about, ring_sums
 from analysis.receptive_field.options import (
@@ -26,7 +28,7 @@ from analysis.receptive_field.options import (
     Protocol,
 )
 from analysis.receptive_field.result import ErfResult
-from analysis.receptive_field.theoretical import centred_unit, theoretical_receptive_field, unit_centers
+from analysis.receptive_field.theoretical import TheoreticalReceptiveField, centred_unit, field_of, unit_centers
 from analysis.runs.identity import NetworkIdentity, describe_environment, identify
 from analysis.runs.resuming import Progress, Row, hash_settings, measure
 
@@ -42,6 +44,8 @@ def effective_receptive_field(
     gradient_rule: GradientRule | None = None,
     sum_colors: Literal["before", "after"] | None = None,
     square_center: Literal["unit", "image"] | None = None,
+    grid: tuple[int, int] | None = None,
+    prefix_tokens: int | None = None,
     size: int | None = None,
     name: str | None = None,
     identity: NetworkIdentity | None = None,
@@ -66,6 +70,8 @@ def effective_receptive_field(
         gradient_rule: See `ErfOptions`.
         sum_colors: See `ErfOptions`.
         square_center: See `ErfOptions`.
+        grid: Rows and columns of units, where the layer's output does not show them: tokens of a foreign transformer.
+        prefix_tokens: Tokens before those of the patches, likewise.
         size: Side in pixels to which files and pictures are prepared; by default the model's own way. Without effect
             on an `ImageSet` and on tensors.
         name: Recorded as the model's name; by default the loaded one's, or the class name of a module.
@@ -80,6 +86,7 @@ def effective_receptive_field(
     Raises:
         ValueError: If an option is out of range, or no image gives a finite gradient.
         LayerError: If there is no such layer or it has no spatial output.
+        ForwardError: If the model cannot take such images, or lets no gradient through.
 
     Example:
         >>> network = nn.Conv2d(3, 1, 3, padding=1, bias=False)
@@ -107,7 +114,16 @@ def effective_receptive_field(
     loaded, inputs = inputs_for(model, images, size)
     module = loaded.module
     source = inputs.items if isinstance(inputs.items, ImageSet) else _described(inputs, loaded)
-    field = theoretical_receptive_field(module, source.size, layer=layer, in_channels=_first(inputs).shape[0])
+    found = find_feature_map(
+        module,
+        source.size,
+        layer,
+        grid=grid,
+        prefix_tokens=prefix_tokens,
+        in_channels=_first(inputs).shape[0],
+        name=loaded.name,
+    )
+    field = field_of(found)
     position, center = _place_unit(options, field, source.size)
     identity = identity or identify(module)
     settings = [
@@ -118,6 +134,10 @@ def effective_receptive_field(
         source.mean,
         source.std,
         source.size,
+        found.layer,
+        found.layout,
+        found.prefix_tokens,
+        found.grid,
     ]
     place = place_of(module)
 
@@ -128,10 +148,10 @@ def effective_receptive_field(
             image = inputs.load(index).to(place.device, place.dtype)
         except ImageError as error:  # the file was readable when it was chosen
             return {index: str(error)}
-        found = _input_gradient(module, image, layer, position, options, field.grid)
-        if not np.isfinite(found).all():
+        values = _input_gradient(loaded, image, found, position, options)
+        if not np.isfinite(values).all():
             return {index: "the gradient is not finite"}
-        return {index: {"maps": found, "rings": ring_sums(found, center), "moments": moments_about(found, center)}}
+        return {index: {"maps": values, "rings": ring_sums(values, center), "moments": moments_about(values, center)}}
 
     # All processes add up the maps in the order of the images, as one process does.
     measured = measure(
@@ -166,6 +186,7 @@ def effective_receptive_field(
         std=source.std,
         weights_hash=identity.weights,
         environment=describe_environment(place),
+        initial=loaded.initial,
     )
 
 
@@ -196,28 +217,28 @@ def _first(inputs: Inputs) -> Tensor:
 
 
 def _input_gradient(
-    model: nn.Module,
-    image: Tensor,
-    layer: str | None,
-    unit: tuple[int, int],
-    options: ErfOptions,
-    grid: tuple[int, int],
+    loaded: LoadedModel, image: Tensor, found: FeatureMap, unit: tuple[int, int], options: ErfOptions
 ) -> FloatArray:
     """Gradient magnitude of the unit with respect to one image of shape (C, H, W): shape (H, W), float64."""
-    with evaluation_mode(model):
+    model = loaded.module
+    # What is written in place after the layer may be what its gradient needs.
+    with evaluation_mode(model), allow_mutation_on_saved_tensors():
         pixels = image.detach().clone().unsqueeze(0).requires_grad_(True)
-        _, output = feature_map(model, pixels, layer)
-        layout, prefix, _ = infer_layout(output, (image.shape[1], image.shape[2]), model)
-        features = as_nchw(output, layout, prefix, grid)
+        features = found.of(model, pixels, loaded.name)
+        if not features.requires_grad:
+            raise ForwardError(f"model: {loaded.name} lets no gradient through to layer {found.layer or LAST!r}")
         target = OUTPUT_RULES[options.output_rule](features[0, :, unit[0], unit[1]]).sum()
-        (gradient,) = torch.autograd.grad(target, pixels)
+        with own_code(model, pixels, loaded.name):
+            (gradient,) = torch.autograd.grad(target, pixels)
     values = gradient[0].double()
     rule = GRADIENT_RULES[options.gradient_rule]
     values = rule(values.sum(0)) if options.sum_colors == "before" else rule(values).sum(0)
     return np.asarray(values.cpu().numpy(), dtype=np.float64)
 
 
-def _place_unit(options: ErfOptions, field: Any, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[float, float]]:
+def _place_unit(
+    options: ErfOptions, field: TheoreticalReceptiveField, size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[float, float]]:
     """The unit, and the centre of its squares rounded to half a pixel."""
     height, width = field.grid
     if options.unit == "center":

@@ -45,6 +45,8 @@ class ErfResult(Result):
     std: tuple[float, ...]
     weights_hash: str
     environment: dict[str, str]
+    initial: str = ""
+    """How the weights were initialised, if the network is not trained."""
 
     def __post_init__(self) -> None:
         if self.mean_map.ndim != 2 or self.ring_sums.ndim != 2 or self.moments.shape != (len(self.ring_sums), 6):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from analysis.images.inputs import Images
 from analysis.models.batches import inputs_for, measure_images, split
-from analysis.models.layers import LayerError, layer_calls, require_layers
+from analysis.models.layers import LayerError, layer_calls, own_code, require_layers, run
+from analysis.models.layouts import FeatureMap, find_feature_map
 from analysis.models.loaded import LoadedModel
 from analysis.runs.identity import NetworkIdentity
 from analysis.runs.results import Shown
@@ -87,7 +88,7 @@ def extract_features(
         stages: Numbers of stages (RepLKNets and timm's models; before the transition to the next stage), names of
             layers as in `model.named_modules()`, and "pooled": what enters the last linear layer, or the output of a
             network without one.
-        average: Average maps over their positions, to shape (N, C).
+        average: Average maps over their positions, to shape (N, C): over rows and columns, or the tokens of patches.
         size: Side of the input in pixels, with RepLKNet's resizing; by default the model's own preparation.
         batch_size: Images in one forward pass.
         num_workers: Processes that read images; 0 reads them in this one.
@@ -100,7 +101,8 @@ def extract_features(
 
     Raises:
         FileNotFoundError: If a source does not exist.
-        LayerError: If there is no such stage or layer.
+        LayerError: If there is no such stage or layer, or one to be averaged shows no rows and columns.
+        ForwardError: If the model cannot take such images.
         ValueError: If a value is out of range, or no file is a usable image.
     """
     loaded, inputs = inputs_for(model, images, size)
@@ -108,10 +110,21 @@ def extract_features(
     if not wanted:
         raise ValueError(f"stages={stages!r}: expected at least one stage, layer or {POOLED!r}")
 
+    maps: dict[tuple[Any, ...], FeatureMap] = {}
+
     def rows(batch: Tensor) -> list[Row]:
-        found = _features(loaded.module, batch, wanted)
-        averaged = {name: value.mean((2, 3)) if average and value.ndim == 4 else value for name, value in found.items()}
-        return split(**averaged)
+        found = _features(loaded, batch, wanted)
+        if average:
+            for name, value in found.items():
+                if value.ndim > 2 and name in wanted and name != POOLED:
+                    key = (name, *batch.shape[1:])
+                    if key not in maps:
+                        maps[key] = find_feature_map(
+                            loaded.module, key[2:], name, in_channels=batch.shape[1], name=loaded.name
+                        )
+                    value = maps[key].as_nchw(value)
+                found[name] = value.mean((2, 3)) if value.ndim == 4 else value
+        return split(**found)
 
     measured = measure_images(
         loaded,
@@ -132,31 +145,34 @@ def extract_features(
     )
 
 
-def _features(module: nn.Module, images: Tensor, wanted: Sequence[int | str]) -> dict[str, Tensor]:
+def _features(loaded: LoadedModel, images: Tensor, wanted: Sequence[int | str]) -> dict[str, Tensor]:
     numbers = sorted(stage for stage in wanted if isinstance(stage, int))
     layers = [stage for stage in wanted if isinstance(stage, str)]
     found: dict[str, Tensor] = {}
     if numbers:
-        found |= _stage_maps(module, images, numbers)
+        found |= _stage_maps(loaded, images, numbers)
     if layers:
-        found |= _layer_outputs(module, images, layers)
+        found |= _layer_outputs(loaded, images, layers)
     return {name: found[name] for name in (f"stage{s}" if isinstance(s, int) else s for s in wanted)}
 
 
-def _stage_maps(module: nn.Module, images: Tensor, numbers: Sequence[int]) -> dict[str, Tensor]:
+def _stage_maps(loaded: LoadedModel, images: Tensor, numbers: Sequence[int]) -> dict[str, Tensor]:
+    module = loaded.module
     if not isinstance(module, StagedModel):
         raise LayerError(f"stages={list(numbers)}: {type(module).__name__} has no numbered stages; name its layers")
-    try:
-        out = module.forward_intermediates(images, list(numbers))
-    except (ValueError, AssertionError) as error:  # timm asserts
-        raise LayerError(f"stages={list(numbers)}: {error}") from error
+    with own_code(module, images, loaded.name):
+        try:
+            out = module.forward_intermediates(images, list(numbers))
+        except (ValueError, AssertionError) as error:  # timm asserts
+            raise LayerError(f"stages={list(numbers)}: {error}") from error
     maps = out[1] if isinstance(out, tuple) else out  # timm returns the last map, too
     return {f"stage{number}": feature for number, feature in zip(numbers, maps, strict=True)}
 
 
-def _layer_outputs(module: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+def _layer_outputs(loaded: LoadedModel, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
     """Outputs of layers, and what enters the last linear layer; without one, what the network returns."""
     named, pooled = [layer for layer in layers if layer != POOLED], POOLED in layers
+    module = loaded.module
     found: dict[str, Any] = {}
 
     def keep(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -167,7 +183,7 @@ def _layer_outputs(module: nn.Module, images: Tensor, layers: Sequence[str]) -> 
 
     require_layers(module, named, also=POOLED)
     with layer_calls(module, keep, lambda name, layer: name in named or (pooled and isinstance(layer, nn.Linear))):
-        output = module(images)
+        output = run(module, images, loaded.name)
     if pooled:
         found.setdefault(POOLED, output)
     for layer in layers:

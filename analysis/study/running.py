@@ -20,13 +20,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 import replknet
 from analysis.images.preparing import normalize
 from analysis.models.complexity import num_macs, num_parameters
 from analysis.models.files import save_network
 from analysis.models.loading import load_model
+from analysis.models.untrained import calibrate
 from analysis.receptive_field.measuring import effective_receptive_field
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.identity import describe_environment, hash_weights, processor_name
@@ -291,11 +291,7 @@ def _new_network(study: Study, cell: Cell, num_classes: int) -> replknet.RepLKNe
 
 
 def _calibrated_copy(network: replknet.RepLKNet, images: StudyImages) -> replknet.RepLKNet:
-    """A copy whose batch norms know the statistics of its own maps, all else untrained.
-
-    With the statistics that a new batch norm has, 0 and 1, the branches of a new network are far weaker than its
-    shortcuts, and its receptive field shows the stem alone.
-    """
+    """A copy whose batch norms know the statistics of its own maps, all else untrained."""
     copied = copy.deepcopy(network)
     device = next(network.parameters()).device
     count = min(_CALIBRATION_IMAGES, len(images.train))
@@ -304,8 +300,7 @@ def _calibrated_copy(network: replknet.RepLKNet, images: StudyImages) -> replkne
         normalize(torch.from_numpy(np.stack([images.train[int(i)][0] for i in part])).permute(0, 3, 1, 2)).to(device)
         for part in np.array_split(chosen, -(-count // 64))
     ]
-    with torch.random.fork_rng(devices=[]):  # drop path
-        update_bn(batches, copied)
+    calibrate(copied, batches)
     return copied
 
 

@@ -1,12 +1,13 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 
 import replknet
-from analysis import theoretical_receptive_field
+from analysis import ForwardError, theoretical_receptive_field
 from analysis.receptive_field.theoretical import centred_unit
 
 # Sizes for the last feature map of published architectures, from the recursion of Araujo, Norris and Sim 2019
@@ -111,12 +112,31 @@ def test_nothing_outside_moves_a_unit_and_the_edge_does(layers: list[nn.Module])
             assert (pixels.min().item(), pixels.max().item()) == (low, high)
 
 
-def test_attention_ends_the_trace_and_says_so() -> None:
-    timm = pytest.importorskip("timm")
-    field = theoretical_receptive_field(timm.create_model("vit_tiny_patch16_224"), (224, 224))
+# With every weight of a norm or a layer scale at one all of these see the whole image; the gradients say so, too.
+EVERYWHERE = [
+    "vit_tiny_patch16_224",
+    "botnet26t_256",
+    "ecaresnet26t",
+    "mixer_s32_224",
+    "regnety_002",
+    "convnextv2_atto",
+]
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_attention_gates_and_norms_of_the_map_see_the_whole_image(name: str) -> None:
+    model = timm.create_model(name)
+    size = model.pretrained_cfg["input_size"][1:]
+    field = theoretical_receptive_field(model, size)
+    assert (field.size, field.reason) == ((float("inf"), float("inf")), "")
+
+
+def test_neighbourhood_attention_ends_the_trace_says_so_and_keeps_the_centre() -> None:
+    field = theoretical_receptive_field(timm.create_model("halonet26t"), (256, 256))
     assert field.size is None
-    assert field.grid == (14, 14)
     assert "not traced through" in field.reason
+    # As in a ResNet: every convolution and pooling of stride two is centred on its even cells.
+    assert centred_unit(field, (256, 256)) == ((4, 4), (128.0, 128.0))
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -143,7 +163,7 @@ def test_a_forward_pass_that_reads_values_still_gives_the_grid() -> None:
     field = theoretical_receptive_field(ReadsValues(), (16, 24))
     assert (field.size, field.grid) == (None, (8, 12))
     assert "a forward pass without data" in field.reason
-    with pytest.raises(RuntimeError, match="channels"):  # what is wrong with the model itself is not hidden
+    with pytest.raises(ForwardError, match="channels"):  # what is wrong with the model itself is not hidden
         theoretical_receptive_field(ReadsValues(), (16, 24), in_channels=4)
 
 

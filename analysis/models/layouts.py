@@ -1,0 +1,307 @@
+"""Feature maps: which axes of a layer's output are the image's, and which pixels each of its units could see."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from analysis.models.fields import AxisField, Part
+from analysis.models.layers import (
+    FeatureExtractor,
+    ForwardError,
+    LayerError,
+    evaluation_mode,
+    layer_calls,
+    layer_output,
+    own_code,
+    run,
+)
+from analysis.models.loaded import place_of
+from analysis.models.tracing import Tracer
+
+Layout = Literal["nchw", "nhwc", "tokens"]
+LAST = "last feature map"
+"""Name under which results record that no layer was asked for."""
+_DIMS: dict[Layout, tuple[int, int]] = {"nchw": (2, 3), "nhwc": (1, 2), "tokens": (1, 1)}
+
+
+@runtime_checkable
+class PatchModel(Protocol):
+    """A transformer in timm's manner, which says how its tokens lie."""
+
+    num_prefix_tokens: int
+    patch_embed: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMap:
+    """Where the units of a feature map are.
+
+    Args:
+        layer: Name of the module that returns it, empty for the model itself; None for `forward_features`.
+        layout: Shape (N, C, h, w), (N, h, w, C), or (N, prefix + h * w, C), which may end with further tokens.
+        prefix_tokens: Tokens before those of the patches.
+        grid: Number of rows and columns of units, (h, w).
+        axes: Theoretical receptive fields along rows and columns, with NaN for extremes that are not known; None where
+            not even the centres are.
+        reason: Why something of that is not known.
+    """
+
+    layer: str | None
+    layout: Layout
+    prefix_tokens: int
+    grid: tuple[int, int]
+    axes: tuple[AxisField, AxisField] | None
+    reason: str = ""
+
+    def of(self, model: nn.Module, images: Tensor, name: str = "") -> Tensor:
+        """Run the model: the feature map of images as (N, C, h, w), still attached to the autograd graph.
+
+        Raises:
+            LayerError: If the layer now returns something else.
+            ForwardError: If the model's code fails.
+        """
+        return self.as_nchw(_output(model, images, self.layer, name))
+
+    def as_nchw(self, output: Any) -> Tensor:
+        """An output of the layer as (N, C, h, w), a view of it."""
+        height, width = self.grid
+        first = _DIMS[self.layout][0]
+        if isinstance(output, Tensor) and output.ndim == (3 if self.layout == "tokens" else 4):
+            if self.layout == "tokens" and output.shape[1] >= self.prefix_tokens + height * width:
+                tokens = output[:, self.prefix_tokens : self.prefix_tokens + height * width].transpose(1, 2)
+                return tokens.reshape(*tokens.shape[:2], height, width)
+            if tuple(output.shape[first : first + 2]) == self.grid:
+                return output.permute(0, 3, 1, 2) if self.layout == "nhwc" else output
+        raise LayerError(f"layer={self.layer!r}: its output ({_described(output)}) is no map of {height}x{width} units")
+
+
+def find_feature_map(
+    model: nn.Module,
+    image_size: tuple[int, int],
+    layer: str | None = None,
+    *,
+    grid: tuple[int, int] | None = None,
+    prefix_tokens: int | None = None,
+    in_channels: int = 3,
+    name: str = "",
+) -> FeatureMap:
+    """Find the units of a layer by following the image through the forward pass.
+
+    The model is run once on PyTorch's meta device, without data. Where it leaves no trace of rows and columns, a map of
+    four dimensions is recognised by the image's aspect ratio, and tokens by `grid`, or by the patch size and the number
+    of prefix tokens that a model in timm's manner names.
+
+    Args:
+        model: Any module that takes an image batch. It is not changed.
+        image_size: Height and width of the input in pixels.
+        layer: Name of a submodule, as in `model.named_modules()`. None takes the last feature map: the output of
+            `forward_features` where the model has one, else that of the module that is the last to return a map
+            larger than 1x1.
+        grid: Rows and columns of units of this layer, where they are known better.
+        prefix_tokens: Tokens before those of the patches, likewise; the rest of the tokens without it.
+        in_channels: Channels of the input.
+        name: Of the model, for messages.
+
+    Raises:
+        LayerError: If there is no such layer, it is not run, or it returns no feature map.
+        ForwardError: If the model's code fails.
+    """
+    if grid is None and prefix_tokens is not None:
+        raise ValueError(f"prefix_tokens={prefix_tokens}: needs the grid of the tokens behind them")
+    asked = (grid, prefix_tokens)
+    place = place_of(model)
+    image = torch.zeros(1, in_channels, *image_size, device="meta", dtype=place.dtype)
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            with _on_meta(model), Tracer(image) as tracer:
+                return _found(model, image, layer, asked, tracer, name=name)
+        except ForwardError as error:
+            # Without data a forward pass that reads values, or makes tensors on another device, cannot run. A real one
+            # still gives the grid of units, and raises again whatever is wrong with the model itself.
+            reason = f"a forward pass without data ({type(error.__cause__).__name__})"
+        image = torch.zeros_like(image, device=place.device)
+        return _found(model, image, layer, asked, None, reason=reason, name=name)
+
+
+def _found(
+    model: nn.Module,
+    image: Tensor,
+    layer: str | None,
+    asked: tuple[tuple[int, int] | None, int | None],
+    tracer: Tracer | None,
+    *,
+    name: str,
+    reason: str = "",
+) -> FeatureMap:
+    size = (image.shape[2], image.shape[3])
+
+    def recognised(layer: str | None, output: Any) -> FeatureMap:
+        where = LAST if layer is None else layer
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+            raise LayerError(
+                f"layer={where!r}: its output ({_described(output)}) is no feature map; expected (N, C, H, W) or tokens"
+            )
+        if asked[0] is not None:
+            layout, prefix, grid = _as_asked(output, asked[0], asked[1])
+        elif tracer is not None and (seen := _seen(output, tracer.parts(output))):
+            layout, prefix, grid = seen
+        else:
+            layout, prefix, grid = _by_shape(output, size, model, where)
+        axes, why = (None, reason) if tracer is None else _joined(tracer.parts(output), layout, prefix, grid, size)
+        return FeatureMap(layer=layer, layout=layout, prefix_tokens=prefix, grid=grid, axes=axes, reason=why)
+
+    if layer is not None or isinstance(model, FeatureExtractor):
+        return recognised(layer, _output(model, image, layer, name))
+    found: list[FeatureMap] = []
+    beyond: list[str] = []
+
+    def keep(layer: str, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        with suppress(LayerError):
+            candidate = recognised(layer, output)
+            if math.prod(candidate.grid) > 1:
+                found[:] = [candidate]
+                beyond.clear()
+            return
+        if tracer is not None and isinstance(output, Tensor) and any(map(_is_lost, tracer.parts(output))):
+            beyond.append(layer)
+
+    with layer_calls(model, keep):
+        run(model, image, name)
+    if not found:
+        raise LayerError("layer=None: no module returns a feature map; name a layer")
+    if beyond:
+        raise LayerError(
+            f"layer=None: rows and columns of the image are followed to layer {found[0].layer!r}, but not beyond, "
+            f"where {beyond[0]!r} may have some; name a layer, and the grid and prefix_tokens if it needs them"
+        )
+    return found[0]
+
+
+def _is_lost(part: Part) -> bool:
+    return part.dims == (None, None) and math.isnan(part.axes[0].low)
+
+
+def _output(model: nn.Module, images: Tensor, layer: str | None, name: str) -> Any:
+    if layer is not None:
+        return layer_output(model, images, layer, name)
+    with own_code(model, images, name):
+        return model.forward_features(images)  # type: ignore[operator]
+
+
+def _described(output: Any) -> str:
+    return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+
+
+_Placed = tuple[Layout, int, tuple[int, int]]
+
+
+def _layouts(output: Tensor) -> list[Layout]:
+    return ["tokens"] if output.ndim == 3 else ["nchw", "nhwc"]
+
+
+def _seen(output: Tensor, parts: Sequence[Part]) -> _Placed | None:
+    """The layout by the positions that were followed."""
+    for layout in _layouts(output):
+        for part in parts:
+            if part.dims == _DIMS[layout] and all(part.cells):
+                return layout, part.offset, part.cells
+    return None
+
+
+def _as_asked(output: Tensor, grid: tuple[int, int], prefix_tokens: int | None) -> _Placed:
+    shape = tuple(output.shape)
+    for layout in _layouts(output):
+        first = _DIMS[layout][0]
+        prefix = shape[1] - math.prod(grid) if prefix_tokens is None else prefix_tokens
+        if layout == "tokens" and 0 <= prefix <= shape[1] - math.prod(grid):
+            return layout, prefix, grid
+        if layout != "tokens" and shape[first : first + 2] == grid:
+            return layout, 0, grid
+    after = "" if prefix_tokens is None else f" after {prefix_tokens} prefix tokens"
+    raise LayerError(f"grid={grid[0]}x{grid[1]}: an output of shape {shape} has no such units{after}")
+
+
+def _by_shape(output: Tensor, image_size: tuple[int, int], model: nn.Module, layer: str) -> _Placed:
+    """The layout of a map by the image's aspect ratio, of tokens by what the model says."""
+    shape = tuple(output.shape)
+    if output.ndim == 4:
+        fitting = [
+            (layout, 0, (shape[first], shape[first + 1]))
+            for layout in _layouts(output)
+            for first in _DIMS[layout][:1]
+            if _same_aspect((shape[first], shape[first + 1]), image_size)
+        ]
+        if fitting:
+            return min(fitting, key=lambda found: _aspect_error(found[2], image_size))
+        raise LayerError(
+            f"layer={layer!r}: neither axes 2, 3 nor 1, 2 of its output {shape} have the aspect ratio of a "
+            f"{image_size} image; name another layer, or its grid"
+        )
+    patch = model.patch_embed.patch_size if isinstance(model, PatchModel) else None
+    if isinstance(patch, tuple):
+        rows, columns = (pixels // side for pixels, side in zip(image_size, patch, strict=True))
+        if isinstance(model, PatchModel) and shape[1] == model.num_prefix_tokens + rows * columns:
+            return "tokens", model.num_prefix_tokens, (rows, columns)
+    raise LayerError(
+        f"layer={layer!r}: nothing says how the {shape[1]} tokens of its output {shape} lie on a {image_size} image; "
+        "name another layer, or its grid and prefix_tokens"
+    )
+
+
+def _same_aspect(grid: tuple[int, int], image_size: tuple[int, int]) -> bool:
+    """Whether one stride, rounded up or down at the borders, could take the image to the grid."""
+    low = max((size / (cells + 1) for size, cells in zip(image_size, grid, strict=True)))
+    high = min((size / max(cells - 1, 0.5) for size, cells in zip(image_size, grid, strict=True)))
+    return low < high and all(cells <= size for size, cells in zip(image_size, grid, strict=True))
+
+
+def _aspect_error(grid: tuple[int, int], image_size: tuple[int, int]) -> float:
+    return abs(math.log(grid[0] * image_size[1] / (grid[1] * image_size[0])))
+
+
+def _joined(
+    parts: Sequence[Part], layout: Layout, prefix: int, grid: tuple[int, int], image_size: tuple[int, int]
+) -> tuple[tuple[AxisField, AxisField] | None, str]:
+    """Fields of the units from all on which they depend, and what is not known of them."""
+    if not parts:
+        return None, "does not depend on the image"
+    own = [part for part in parts if part.dims == _DIMS[layout] and (part.cells, part.offset) == (grid, prefix)]
+    axes = [
+        own[0].axes[axis] if own else AxisField(size / cells, (size / cells - 1) / 2)
+        for axis, (size, cells) in enumerate(zip(image_size, grid, strict=True))
+    ]
+    reasons = [part.reason for part in parts]
+    for part in parts:
+        if own and part is own[0]:
+            continue
+        for axis in (0, 1):
+            aligned = part.dims[axis] in (None, _DIMS[layout][axis]) and not part.flattened
+            other = part.axes[axis] if aligned else part.axes[axis].unknown()
+            known = not math.isnan(other.low)
+            axes[axis] = axes[axis].union(other) if known or own else axes[axis].unknown()
+            reasons += [] if aligned else ["positions in another order"]
+    unknown = any(math.isnan(axis.low) for axis in axes)
+    reason = next((reason for reason in reasons if reason), "an operation that is not followed")
+    return (axes[0], axes[1]), f"not traced through {reason}" if unknown else ""
+
+
+@contextmanager
+def _on_meta(model: nn.Module) -> Iterator[None]:
+    """Replace every parameter and buffer by its shape; the same objects come back on leaving."""
+    stores: list[dict[str, Any]] = [
+        store for module in model.modules() for store in (module._parameters, module._buffers)
+    ]
+    saved = [(store, name, tensor) for store in stores for name, tensor in store.items() if tensor is not None]
+    try:
+        for store, name, tensor in saved:
+            meta = tensor.detach().to("meta")
+            store[name] = nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
+        yield
+    finally:
+        for store, name, tensor in saved:
+            store[name] = tensor
