@@ -44,7 +44,7 @@ def compare_shape_bias(
     Raises:
         ValueError: If they have no image in common or disagree on an image's categories.
     """
-    first, second = common_images(first, second)
+    first, second = common_images([first, second])
     second = replace(second, options=replace(second.options, estimator=first.options.estimator))
 
     def difference(weights: FloatArray) -> FloatArray:
@@ -98,7 +98,7 @@ def error_consistency(
     References:
         Geirhos, Meding and Wichmann 2020, "Beyond accuracy", arXiv:2006.16736.
     """
-    first, second = common_images(first, second)
+    first, second = common_images([first, second])
     correct = [result.columns["correct"].astype(float) for result in (first, second)]
     columns = np.stack([*correct, correct[0] == correct[1]], axis=1)
 
@@ -124,23 +124,24 @@ def error_consistency(
     )
 
 
-def common_images(first: ShapeBiasResult, second: ShapeBiasResult) -> tuple[ShapeBiasResult, ShapeBiasResult]:
-    """Both results on the images that both have, in the order of the first.
+def common_images(observers: Sequence[ShapeBiasResult]) -> list[ShapeBiasResult]:
+    """Every result on the images (by name) that all of them have, in the order of the first.
 
     Raises:
-        ValueError: If there is none, or the two disagree on an image's categories.
+        ValueError: If there is none, or two of them disagree on an image's categories.
     """
-    known = set(second.stimuli)
-    names = [name for name in first.stimuli if name in known]
-    if not names:
-        raise ValueError(f"{first.observer} and {second.observer}: no image in common")
-    if len(names) == len(first.stimuli) and first.stimuli == second.stimuli:
-        pair = (first, second)
-    else:
-        pair = (first.restricted(names), second.restricted(names))
-    if pair[0].shapes != pair[1].shapes or pair[0].textures != pair[1].textures:
-        raise ValueError(f"{first.observer} and {second.observer}: the same image has different categories")
-    return pair
+    if not observers:
+        return []
+    first = observers[0]
+    common = set(first.stimuli).intersection(*(other.stimuli for other in observers[1:]))
+    if not common:
+        raise ValueError(f"{' and '.join(observer.observer for observer in observers)}: no image in common")
+    names = [name for name in first.stimuli if name in common]
+    restricted = [observer.restricted(names) for observer in observers]
+    for other in restricted[1:]:
+        if (other.shapes, other.textures) != (restricted[0].shapes, restricted[0].textures):
+            raise ValueError(f"{first.observer} and {other.observer}: the same image has different categories")
+    return restricted
 
 
 def consistency_table(observers: Sequence[ShapeBiasResult], humans: Sequence[ShapeBiasResult]) -> pd.DataFrame:
