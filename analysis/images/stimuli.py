@@ -73,9 +73,7 @@ class StimulusSet(Shown, Sequence[str]):
         """
         wanted = {*categories, ""}
         kept = [
-            index
-            for index, pair in enumerate(zip(self.shapes, self.textures, strict=True))
-            if wanted.issuperset(pair)
+            index for index, pair in enumerate(zip(self.shapes, self.textures, strict=True)) if wanted.issuperset(pair)
         ]
         if not kept:
             raise StimulusError(f"stimuli={self.source!r}: none has shape and texture among {', '.join(categories)}")

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.shape_bias.result import Cluster, FloatArray, ShapeBiasResult
 from analysis.statistics import bootstrap_p_value, percentile_interval
@@ -193,20 +194,30 @@ def human_reference(humans: Sequence[ShapeBiasResult]) -> HumanReference:
         raise ValueError(f"humans: expected at least two observers, not {len(humans)}")
     counts = np.array([[human.num_shape, human.num_texture] for human in humans], dtype=float)
     without = counts.sum(0) - counts
-    left_out = without[:, 0] / without.sum(1)
-    each = [human.shape_bias for human in humans]
+    left_out = _share(without[:, 0], without.sum(1))
     kappas = np.full((len(humans), len(humans)), np.nan)
     for i, first in enumerate(humans):
         for j, second in enumerate(humans[:i]):
             kappas[i, j] = kappas[j, i] = error_consistency(first, second, num_resamples=1).kappa
-    with_others = np.nanmean(kappas, axis=1)
+    defined = ~np.isnan(kappas)
+    with_others = _share(np.nansum(kappas, axis=1), defined.sum(1))
     return HumanReference(
         num_observers=len(humans),
         num_shape=int(counts[:, 0].sum()),
         num_texture=int(counts[:, 1].sum()),
-        shape_bias=float(counts[:, 0].sum() / counts.sum()),
-        shape_bias_range=(min(each), max(each)),
-        shape_bias_leave_one_out=(float(left_out.min()), float(left_out.max())),
-        kappa=float(np.nanmean(kappas)),
-        kappa_leave_one_out=(float(with_others.min()), float(with_others.max())),
+        shape_bias=float(_share(counts[:, 0].sum(), counts.sum())),
+        shape_bias_range=extremes(np.array([human.shape_bias for human in humans])),
+        shape_bias_leave_one_out=extremes(left_out),
+        kappa=float(_share(np.nansum(kappas), defined.sum())),
+        kappa_leave_one_out=extremes(with_others),
     )
+
+
+def extremes(values: FloatArray) -> tuple[float, float]:
+    """The lowest and the highest that is defined; NaN where none is."""
+    defined = values[~np.isnan(values)]
+    return (float(defined.min()), float(defined.max())) if len(defined) else (float("nan"), float("nan"))
+
+
+def _share(part: FloatArray, of: NDArray[Any]) -> FloatArray:
+    return np.divide(part, of, out=np.full_like(part, np.nan), where=of > 0)
