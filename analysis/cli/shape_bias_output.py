@@ -193,14 +193,14 @@ def report(comparison: Comparison, notes: Sequence[str]) -> None:
         for result, found in zip(comparison.everyone, outside, strict=True)
     ]
     words = sum(outside, Counter[str]())
-    common = ", ".join(f"{name} {count}" for name, count in words.most_common(3))
-    print_notes(note_of_counts(f"answers outside the categories count as neither ({common}, ...)", counts))
+    common = ", ".join([f"{name} {count}" for name, count in words.most_common(3)] + ["..."] * (len(words) > 3))
+    print_notes(note_of_counts(f"answers outside the categories count as neither ({common})", counts))
     for result in results:
-        chance = 1 / len(result.categories)
+        chance = 0.0 if result.mapping is None else 1 / len(result.categories)
         if result.congruent_accuracy < max(LOW_CONGRUENT_ACCURACY, 1.5 * chance):
             print_line(
                 f"warning: {result.observer} names only {100 * result.congruent_accuracy:.1f} % of the images without "
-                f"conflict correctly (chance {100 * chance:.1f} %); its shape bias means little"
+                f"conflict correctly{f' (chance {100 * chance:.1f} %)' if chance else ''}; its shape bias means little"
             )
         if not result.num_images:
             print_line(f"note: no image of {result.observer} has a conflict of shape and texture: no shape bias")

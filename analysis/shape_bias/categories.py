@@ -34,6 +34,7 @@ CATEGORIES = (
 )
 """The categories of Geirhos et al. 2019, in alphabetical order."""
 _MOST_LISTED = 40
+_REMEDY = "mapping=LabelMapping(...) says which outputs name the categories"
 NO_RESPONSE = "na"
 """The response of an observer that gave none."""
 Aggregation = Literal["mean-probability", "sum-probability", "max-probability", "mean-logit"]
@@ -150,7 +151,7 @@ class LabelMapping:
         try:
             check_categories(stimuli, shapes, textures, self.categories)
         except ValueError as error:
-            raise ValueError(f"{error}; mapping=LabelMapping(...) says which outputs name the categories") from None
+            raise ValueError(f"{error}; {_REMEDY}") from None
 
     def check_outputs(self, num_outputs: int) -> None:
         """Refuse a classifier that cannot be meant.
@@ -161,7 +162,7 @@ class LabelMapping:
         largest = max(max(own) for _, own in self.indices)
         if self.num_classes not in (None, num_outputs) or num_outputs <= largest:
             wanted = f"{self.num_classes}" if self.num_classes is not None else f"more than {largest}"
-            raise ValueError(f"model: it gives {num_outputs} outputs; the label mapping expects {wanted}")
+            raise ValueError(f"model: it gives {num_outputs} outputs; the label mapping expects {wanted}; {_REMEDY}")
 
     def scores(self, logits: NDArray[Any], aggregation: Aggregation = "mean-probability") -> NDArray[np.float64]:
         """One score for each category.

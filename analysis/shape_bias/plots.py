@@ -202,7 +202,9 @@ def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes
         Line2D([], [], color="black", lw=1.5, label="mean"),
     ]
     numbers = sorted(set(table["num_images"]))
-    _legend_below(ax, handles, f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} common images")
+    _legend_below(
+        ax, handles, f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} images, common to both"
+    )
     return ax
 
 
@@ -214,8 +216,9 @@ def _images(observers: Sequence[ShapeBiasResult]) -> str:
                 f"results: {observers[0].observer} has seen {len(observers[0].stimuli)} images and {other.observer} "
                 f"{len(other.stimuli)}, not the same; expected common_images of them"
             )
-    number = observers[0].num_images
-    return f"{number} images, the same for all" if len(observers) > 1 else f"{number} images"
+    counted = "conflict images" if observers[0].options.congruent == "exclude" else "images"
+    common = ", common to all observers" if len(observers) > 1 else ""
+    return f"{observers[0].num_images} {counted}{common}"
 
 
 def _look(index: int, is_human: bool) -> tuple[str, str]:
@@ -230,6 +233,7 @@ def _legend_below(ax: Axes, handles: Sequence[Any], title: str) -> None:
     ax.legend(
         handles=handles,
         title=title,
+        title_fontsize="small",
         loc="upper center",
         bbox_to_anchor=(0.4, 0.0),
         bbox_transform=ax.transAxes + down,
