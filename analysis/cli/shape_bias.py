@@ -227,8 +227,8 @@ def _check_common(chosen: StimulusSet | None, others: Sequence[ShapeBiasResult])
         common = common & own
         if not common:
             disjoint = [other for other, images in seen[:index] if not images & own][:1]
-            others = disjoint or [other for other, _ in seen[:index]]
-            raise ValueError(f"{', '.join(others)} and {name} have no image in common")
+            before = disjoint or [other for other, _ in seen[:index]]
+            raise ValueError(f"{', '.join(before)} and {name} have no image in common")
 
 
 def _evaluate(

@@ -79,7 +79,8 @@ class StimulusSet(Shown, Sequence[str]):
             raise StimulusError(f"stimuli={self.source!r}: none has shape and texture among {', '.join(categories)}")
         parallel = ("names", "shapes", "textures", "shape_exemplars", "texture_exemplars", "hashes", "paths", "arrays")
         columns = {name: getattr(self, name) for name in parallel}
-        return replace(self, **{name: tuple(own[i] for i in kept) if own else () for name, own in columns.items()})
+        changes: dict[str, Any] = {name: tuple(own[i] for i in kept) if own else () for name, own in columns.items()}
+        return replace(self, **changes)
 
 
 def load_stimuli(directory: str | PathLike[str]) -> StimulusSet:

@@ -48,7 +48,8 @@ def labelled_files(
     Args:
         data: A folder with a sub-folder for each class. Its name is one of `classes`, or, for ImageNet-1K, a WordNet id
             such as n01440764, or the number of the output. If no name is any of these and there are as many
-            sub-folders as classes, they are taken in sorted order.
+            sub-folders as classes, they are taken in sorted order. A name that two classes have, such as ImageNet's
+            "crane", is refused.
         classes: Names of the network's outputs.
         labels: A CSV without a header, `file,class`, for a folder without sub-folders; the class as above.
 

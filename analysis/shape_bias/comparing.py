@@ -220,4 +220,4 @@ def extremes(values: FloatArray) -> tuple[float, float]:
 
 
 def _share(part: FloatArray, of: NDArray[Any]) -> FloatArray:
-    return np.divide(part, of, out=np.full_like(part, np.nan), where=of > 0)
+    return np.asarray(np.divide(part, of, out=np.full_like(part, np.nan), where=of > 0))

@@ -120,8 +120,8 @@ def test_everyone_is_compared_on_the_common_images(
     assert table["num_common"].tolist() == [17] * 3
     assert table["num_seen"].tolist() == [18, 48, 47]
     assert table["num_images"].tolist() == [11] * 3  # six of the 17 have no conflict
-    assert table.loc["by-shape", ["num_shape", "num_texture", "num_neither"]].tolist() == [10, 0, 1]
-    assert table.loc["by-texture", ["num_shape", "num_texture", "num_neither"]].tolist() == [0, 11, 0]
+    assert list(table.loc["by-shape", ["num_shape", "num_texture", "num_neither"]]) == [10, 0, 1]
+    assert list(table.loc["by-texture", ["num_shape", "num_texture", "num_neither"]]) == [0, 11, 0]
     assert table["accuracy"].tolist()[1:] == pytest.approx([16 / 17, 6 / 17])
     for name in ("by_shape", "by_texture", "pairs"):
         assert pd.read_csv(out / f"{name}.csv").groupby("observer")["num_images"].sum().tolist() == [11] * 3
@@ -172,7 +172,7 @@ def test_chosen_categories_restrict_stimuli_answers_and_people(
     table = pd.read_csv(out / "shape_bias.csv").set_index("observer")
     assert table["num_seen"].tolist() == [8, 12, 11]
     assert table["num_common"].tolist() == [7] * 3
-    assert table.loc["by-shape", ["num_shape", "num_texture", "num_neither"]].tolist() == [3, 0, 0]
+    assert list(table.loc["by-shape", ["num_shape", "num_texture", "num_neither"]]) == [3, 0, 0]
     assert set(pd.read_csv(out / "confusion.csv").columns) == {"observer", "shape", "cat", "oven", "na"}
     capsys.readouterr()
     for wrong in ("cat,cow", "cat,cat", ""):
@@ -219,7 +219,7 @@ def test_people_of_other_categories_beside_a_network_with_labels(tmp_path: Path,
     run(*arguments, "--labels", labels, "--out", tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "shape_bias.csv").set_index("observer")
     assert table["num_common"].tolist() == table["num_seen"].tolist() == [8, 8]
-    assert table.loc["ann", ["num_shape", "num_texture", "num_neither"]].tolist() == [3, 0, 1]
+    assert list(table.loc["ann", ["num_shape", "num_texture", "num_neither"]]) == [3, 0, 1]
     confusion = pd.read_csv(tmp_path / "out" / "confusion.csv")
     assert confusion.columns.tolist() == ["observer", "shape", "lion", "wolf", "fox", "na"]
     assert confusion.iloc[2].tolist() == ["ann", "lion", 3, 0, 1, 0]

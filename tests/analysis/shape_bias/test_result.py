@@ -226,7 +226,7 @@ def test_chosen_categories_of_a_person_by_hand() -> None:
     assert chosen.responses == ("cat", "cat", "oven", "dog")
     assert (chosen.num_images, chosen.num_shape, chosen.num_texture, chosen.num_neither) == (3, 1, 1, 1)
     assert chosen.confusion().columns.tolist() == ["cat", "dog", "oven", "na"]
-    assert chosen.confusion().loc["dog"].tolist() == [1, 1, 1, 0]
+    assert list(chosen.confusion().loc["dog"]) == [1, 1, 1, 0]
     assert chosen.decisions()["decision"].tolist() == ["shape", "texture", "neither", "correct"]
     edges = observer([("cat1", "cat"), ("dog1", "oven"), ("oven1", "oven")]).with_categories(("cat", "dog"))
     assert (edges.stimuli, edges.accuracy) == (("cat1.png", "dog1.png"), 0.5)
