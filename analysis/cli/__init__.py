@@ -97,6 +97,7 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
         return f"{name}=" if name in {word.partition("=")[0] for word in given} else match[0]
 
     message = re.sub(r"(?:(?<=^)|(?<=, ))([a-z_]+)=", option, message)
+    message = message.replace("mapping=LabelMapping(...)", "--labels")
     return message.replace("overwrite=True", "--overwrite").replace("pretrained=False", "--no-pretrained")
 
 

@@ -4,12 +4,12 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,23 @@ class StimulusSet(Shown, Sequence[str]):
             ImageError: If the file is missing or corrupt.
         """
         return self.arrays[index] if self.arrays else np.asarray(read_rgb(self.paths[index]))
+
+    def of_categories(self, categories: Collection[str]) -> Self:
+        """Only the stimuli of which the shape, and the texture if there is one, are among these categories.
+
+        Raises:
+            StimulusError: If there is none.
+        """
+        wanted = {*categories, ""}
+        kept = [
+            index for index, pair in enumerate(zip(self.shapes, self.textures, strict=True)) if wanted.issuperset(pair)
+        ]
+        if not kept:
+            raise StimulusError(f"stimuli={self.source!r}: none has shape and texture among {', '.join(categories)}")
+        parallel = ("names", "shapes", "textures", "shape_exemplars", "texture_exemplars", "hashes", "paths", "arrays")
+        columns = {name: getattr(self, name) for name in parallel}
+        changes: dict[str, Any] = {name: tuple(own[i] for i in kept) if own else () for name, own in columns.items()}
+        return replace(self, **changes)
 
 
 def load_stimuli(directory: str | PathLike[str]) -> StimulusSet:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from analysis.images.imagenet import NUM_IMAGENET_CLASSES
+from analysis.images.imagenet import NUM_IMAGENET_CLASSES, are_imagenet
 from analysis.models.loaded import OWN, LoadedModel
 
 
@@ -133,6 +133,14 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
         (part for part in (getattr(processor, key, None) for key in ("crop_size", "size")) if part), {}
     )
     classes = tuple(str(labels[index]) for index in range(len(labels)))
+    notes: tuple[str, ...] = ()
+    if are_imagenet(classes):
+        classes = ()
+    elif len(classes) == NUM_IMAGENET_CLASSES:
+        notes = (
+            f"the {len(classes)} labels of {name} ({', '.join(classes[:3])}, ...) are not the names of ImageNet-1K in "
+            "their order: they are taken for classes of its own",
+        )
     return LoadedModel(
         name=name if pretrained else f"{name} (random weights)",
         module=_Logits(network),
@@ -142,7 +150,8 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
         std=tuple(processor.image_std),
         input_size=size.get("height") or size.get("shortest_edge"),
         transform=_Processed(processor),
-        classes=() if len(classes) == NUM_IMAGENET_CLASSES else classes,
+        classes=classes,
+        notes=notes,
     )
 
 

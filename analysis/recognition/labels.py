@@ -2,14 +2,14 @@
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
 from analysis.images.files import IMAGE_SUFFIXES
-from analysis.images.imagenet import NUM_IMAGENET_CLASSES, imagenet_classes
+from analysis.images.imagenet import are_imagenet, imagenet_classes
 from analysis.images.labelled import DataError
 
 
@@ -48,13 +48,14 @@ def labelled_files(
     Args:
         data: A folder with a sub-folder for each class. Its name is one of `classes`, or, for ImageNet-1K, a WordNet id
             such as n01440764, or the number of the output. If no name is any of these and there are as many
-            sub-folders as classes, they are taken in sorted order.
+            sub-folders as classes, they are taken in sorted order. A name that two classes have, such as ImageNet's
+            "crane", is refused.
         classes: Names of the network's outputs.
         labels: A CSV without a header, `file,class`, for a folder without sub-folders; the class as above.
 
     Raises:
         FileNotFoundError: If `data` or `labels` does not exist.
-        DataError: If a class is none of the network's, or there is no image.
+        DataError: If a class is none of the network's or may be several, or there is no image.
     """
     root = Path(data)
     if not root.is_dir():
@@ -65,9 +66,12 @@ def labelled_files(
     if not folders:
         raise DataError(f"data={str(root)!r}: expected a sub-folder for each class, or a labels file")
     names = _outputs_by_name(classes)
+    for folder in folders:
+        if len(names.get(folder.name, ())) > 1:
+            raise DataError(f"data={str(root)!r}: the folder {_several(folder.name, names, classes)}")
     unknown = [folder.name for folder in folders if folder.name not in names]
     if not unknown:
-        outputs, rule = [names[folder.name] for folder in folders], "by the names of the folders"
+        outputs, rule = [names[folder.name][0] for folder in folders], "by the names of the folders"
     elif len(unknown) == len(folders) == len(classes):
         outputs, rule = list(range(len(classes))), "folders in sorted order: none is named like a class"
     else:
@@ -106,8 +110,11 @@ def _from_table(root: Path, table: Path, classes: Sequence[str]) -> LabelledFile
                     f"labels={str(table)!r}: line {number} is {','.join(row)!r}; expected file,class with a class such "
                     f"as {', '.join(list(names)[:3])}"
                 )
+            name = row[1].strip()
+            if len(names[name]) > 1:
+                raise DataError(f"labels={str(table)!r}: line {number}: the class {_several(name, names, classes)}")
             files.append(root / row[0].strip())
-            outputs.append(names[row[1].strip()])
+            outputs.append(names[name][0])
     absent = [file for file in files if not file.is_file()]
     if absent or not files:
         what = f"names {absent[0]}, which is not there" if absent else "names no file"
@@ -117,8 +124,23 @@ def _from_table(root: Path, table: Path, classes: Sequence[str]) -> LabelledFile
     )
 
 
-def _outputs_by_name(classes: Sequence[str]) -> dict[str, int]:
-    names = {name: index for index, name in enumerate(classes)}
-    if len(classes) == NUM_IMAGENET_CLASSES:
-        names |= {wordnet_id: index for index, (wordnet_id, _) in enumerate(imagenet_classes())}
-    return names | {str(index): index for index in range(len(classes)) if str(index) not in names}
+def _outputs_by_name(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The outputs that each name may mean: in ImageNet-1K, "maillot" is also short for "maillot, tank suit"."""
+    names: dict[str, tuple[int, ...]] = {}
+    for index, name in enumerate(classes):
+        names[name] = (*names.get(name, ()), index)
+    if are_imagenet(classes):
+        for index, (wordnet_id, name) in enumerate(imagenet_classes()):
+            short = name.partition(",")[0]
+            if index not in names.get(short, (index,)):
+                names[short] = (*names[short], index)
+            names[wordnet_id] = (index,)
+    return names | {str(index): (index,) for index in range(len(classes)) if str(index) not in names}
+
+
+def _several(name: str, names: Mapping[str, Sequence[int]], classes: Sequence[str]) -> str:
+    """What to say of a name that several classes have."""
+    ids = imagenet_classes() if are_imagenet(classes) else ()
+    found = [f"{index} ({classes[index]}{f', {ids[index][0]}' if ids else ''})" for index in sorted(names[name])]
+    remedy = "its WordNet id or the number of the output" if ids else "the number of the output"
+    return f"{name!r} may be output {' or '.join(found)}; expected {remedy} instead"

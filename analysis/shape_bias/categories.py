@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -33,6 +33,8 @@ CATEGORIES = (
     "truck",
 )
 """The categories of Geirhos et al. 2019, in alphabetical order."""
+_MOST_LISTED = 40
+_REMEDY = "mapping=LabelMapping(...) says which outputs name the categories"
 NO_RESPONSE = "na"
 """The response of an observer that gave none."""
 Aggregation = Literal["mean-probability", "sum-probability", "max-probability", "mean-logit"]
@@ -131,6 +133,26 @@ class LabelMapping:
         """In alphabetical order."""
         return tuple(category for category, _ in self.indices)
 
+    def of_categories(self, categories: Sequence[str]) -> Self:
+        """These categories alone; the outputs of the others then take part in the softmax only.
+
+        Raises:
+            ValueError: If one is unknown or given twice, or there is none.
+        """
+        wanted = select_categories(categories, self.categories)
+        return replace(self, indices=tuple(pair for pair in self.indices if pair[0] in wanted))
+
+    def check_stimuli(self, stimuli: Sequence[str], shapes: Sequence[str], textures: Sequence[str]) -> None:
+        """Refuse stimuli of a category that the classifier cannot name.
+
+        Raises:
+            ValueError: Naming the first of them.
+        """
+        try:
+            check_categories(stimuli, shapes, textures, self.categories)
+        except ValueError as error:
+            raise ValueError(f"{error}; {_REMEDY}") from None
+
     def check_outputs(self, num_outputs: int) -> None:
         """Refuse a classifier that cannot be meant.
 
@@ -140,7 +162,7 @@ class LabelMapping:
         largest = max(max(own) for _, own in self.indices)
         if self.num_classes not in (None, num_outputs) or num_outputs <= largest:
             wanted = f"{self.num_classes}" if self.num_classes is not None else f"more than {largest}"
-            raise ValueError(f"model: it gives {num_outputs} outputs; the label mapping expects {wanted}")
+            raise ValueError(f"model: it gives {num_outputs} outputs; the label mapping expects {wanted}; {_REMEDY}")
 
     def scores(self, logits: NDArray[Any], aggregation: Aggregation = "mean-probability") -> NDArray[np.float64]:
         """One score for each category.
@@ -207,6 +229,17 @@ MAPPING = LabelMapping.from_dict(dict(enumerate(CLASSES)), len(CLASSES))
 """From the outputs of a network that was trained on these images to their classes."""
 
 
+def select_categories(wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The wanted ones, in alphabetical order.
+
+    Raises:
+        ValueError: If one is unknown or given twice, or there is none.
+    """
+    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(known):
+        raise ValueError(f"categories={','.join(wanted)}: expected different ones of {_listed(known)}")
+    return tuple(sorted(wanted))
+
+
 def check_categories(
     stimuli: Sequence[str], shapes: Sequence[str], textures: Sequence[str], categories: Sequence[str]
 ) -> None:
@@ -220,5 +253,10 @@ def check_categories(
         for category in (shape, texture):
             if category not in known:
                 raise ValueError(
-                    f"stimuli: {name}: unknown category {category!r}; expected one of {', '.join(categories)}"
+                    f"stimuli: {name}: unknown category {category!r}; expected one of {_listed(categories)}"
                 )
+
+
+def _listed(categories: Sequence[str]) -> str:
+    shown = categories if len(categories) <= _MOST_LISTED else categories[:5]
+    return ", ".join(shown) + (f", ... ({len(categories)})" if len(shown) < len(categories) else "")

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.shape_bias.result import Cluster, FloatArray, ShapeBiasResult
 from analysis.statistics import bootstrap_p_value, percentile_interval
@@ -44,7 +45,7 @@ def compare_shape_bias(
     Raises:
         ValueError: If they have no image in common or disagree on an image's categories.
     """
-    first, second = common_images(first, second)
+    first, second = common_images([first, second])
     second = replace(second, options=replace(second.options, estimator=first.options.estimator))
 
     def difference(weights: FloatArray) -> FloatArray:
@@ -98,7 +99,7 @@ def error_consistency(
     References:
         Geirhos, Meding and Wichmann 2020, "Beyond accuracy", arXiv:2006.16736.
     """
-    first, second = common_images(first, second)
+    first, second = common_images([first, second])
     correct = [result.columns["correct"].astype(float) for result in (first, second)]
     columns = np.stack([*correct, correct[0] == correct[1]], axis=1)
 
@@ -124,23 +125,24 @@ def error_consistency(
     )
 
 
-def common_images(first: ShapeBiasResult, second: ShapeBiasResult) -> tuple[ShapeBiasResult, ShapeBiasResult]:
-    """Both results on the images that both have, in the order of the first.
+def common_images(observers: Sequence[ShapeBiasResult]) -> list[ShapeBiasResult]:
+    """Every result on the images (by name) that all of them have, in the order of the first.
 
     Raises:
-        ValueError: If there is none, or the two disagree on an image's categories.
+        ValueError: If there is none, or two of them disagree on an image's categories.
     """
-    known = set(second.stimuli)
-    names = [name for name in first.stimuli if name in known]
-    if not names:
-        raise ValueError(f"{first.observer} and {second.observer}: no image in common")
-    if len(names) == len(first.stimuli) and first.stimuli == second.stimuli:
-        pair = (first, second)
-    else:
-        pair = (first.restricted(names), second.restricted(names))
-    if pair[0].shapes != pair[1].shapes or pair[0].textures != pair[1].textures:
-        raise ValueError(f"{first.observer} and {second.observer}: the same image has different categories")
-    return pair
+    if not observers:
+        return []
+    first = observers[0]
+    common = set(first.stimuli).intersection(*(other.stimuli for other in observers[1:]))
+    if not common:
+        raise ValueError(f"{' and '.join(observer.observer for observer in observers)}: no image in common")
+    names = [name for name in first.stimuli if name in common]
+    restricted = [observer.restricted(names) for observer in observers]
+    for other in restricted[1:]:
+        if (other.shapes, other.textures) != (restricted[0].shapes, restricted[0].textures):
+            raise ValueError(f"{first.observer} and {other.observer}: the same image has different categories")
+    return restricted
 
 
 def consistency_table(observers: Sequence[ShapeBiasResult], humans: Sequence[ShapeBiasResult]) -> pd.DataFrame:
@@ -192,20 +194,30 @@ def human_reference(humans: Sequence[ShapeBiasResult]) -> HumanReference:
         raise ValueError(f"humans: expected at least two observers, not {len(humans)}")
     counts = np.array([[human.num_shape, human.num_texture] for human in humans], dtype=float)
     without = counts.sum(0) - counts
-    left_out = without[:, 0] / without.sum(1)
-    each = [human.shape_bias for human in humans]
+    left_out = _share(without[:, 0], without.sum(1))
     kappas = np.full((len(humans), len(humans)), np.nan)
     for i, first in enumerate(humans):
         for j, second in enumerate(humans[:i]):
             kappas[i, j] = kappas[j, i] = error_consistency(first, second, num_resamples=1).kappa
-    with_others = np.nanmean(kappas, axis=1)
+    defined = ~np.isnan(kappas)
+    with_others = _share(np.nansum(kappas, axis=1), defined.sum(1))
     return HumanReference(
         num_observers=len(humans),
         num_shape=int(counts[:, 0].sum()),
         num_texture=int(counts[:, 1].sum()),
-        shape_bias=float(counts[:, 0].sum() / counts.sum()),
-        shape_bias_range=(min(each), max(each)),
-        shape_bias_leave_one_out=(float(left_out.min()), float(left_out.max())),
-        kappa=float(np.nanmean(kappas)),
-        kappa_leave_one_out=(float(with_others.min()), float(with_others.max())),
+        shape_bias=float(_share(counts[:, 0].sum(), counts.sum())),
+        shape_bias_range=extremes(np.array([human.shape_bias for human in humans])),
+        shape_bias_leave_one_out=extremes(left_out),
+        kappa=float(_share(np.nansum(kappas), defined.sum())),
+        kappa_leave_one_out=extremes(with_others),
     )
+
+
+def extremes(values: FloatArray) -> tuple[float, float]:
+    """The lowest and the highest that is defined; NaN where none is."""
+    defined = values[~np.isnan(values)]
+    return (float(defined.min()), float(defined.max())) if len(defined) else (float("nan"), float("nan"))
+
+
+def _share(part: FloatArray, of: NDArray[Any]) -> FloatArray:
+    return np.asarray(np.divide(part, of, out=np.full_like(part, np.nan), where=of > 0))

@@ -17,7 +17,7 @@ from analysis.models.loaded import LoadedModel, place_of
 from analysis.models.loading import as_loaded
 from analysis.runs.identity import NetworkIdentity, describe_environment, identify
 from analysis.runs.resuming import Progress, Row, hash_settings
-from analysis.shape_bias.categories import IMAGENET, LabelMapping, check_categories
+from analysis.shape_bias.categories import IMAGENET, LabelMapping
 from analysis.shape_bias.result import ShapeBiasOptions, ShapeBiasResult
 
 
@@ -71,7 +71,7 @@ def evaluate_shape_bias(
     loaded = as_loaded(model)
     if not isinstance(stimuli, StimulusSet):
         stimuli = load_stimuli(stimuli)
-    check_categories(stimuli.names, stimuli.shapes, stimuli.textures, mapping.categories)
+    mapping.check_stimuli(stimuli.names, stimuli.shapes, stimuli.textures)
     preprocessing = preprocessing_of(loaded, mean=mean, std=std, input_size=input_size)
     identity = identity or identify(loaded.module)
     fingerprint = fingerprint_of(identity, preprocessing, stimuli)
@@ -167,7 +167,7 @@ def check_model(
         ValueError: If the number of outputs does not fit the mapping, a stimulus belongs to no category, or the model
             fails.
     """
-    check_categories(stimuli.names, stimuli.shapes, stimuli.textures, mapping.categories)
+    mapping.check_stimuli(stimuli.names, stimuli.shapes, stimuli.textures)
     inputs = _inputs(stimuli, preprocessing)
     for index in range(len(stimuli)):
         try:

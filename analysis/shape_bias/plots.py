@@ -13,7 +13,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from analysis.figures import MARKERS, OKABE_ITO, axes_or_new
 from analysis.shape_bias.categories import NO_RESPONSE
-from analysis.shape_bias.comparing import HumanReference, pooled_by_category
+from analysis.shape_bias.comparing import HumanReference, extremes, pooled_by_category
 from analysis.shape_bias.glyphs import add_glyph, has_glyph
 from analysis.shape_bias.result import Cluster, ShapeBiasResult
 
@@ -35,7 +35,11 @@ def plot_shape_bias(
 
     People are one observer, their responses pooled. Vertical lines are at the value over all images; the last row shows
     it with its interval, for people with the range from the lowest to the highest.
+
+    Raises:
+        ValueError: If they have not seen the same images (`common_images` are those that all have).
     """
+    images = _images([*results, *humans])
     ax = axes_or_new(ax)
     tables: list[tuple[str, Any]] = [(result.observer, result.by_category()) for result in results]
     if humans:
@@ -49,9 +53,9 @@ def plot_shape_bias(
         style: dict[str, Any] = {"color": color, "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.4}
         ax.plot(1 - table["shape_bias"], table["shape"].map(rows), linestyle="none", markersize=5, label=name, **style)
         if is_human:
-            center = 1 - float(table["num_shape"].sum() / (table["num_shape"] + table["num_texture"]).sum())
-            each = [1 - human.shape_bias for human in humans]
-            ends = (min(each), max(each))
+            decided = (table["num_shape"] + table["num_texture"]).sum()
+            center = 1 - float(table["num_shape"].sum() / decided if decided else "nan")
+            ends = extremes(np.array([1 - human.shape_bias for human in humans]))
         else:
             result = results[index - bool(humans)]
             center = 1 - result.shape_bias
@@ -71,7 +75,7 @@ def plot_shape_bias(
     ax.tick_params(axis="y", length=0, pad=21 if any(map(has_glyph, categories)) else 3)
     top = ax.secondary_xaxis("top", functions=(_complement, _complement))
     top.set_xlabel("fraction of shape decisions")
-    _legend_below(ax, ax.get_legend_handles_labels()[0])
+    _legend_below(ax, ax.get_legend_handles_labels()[0], images)
     return ax
 
 
@@ -81,7 +85,7 @@ def shape_bias_figure(
     """`plot_shape_bias` in a figure as high as its categories and observers need."""
     categories = {shape for result in (*results, *humans) for shape in result.shapes}
     observers = len(results) + bool(humans)
-    height = 1.0 + _ROW * (len(categories) + 1.5) + 0.1 * observers + 0.17 * (observers // 2 + 1)
+    height = 1.2 + _ROW * (len(categories) + 1.5) + 0.1 * observers + 0.17 * (observers // 2 + 1)
     figure = Figure(figsize=(4.6, height), layout="constrained")
     plot_shape_bias(results, humans=humans, cluster=cluster, ax=figure.add_subplot())
     return figure
@@ -90,7 +94,12 @@ def shape_bias_figure(
 def plot_category_box(
     results: Sequence[ShapeBiasResult], *, humans: Sequence[ShapeBiasResult] = (), ax: Axes | None = None
 ) -> Axes:
-    """Shape bias of the shape categories of each observer: box from quartile to quartile, whiskers to the extremes."""
+    """Shape bias of the shape categories of each observer: box from quartile to quartile, whiskers to the extremes.
+
+    Raises:
+        ValueError: If they have not seen the same images (`common_images` are those that all have).
+    """
+    images = _images([*results, *humans])
     ax = axes_or_new(ax)
     tables: list[tuple[str, Any]] = [(result.observer, result.by_category()) for result in results]
     if humans:
@@ -108,7 +117,7 @@ def plot_category_box(
         spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(len(values))
         ax.plot(values, index + spread, linestyle="none", marker=marker, markersize=2.5, color=color, alpha=0.6)
     ax.set_yticks(range(len(tables)), [textwrap.fill(name, 24) for name, _ in tables])
-    ax.set(xlim=(-0.02, 1.02), ylim=(len(tables) - 0.4, -0.6), xlabel="shape bias of each shape category")
+    ax.set(xlim=(-0.02, 1.02), ylim=(len(tables) - 0.4, -0.6), xlabel=f"shape bias of each shape category\n{images}")
     return ax
 
 
@@ -140,7 +149,7 @@ def plot_pair_map(result: ShapeBiasResult, *, ax: Axes | None = None) -> Axes:
     ax.set_xticks(range(len(columns)), columns, rotation=90)
     ax.set_yticks(range(len(rows)), rows)
     ax.set(xlabel="texture", ylabel="shape")
-    ax.set_title(f"{result.observer}: shape / texture decisions")
+    ax.set_title(f"{result.observer}: shape / texture decisions, {result.num_images} images")
     return ax
 
 
@@ -162,7 +171,7 @@ def plot_confusion(result: ShapeBiasResult, *, ax: Axes | None = None) -> Axes:
     ax.set_xticks(range(table.shape[1]), list(table.columns), rotation=90)
     ax.set_yticks(range(table.shape[0]), list(table.index))
     ax.set(xlabel="response", ylabel="shape")
-    ax.set_title(f"{result.observer}: responses")
+    ax.set_title(f"{result.observer}: responses to {len(result.stimuli)} images")
     return ax
 
 
@@ -192,8 +201,24 @@ def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes
         Line2D([], [], color=HUMAN_COLOR, linestyle="dashed", label="people with each other"),
         Line2D([], [], color="black", lw=1.5, label="mean"),
     ]
-    _legend_below(ax, handles)
+    numbers = sorted(set(table["num_images"]))
+    _legend_below(
+        ax, handles, f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} images, common to both"
+    )
     return ax
+
+
+def _images(observers: Sequence[ShapeBiasResult]) -> str:
+    """How many images count, in words."""
+    for other in observers[1:]:
+        if set(other.stimuli) != set(observers[0].stimuli):
+            raise ValueError(
+                f"results: {observers[0].observer} has seen {len(observers[0].stimuli)} images and {other.observer} "
+                f"{len(other.stimuli)}, not the same; expected common_images of them"
+            )
+    counted = "conflict images" if observers[0].options.congruent == "exclude" else "images"
+    common = ", common to all observers" if len(observers) > 1 else ""
+    return f"{observers[0].num_images} {counted}{common}"
 
 
 def _look(index: int, is_human: bool) -> tuple[str, str]:
@@ -202,11 +227,13 @@ def _look(index: int, is_human: bool) -> tuple[str, str]:
     return OKABE_ITO[index % len(OKABE_ITO)], MARKERS[1:][index % (len(MARKERS) - 1)]
 
 
-def _legend_below(ax: Axes, handles: Sequence[Any]) -> None:
+def _legend_below(ax: Axes, handles: Sequence[Any], title: str) -> None:
     """Under the horizontal axis and its label, however high the axes are."""
     down = ScaledTranslation(0, -34 / 72, ax.figure.dpi_scale_trans)
     ax.legend(
         handles=handles,
+        title=title,
+        title_fontsize="small",
         loc="upper center",
         bbox_to_anchor=(0.4, 0.0),
         bbox_transform=ax.transAxes + down,

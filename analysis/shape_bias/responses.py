@@ -12,14 +12,15 @@ from analysis.shape_bias.result import ShapeBiasResult
 COLUMNS = ("subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename")
 
 
-def read_responses(path: str | PathLike[str], *, categories: Sequence[str] = CATEGORIES) -> ShapeBiasResult:
+def read_responses(path: str | PathLike[str], *, categories: Sequence[str] | None = CATEGORIES) -> ShapeBiasResult:
     """The responses of one observer.
 
     The stimulus is what follows the last underscore of `imagename`; "na" (or nothing) is no response.
 
     Args:
         path: CSV with the columns subj, session, trial, rt, object_response, category, condition and imagename.
-        categories: What the observer could answer.
+        categories: What the observer could answer. None takes every name: the categories are then those that the images
+            show, and a response outside of them is neither shape nor texture.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -29,7 +30,7 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] = CAT
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"responses={str(path)!r}: no such file")
-    known = sorted(categories)
+    known = None if categories is None else sorted(categories)
     observers: dict[str, None] = {}
     responses: dict[str, str] = {}
     try:
@@ -53,14 +54,15 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] = CAT
         stimulus = cells["imagename"].split("_")[-1]
         try:
             shape, _, texture, _ = parse_stimulus(stimulus)
-            check_categories([stimulus], [shape], [texture], known)
+            if known is not None:
+                check_categories([stimulus], [shape], [texture], known)
         except ValueError as error:
             cut = "; is the file cut off?" if last_unfinished else ""
             raise ValueError(f"{where}: {error}{cut}") from error
         response = cells["object_response"] or NO_RESPONSE
         if response.lower() in (NO_RESPONSE, "nan"):
             response = NO_RESPONSE
-        elif response not in known:
+        elif known is not None and response not in known:
             raise ValueError(f"{where}: unknown response {response!r}; expected {', '.join(known)} or {NO_RESPONSE}")
         if cells["category"] != shape:
             raise ValueError(f"{where}: category {cells['category']!r}, but {stimulus} shows {shape!r}")
@@ -73,6 +75,8 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] = CAT
         raise ValueError(f"responses={str(path)!r}: expected the responses of one observer, found {found}")
     names = sorted(responses)
     parts = [parse_stimulus(name) for name in names]
+    if known is None:
+        known = sorted({name for shape, _, texture, _ in parts for name in (shape, texture) if name})
     return ShapeBiasResult(
         observer=next(iter(observers)),
         stimuli=tuple(names),
@@ -86,8 +90,10 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] = CAT
     )
 
 
-def read_observers(directory: str | PathLike[str], *, categories: Sequence[str] = CATEGORIES) -> list[ShapeBiasResult]:
-    """One result for each CSV file of a folder, in the order of their names.
+def read_observers(
+    directory: str | PathLike[str], *, categories: Sequence[str] | None = CATEGORIES
+) -> list[ShapeBiasResult]:
+    """One result for each CSV file of a folder, in the order of their names; `categories` as in `read_responses`.
 
     Raises:
         FileNotFoundError: If there is no such folder.

@@ -18,7 +18,7 @@ from analysis.shape_bias.categories import (
     Aggregation,
     LabelMapping,
     Tie,
-    check_categories,
+    select_categories,
 )
 from analysis.statistics import cluster_weights, percentile_interval
 
@@ -198,8 +198,28 @@ class ShapeBiasResult(Result):
         """
         if self.logits is None:
             raise ValueError(f"mapping: only the responses of {self.observer} are known, not its logits")
-        check_categories(self.stimuli, self.shapes, self.textures, mapping.categories)
+        mapping.check_stimuli(self.stimuli, self.shapes, self.textures)
         return replace(self, mapping=mapping, categories=mapping.categories)._decided()
+
+    def with_categories(self, categories: Sequence[str]) -> "ShapeBiasResult":
+        """The same run with no other categories than these.
+
+        Only images with shape and texture among them are left. A network decides anew between them; what anybody else
+        answered stays, and an answer outside of them is neither shape nor texture.
+
+        Raises:
+            ValueError: If a category is unknown or given twice, or no image is left.
+        """
+        wanted = select_categories(categories, self.categories)
+        allowed = {*wanted, ""}
+        pairs = zip(self.stimuli, self.shapes, self.textures, strict=True)
+        kept = self.restricted([name for name, *pair in pairs if allowed.issuperset(pair)])
+        if not kept.stimuli:
+            raise ValueError(
+                f"categories={','.join(wanted)}: no image of {self.observer} has shape and texture among them"
+            )
+        mapping = None if self.mapping is None else self.mapping.of_categories(wanted)
+        return replace(kept, mapping=mapping, categories=wanted)._decided()
 
     def _decided(self) -> "ShapeBiasResult":
         if self.logits is None or self.mapping is None:
@@ -245,10 +265,14 @@ class ShapeBiasResult(Result):
         return self._counts(["shape", "texture"])
 
     def confusion(self) -> pd.DataFrame:
-        """How often each response (column, "na" last) was given to each shape category (row), all images."""
+        """How often each response (column) was given to each shape category (row), all images.
+
+        Responses outside the categories come after them, "na" is last.
+        """
+        outside = sorted({*self.responses} - {*self.categories, NO_RESPONSE})
         table = pd.crosstab(pd.Series(self.shapes, name="shape"), pd.Series(self.responses, name="response"))
         rows = [category for category in self.categories if category in set(self.shapes)]
-        return table.reindex(index=rows, columns=[*self.categories, NO_RESPONSE], fill_value=0)
+        return table.reindex(index=rows, columns=[*self.categories, *outside, NO_RESPONSE], fill_value=0)
 
     def _counts(self, by: list[str]) -> pd.DataFrame:
         table = pd.DataFrame(
@@ -359,12 +383,16 @@ class ShapeBiasResult(Result):
         return np.concatenate([statistic(weights) for weights in cluster_weights(numbers, num_resamples, seed)])
 
     def restricted(self, keep: Sequence[str]) -> "ShapeBiasResult":
-        """Only these stimuli, in this order."""
+        """Only these stimuli, in this order; the result itself where that changes nothing."""
+        if tuple(keep) == self.stimuli:
+            return self
         position = {name: index for index, name in enumerate(self.stimuli)}
         indices = [position[name] for name in keep]
         columns: dict[str, Any] = {
             name: tuple(getattr(self, name)[i] for i in indices)
             for name in ("stimuli", "shapes", "textures", "shape_exemplars", "texture_exemplars", "responses")
         }
+        columns["image_hashes"] = tuple(self.image_hashes[i] for i in indices) if self.image_hashes else ()
         logits = None if self.logits is None else self.logits[indices]
-        return replace(self, logits=logits, image_hashes=(), **columns)
+        # Without the fingerprint: it stands for the logits of all the stimuli.
+        return replace(self, logits=logits, fingerprint="", **columns)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from analysis import LoadedModel, ShapeBiasResult, read_responses, write_responses
 from analysis.shape_bias.categories import CATEGORIES
 from analysis.shape_bias.glyphs import category_glyph, has_glyph
-from analysis.shape_bias.plots import plot_confusion, plot_pair_map, plot_shape_bias
+from analysis.shape_bias.plots import plot_category_box, plot_confusion, plot_pair_map, plot_shape_bias
 from tests.analysis.shape_bias.observers import observer, write_stimuli
 from tests.cli.command import run
 
@@ -346,6 +346,14 @@ def test_figures_hold_the_decisions() -> None:
     points = {line.get_label(): np.asarray(line.get_xdata()) for line in ax.lines}
     np.testing.assert_allclose(points["net"], 1 - result.by_category()["shape_bias"])
     np.testing.assert_allclose(points["humans (n = 1)"], 0)
+    legend = ax.get_legend()
+    assert legend is not None and legend.get_title().get_text() == "12 conflict images, common to all observers"
+    alone = plot_shape_bias([result.with_options(congruent="include")]).get_legend()
+    assert alone is not None and alone.get_title().get_text() == "18 images"
+    for draw in (plot_shape_bias, plot_category_box):
+        with pytest.raises(ValueError, match="net has seen 18 images and person 17, not the same"):
+            draw([result], humans=[person.restricted(person.stimuli[1:])])
+    assert "12 conflict images, common to all" in plot_category_box([result], humans=[person]).get_xlabel()
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog", "oven", "all images"]
     texts = {text.get_text() for text in plot_pair_map(result).texts}
     pairs = result.pair_map()

@@ -1,4 +1,4 @@
-"""Rows and columns of units: from the image's way through the network, from the model, or from the user; never guessed."""
+"""Rows and columns of units: from the image's way through a network, from the model, or the user; never guessed."""
 
 from typing import Any
 

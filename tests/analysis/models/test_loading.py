@@ -11,9 +11,10 @@ from torch import nn
 import analysis
 import replknet
 from analysis import effective_receptive_field, load_model
-from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD, imagenet_classes
 from analysis.models.files import save_network
 from analysis.models.loading import as_loaded
+from analysis.recognition.prediction import class_names
 from tests.networks import tiny_model
 
 
@@ -125,6 +126,30 @@ def test_classifiers_of_transformers(tmp_path: Path, image: Image.Image) -> None
     assert result.mean_map.any()
     with pytest.raises(ValueError, match=r"hf:.*its weights could not be loaded"):
         load_model(f"hf:{tmp_path / 'none'}")
+
+
+def test_a_thousand_labels_are_imagenets_only_by_their_names(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    names = [name for _, name in imagenet_classes()]
+    default = [f"LABEL_{index}" for index in range(1000)]
+    own = [f"kind {index}" for index in range(1000)]
+    for folder, labels, classes in (
+        ("imagenet", names, ()),
+        ("short", [name.split(",")[0] for name in names], ()),
+        ("default", default, tuple(default)),
+        ("own", own, tuple(own)),
+        ("reversed", names[::-1], tuple(names[::-1])),
+    ):
+        config = transformers.ConvNextConfig(
+            hidden_sizes=[4, 4, 4, 4], depths=[1, 1, 1, 1], num_labels=1000, id2label=dict(enumerate(labels))
+        )
+        transformers.ConvNextForImageClassification(config).save_pretrained(tmp_path / folder)
+        transformers.ConvNextImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path / folder)
+        loaded = load_model(f"hf:{tmp_path / folder}")
+        assert loaded.classes == classes
+        assert [note for note in loaded.notes if "not the names of ImageNet-1K" in note] == list(loaded.notes)
+        assert bool(loaded.notes) == bool(classes)
+        assert class_names(loaded, 1000)[0] == (classes or names)[0]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*:FutureWarning")

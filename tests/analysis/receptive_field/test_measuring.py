@@ -206,7 +206,7 @@ def test_the_model_is_restored(fail: bool) -> None:
     model.conv.bias.requires_grad_(False)  # type: ignore[union-attr]
     with torch.no_grad():
         if fail:
-            with pytest.raises(ForwardError, match="model: Breaks .*broken"):
+            with pytest.raises(ForwardError, match=r"model: Breaks .*broken"):
                 effective_receptive_field(model, ONES)
         else:
             effective_receptive_field(model, ONES)

@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,41 @@ def test_classes_are_matched_by_name_wordnet_id_number_or_order(data: Path, tmp_
     ordered = labelled_files(data, COLOURS.classes)
     assert "sorted order" in ordered.rule
     assert [ordered.labels[index] for index in (0, -1)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [
+        ("crane", "134 (crane, n02012849) or 517 (crane, n03126707)"),
+        ("maillot", "638 (maillot, n03710637) or 639 (maillot, tank suit, n03710721)"),
+    ],
+)
+def test_a_name_of_two_classes_is_refused_with_both(data: Path, tmp_path: Path, name: str, outputs: str) -> None:
+    names = [name for _, name in imagenet_classes()]
+    (tmp_path / "labels.csv").write_text(f"red/0.png,{name}\n")
+    shutil.copytree(data / "red", tmp_path / "val" / name)
+    message = f"{name!r} may be output {outputs}; expected its WordNet id"
+    for arguments, place in (
+        ((tmp_path / "val", names), "the folder "),
+        ((data, names, tmp_path / "labels.csv"), "line 1: the class "),
+    ):
+        with pytest.raises(DataError, match=re.escape(place + message)):
+            labelled_files(*arguments[:2], labels=arguments[2] if len(arguments) > 2 else None)
+    first, second = (int(part.split()[0]) for part in outputs.split("or "))
+    (tmp_path / "val" / name).rename(tmp_path / "val" / imagenet_classes()[first][0])
+    shutil.copytree(data / "red", tmp_path / "val" / str(second))
+    assert set(labelled_files(tmp_path / "val", names).labels) == {first, second}
+
+
+def test_names_twice_in_other_classes_and_ids_that_are_no_imagenets(data: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"'red' may be output 0 \(red\) or 2 \(red\); expected the number of the output"
+    ):
+        labelled_files(data, ["red", "green", "red", "blue"])
+    # A thousand other classes have no WordNet ids.
+    (data / "red").rename(data / "n01440764")
+    with pytest.raises(DataError, match="the folder 'n01440764' is no class"):
+        labelled_files(data, ["green", "blue", *(f"kind {index}" for index in range(998))])
 
 
 def test_a_labels_file(data: Path, tmp_path: Path) -> None:

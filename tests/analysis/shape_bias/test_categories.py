@@ -38,6 +38,30 @@ def test_ties() -> None:
     assert ANIMALS.decide(np.array([[0.0, 1.0, 0.0, 1.0, 0.0]]), tie="none") == ("dog",)
 
 
+def test_chosen_categories_alone() -> None:
+    """The outputs of the others still take part in the softmax, and the mean is over a category's own outputs."""
+    mapping = LabelMapping.from_dict({0: "cat", 1: "dog", 2: "dog", 3: "oven"}, num_classes=5)
+    logits = np.log(np.array([[0.1, 0.2, 0.1, 0.5, 0.1], [0.3, 0.0625, 0.0625, 0.5, 0.075]]))
+    assert mapping.decide(logits) == ("oven", "oven")
+    chosen = mapping.of_categories(("dog", "cat"))
+    assert (chosen.categories, chosen.num_classes) == (("cat", "dog"), 5)
+    np.testing.assert_allclose(chosen.scores(logits), [[0.1, 0.15], [0.3, 0.0625]])
+    assert chosen.decide(logits) == ("dog", "cat")
+    assert mapping.of_categories(mapping.categories) == mapping
+    for wrong in (("cat", "cow"), ("cat", "cat"), ()):
+        with pytest.raises(
+            ValueError, match=f"categories={','.join(wrong)}: expected different ones of cat, dog, oven"
+        ):
+            mapping.of_categories(wrong)
+
+
+def test_many_categories_are_not_all_listed() -> None:
+    mapping = LabelMapping.from_dict({index: f"kind{index:03}" for index in range(1000)})
+    with pytest.raises(ValueError, match=r"kind004, \.\.\. \(1000\)") as raised:
+        mapping.check_stimuli(["cat1-dog1.png"], ["cat"], ["dog"])
+    assert "kind005" not in str(raised.value)
+
+
 def test_a_mapping_is_validated() -> None:
     for indices, message in (
         ((("cat", (0,)), ("dog", (0,))), "class index 0 belongs to 'cat' and to 'dog'"),

