@@ -20,7 +20,7 @@ from analysis.models.loading import load_model
 from analysis.models.replknets import is_replknet
 from analysis.models.untrained import calibrated, untrained_copy
 
-SPELLING: dict[str, str] = {"layer": "--layers", "unit_scales": "--unit-scales"}
+SPELLING: dict[str, str] = {"layer": "--layers"}
 """Option of a field that is called otherwise, for messages."""
 
 
@@ -274,7 +274,10 @@ class ModelChoice:
 
     def on_images(self, loaded: LoadedModel, images: Images, size: int | None = None) -> LoadedModel:
         """As it is measured: a network that is not trained with its batch norms calibrated on these images."""
-        return calibrated(loaded, images, size=size, unit_scales=self.unit_scales) if loaded.initial else loaded
+        if not loaded.initial:
+            return loaded
+        made = calibrated(loaded, images, size=size, unit_scales=self.unit_scales)
+        return replace(made, notes=tuple(note.replace("unit_scales=True", "--unit-scales") for note in made.notes))
 
     def _placed(self, loaded: LoadedModel) -> LoadedModel:
         """As it is, or where and as what the options say."""

@@ -86,6 +86,8 @@ def shape_bias(
     known = mapping.categories if by_mapping else sorted({name for result in asked for name in result.categories})
     wanted = None if categories is None else select_categories([c.strip() for c in categories.split(",")], known)
     whole = load_stimuli(stimuli) if stimuli is not None and specs else None
+    if whole is not None:
+        loaded = [choice.on_images(item, whole.paths, size) for item in loaded]
     chosen = whole if whole is None or wanted is None else whole.of_categories(wanted)
     names = [item.name for item in loaded] + [result.observer for result in recorded]
     if len(set(names)) < len(names):

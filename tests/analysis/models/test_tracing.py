@@ -1,6 +1,7 @@
 """The theoretical field is never smaller than what a unit depends on."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from analysis.models.layers import LayerError, evaluation_mode
 from analysis.models.layouts import FeatureMap, find_feature_map
 
 CHANNELS = 4
-Operation = Callable[[Tensor, "Weights"], Tensor]
+Operation = Callable[[Tensor, "Weights"], Any]
 
 
 class Weights(nn.Module):
@@ -32,14 +33,14 @@ class Weights(nn.Module):
         return self.get_buffer(name)
 
 
-def attention(x: Tensor, w: Weights) -> Tensor:
+def attention(x: Tensor, w: Weights) -> Any:
     tokens = x.flatten(2).transpose(1, 2)
     q, k, v = (tokens @ w(CHANNELS, CHANNELS) for _ in range(3))
     mixed = (q @ k.transpose(1, 2) / 50).softmax(-1) @ v
     return mixed.transpose(1, 2).reshape(x.shape)
 
 
-def fused_attention(x: Tensor, w: Weights) -> Tensor:
+def fused_attention(x: Tensor, w: Weights) -> Any:
     tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)
     cls = w(1, 1, 1, CHANNELS)
     tokens = torch.cat([cls, tokens], 2)
@@ -47,7 +48,7 @@ def fused_attention(x: Tensor, w: Weights) -> Tensor:
     return mixed[:, 0, 1:].transpose(1, 2).reshape(x.shape)
 
 
-def window_attention(x: Tensor, w: Weights) -> Tensor:
+def window_attention(x: Tensor, w: Weights) -> Any:
     n, c, height, width = x.shape
     if height % 2 or width % 2:
         return x
@@ -57,24 +58,24 @@ def window_attention(x: Tensor, w: Weights) -> Tensor:
     return back.reshape(n, c, height, width)
 
 
-def channel_attention(x: Tensor, w: Weights) -> Tensor:
+def channel_attention(x: Tensor, w: Weights) -> Any:
     pooled = x.mean((2, 3)).unsqueeze(1)
     return x * F.conv1d(pooled, w(1, 1, 3), padding=1).sigmoid().view(1, -1, 1, 1)
 
 
-def squeeze_and_excitation(x: Tensor, w: Weights) -> Tensor:
+def squeeze_and_excitation(x: Tensor, w: Weights) -> Any:
     return x * F.conv2d(F.adaptive_avg_pool2d(x, 1), w(CHANNELS, CHANNELS, 1, 1)).sigmoid()
 
 
-def strip_gate(x: Tensor, w: Weights) -> Tensor:
+def strip_gate(x: Tensor, w: Weights) -> Any:
     return x * x.mean(3, keepdim=True).sigmoid()
 
 
-def pooled_gate(x: Tensor, w: Weights) -> Tensor:
+def pooled_gate(x: Tensor, w: Weights) -> Any:
     return x * F.avg_pool2d(x, x.shape[-1] if x.shape[-1] == x.shape[-2] else 1)[:, :, :1, :1]
 
 
-def recurrent(x: Tensor, w: Weights) -> Tensor:
+def recurrent(x: Tensor, w: Weights) -> Any:
     state = torch.zeros_like(x[..., 0])
     columns = []
     for column in x.unbind(-1):
@@ -83,67 +84,67 @@ def recurrent(x: Tensor, w: Weights) -> Tensor:
     return torch.stack(columns, -1)
 
 
-def written_view(x: Tensor, w: Weights) -> Tensor:
+def written_view(x: Tensor, w: Weights) -> Any:
     y = x * 1
     y[:, :, 1:] += x[:, :, :-1]
     return y
 
 
-def written_through_an_alias(x: Tensor, w: Weights) -> Tensor:
+def written_through_an_alias(x: Tensor, w: Weights) -> Any:
     y = x * 1
     flat = y.flatten(2)
     y.add_(F.conv2d(x, w(CHANNELS, 1, 5, 5), padding=2, groups=CHANNELS))
     return flat.view(x.shape)
 
 
-def filled(x: Tensor, w: Weights) -> Tensor:
+def filled(x: Tensor, w: Weights) -> Any:
     out = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     out[:, :, ::2] = x[:, :, ::2]
     out[:, :, 1::2] = x.flip(2)[:, :, 1::2]
     return out
 
 
-def spectrum(x: Tensor, w: Weights) -> Tensor:
+def spectrum(x: Tensor, w: Weights) -> Any:
     return torch.fft.irfft2(torch.fft.rfft2(x) * w(x.shape[2], x.shape[3] // 2 + 1), s=x.shape[2:])
 
 
-def unfolded(x: Tensor, w: Weights) -> Tensor:
+def unfolded(x: Tensor, w: Weights) -> Any:
     columns = F.unfold(x, 3, padding=1)
     return F.fold(columns, x.shape[2:], 3, padding=1)
 
 
-def depthwise_by_unfold(x: Tensor, w: Weights) -> Tensor:
+def depthwise_by_unfold(x: Tensor, w: Weights) -> Any:
     padded = F.pad(x, (1, 1, 1, 1))
     return (padded.unfold(2, 3, 1).unfold(3, 3, 1) * w(3, 3)).sum((-1, -2))
 
 
-def dynamic_convolution(x: Tensor, w: Weights) -> Tensor:
+def dynamic_convolution(x: Tensor, w: Weights) -> Any:
     kernel = F.adaptive_avg_pool2d(x, 3).mean(0).unsqueeze(1) + w(CHANNELS, 1, 3, 3)
     return F.conv2d(x, kernel, padding=1, groups=CHANNELS)
 
 
-def token_mixing(x: Tensor, w: Weights) -> Tensor:
+def token_mixing(x: Tensor, w: Weights) -> Any:
     tokens = x.flatten(2)
     return (tokens @ w(tokens.shape[2], tokens.shape[2])).view(x.shape)
 
 
-def axial(x: Tensor, w: Weights) -> Tensor:
+def axial(x: Tensor, w: Weights) -> Any:
     return torch.einsum("nchw,wv->nchv", x, w(x.shape[3], x.shape[3]))
 
 
-def gathered(x: Tensor, w: Weights) -> Tensor:
+def gathered(x: Tensor, w: Weights) -> Any:
     order = torch.arange(x.shape[3] - 1, -1, -1, device=x.device)
     return x[:, :, :, order]
 
 
-def space_to_depth(x: Tensor, w: Weights) -> Tensor:
+def space_to_depth(x: Tensor, w: Weights) -> Any:
     if x.shape[2] % 2 or x.shape[3] % 2:
         return x
     parts = [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
     return F.conv2d(torch.cat(parts, 1), w(CHANNELS, 4 * CHANNELS, 1, 1))
 
 
-def channels_last(x: Tensor, w: Weights) -> Tensor:
+def channels_last(x: Tensor, w: Weights) -> Any:
     y = F.linear(F.layer_norm(x.permute(0, 2, 3, 1), (CHANNELS,)) + x.permute(0, 2, 3, 1), w(CHANNELS, CHANNELS))
     return y.permute(0, 3, 1, 2)
 
@@ -175,7 +176,7 @@ OPERATIONS: dict[str, Operation] = {
     "flip": lambda x, w: x.flip(3),
     "turned": lambda x, w: x.transpose(2, 3),
     "softmax": lambda x, w: x * x.flatten(2).softmax(-1).view(x.shape),
-    "norm of positions": lambda x, w: F.normalize(x, dim=(2, 3)),
+    "norm of positions": lambda x, w: x / torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True),
     "layer norm of positions": lambda x, w: F.layer_norm(x, x.shape[2:]) * x,
     "group norm": lambda x, w: F.group_norm(x, 2) + x,
     "instance norm": lambda x, w: F.instance_norm(x) + x,
