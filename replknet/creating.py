@@ -85,7 +85,7 @@ def create_model(
             if isinstance(model.norm, nn.Identity):
                 state = {key: value for key, value in state.items() if not key.startswith("norm.")}
         match_form(model, weight_form(state))
-        _load_into(model, state, source=str(checkpoint))
+        load_into(model, state, source=str(checkpoint))
     return model
 
 
@@ -108,7 +108,7 @@ def load_checkpoint(path: str | PathLike[str]) -> RepLKNet:
         raise CheckpointError(f"checkpoint={str(path)!r}: {describe(state)}")
     model = build(config)
     match_form(model, weight_form(state))
-    _load_into(model, state, source=str(path))
+    load_into(model, state, source=str(path))
     return model
 
 
@@ -129,12 +129,18 @@ class _Misfit:
         return "; ".join(parts)
 
 
-def _load_into(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+def load_into(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Load official-named weights strictly; `source` names them in the error.
 
     Raises:
         CheckpointError: If any key is missing, unexpected or has another shape.
     """
+    check_fit(model, state, source=source)
+    model.load_state_dict({key: state.get(key, value) for key, value in model.state_dict().items()})
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Refuse official-named weights that `load_into` would refuse, before anything is changed."""
     own = model.state_dict()
     # The counter of training batches is absent from some exported files, and no output depends on it.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
@@ -146,7 +152,6 @@ def _load_into(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     ]
     misfit = _Misfit(missing, unexpected, misshaped)
     if not (missing or unexpected or misshaped):
-        model.load_state_dict({key: state.get(key, value) for key, value in own.items()})
         return
     num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     differing = [*missing, *unexpected, *(entry.split()[0] for entry in misshaped)]

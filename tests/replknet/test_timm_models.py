@@ -188,7 +188,7 @@ def test_published_weights_come_by_the_verified_download(monkeypatch: pytest.Mon
     overlaid = small(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     assert torch.equal(overlaid.head.weight, source.head.weight)
     assert len(asked) == 2
-    load_pretrained(small(), overlaid.pretrained_cfg, filter_fn=timm_models._official_names)
+    load_pretrained(small(), overlaid.pretrained_cfg, filter_fn=timm_models._fitting_weights)
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
