@@ -251,7 +251,8 @@ def _fitting_weights(state: Mapping[str, Tensor], model: nn.Module) -> dict[str,
         free |= {"head.weight", "head.bias"}
     match_form(model, form)
     kept = {key: value for key, value in official.items() if key not in free}
-    check_fit(model, kept | {key: own[key] for key in free & own.keys()}, source="pretrained_cfg")
+    kept |= {key: own[key] for key in free & own.keys() if key in official or key.startswith("head.")}
+    check_fit(model, kept, source="pretrained_cfg")
     return official
 
 
