@@ -147,7 +147,7 @@ class Misfit:
 
 
 def _shape(value: Tensor) -> list[int] | str:
-    return "uninitialized" if is_lazy(value) else list(value.shape)  # type: ignore[no-untyped-call]
+    return "uninitialized" if is_lazy(value) else list(value.shape)
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:

@@ -67,13 +67,15 @@ def large_kernels(model: replknet.RepLKNet) -> list[list[torch.nn.Conv2d]]:
         own = []
         for module in stage.modules():
             if isinstance(module, replknet.ReparamLargeKernelConv):
-                layer = module.lkb_reparam if module.lkb_origin is None else getattr(module.lkb_origin, "conv", None)
+                layer: Any = module.lkb_reparam
+                if module.lkb_origin is not None:
+                    layer = getattr(module.lkb_origin, "conv", None)
+                own.append(layer)
                 if layer is None or not is_foldable(layer) or is_reparametrized(layer):
                     raise ValueError(
                         f"model: a large kernel of stage {number} is parametrized, pruned or replaced by another "
                         "module, so that its weight cannot be read or cropped; make it a plain convolution first"
                     )
-                own.append(layer)
         found.append(own)
     return found
 

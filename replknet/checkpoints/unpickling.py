@@ -65,7 +65,9 @@ def load(file: Any, **options: Any) -> Any:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, grad: Any = 0, hooks: Any = 0, *rest: Any) -> Tensor:
-    made: Tensor = torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict(), *rest)
+    made: Tensor = torch._utils._rebuild_tensor_v2(  # type: ignore[no-untyped-call]
+        storage, offset, size, stride, False, OrderedDict(), *rest
+    )
     return made
 
 

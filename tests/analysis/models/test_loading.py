@@ -7,6 +7,7 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.utils import prune
 
 import analysis
 import replknet
@@ -72,17 +73,18 @@ def test_a_folded_network_is_saved_with_its_description(tmp_path: Path) -> None:
         assert torch.allclose(loaded.module(images), model(images), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
 @pytest.mark.parametrize("change", ["pruned", "lazy", "replaced", "quantised"])
 def test_a_network_that_could_not_be_read_back_is_not_saved(tmp_path: Path, change: str) -> None:
     model = tiny_model().float()
     if change == "pruned":
-        nn.utils.prune.random_unstructured(model.head, "weight", amount=0.5)  # type: ignore[no-untyped-call]
+        prune.random_unstructured(model.head, "weight", amount=0.5)  # type: ignore[no-untyped-call]
     elif change == "lazy":
         model.head = nn.LazyLinear(10)
     elif change == "replaced":
         model.head = nn.Sequential(nn.Linear(32, 10))
     else:
-        model.head = torch.ao.nn.quantized.dynamic.Linear(32, 10)
+        model.head = torch.ao.nn.quantized.dynamic.Linear(32, 10)  # type: ignore[no-untyped-call]
     with pytest.raises(ValueError, match=r"other layers than its configuration says .* could not be read back: .*head"):
         save_network(tmp_path / "small.safetensors", model, classes=[str(i) for i in range(10)], input_size=32)
     assert list(tmp_path.iterdir()) == []

@@ -88,7 +88,8 @@ def test_kernels_are_cropped_beside_pruned_layers() -> None:
     cropped = apply_variant(model, Variant(kernel=5))
     by_hand = tiny_model()
     for name in ("stages.1.blocks.0.pw1.conv", "head"):
-        pruned, layer = (network.get_submodule(name) for network in (model, by_hand))
+        pruned: Any = model.get_submodule(name)
+        layer: Any = by_hand.get_submodule(name)
         layer.weight = nn.Parameter((pruned.weight_orig * pruned.weight_mask).detach())
     by_hand = apply_variant(by_hand, Variant(kernel=5))
     with torch.no_grad():
