@@ -14,7 +14,7 @@ from torch import Tensor
 from replknet.checkpoints.describing import architecture_of, described_config, infer_config
 from replknet.checkpoints.naming import Naming, convert_state_dict, weight_form
 from replknet.checkpoints.published import PUBLISHED, sha256_of
-from replknet.checkpoints.reading import CheckpointError, file_layout, load_state_dict, read_metadata
+from replknet.checkpoints.reading import CheckpointError, load_state_dict, read_metadata, read_weights
 from replknet.creating import load_checkpoint
 from replknet.networks.reparameterize import Form, reparameterize
 from replknet.networks.replknet import RepLKNet, RepLKNetConfig
@@ -37,6 +37,7 @@ class CheckpointInfo:
         naming: Whose key names.
         format: "safetensors" or "torch".
         wrapper: The key under which the file keeps the weights; empty if they are at the top.
+        beside: The key of the last weights, where those under `wrapper` are averaged ones beside them; else empty.
         num_parameters: Without the statistics of batch norms.
         dtypes: Of the weights.
         sha256: Of the file, in hexadecimal.
@@ -50,6 +51,7 @@ class CheckpointInfo:
     naming: Naming
     format: Literal["safetensors", "torch"]
     wrapper: str
+    beside: str
     num_parameters: int
     dtypes: tuple[str, ...]
     sha256: str
@@ -88,8 +90,7 @@ def inspect_checkpoint(path: str | PathLike[str]) -> CheckpointInfo:
         CheckpointError: If it is not a weight file.
     """
     path = Path(path)
-    state = load_state_dict(path)
-    found = file_layout(path)
+    state, found = read_weights(path)
     problems = []
     for kind, test in (("NaN", torch.isnan), ("infinite values", torch.isinf)):
         bad = [key for key, value in state.items() if value.is_floating_point() and bool(test(value).any())]
@@ -116,6 +117,7 @@ def inspect_checkpoint(path: str | PathLike[str]) -> CheckpointInfo:
         naming=found.naming,
         format=found.format,
         wrapper=found.wrapper,
+        beside=found.beside,
         num_parameters=sum(value.numel() for key, value in state.items() if not key.endswith(statistics)),
         dtypes=tuple(sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})),
         sha256=digest,

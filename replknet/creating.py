@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from replknet.checkpoints.describing import describe, described_config, infer_config
 from replknet.checkpoints.naming import weight_form
@@ -85,7 +86,7 @@ def create_model(
             if isinstance(model.norm, nn.Identity):
                 state = {key: value for key, value in state.items() if not key.startswith("norm.")}
         match_form(model, weight_form(state))
-        _load_into(model, state, source=str(checkpoint))
+        load_into(model, state, source=str(checkpoint))
     return model
 
 
@@ -108,53 +109,72 @@ def load_checkpoint(path: str | PathLike[str]) -> RepLKNet:
         raise CheckpointError(f"checkpoint={str(path)!r}: {describe(state)}")
     model = build(config)
     match_form(model, weight_form(state))
-    _load_into(model, state, source=str(path))
+    load_into(model, state, source=str(path))
     return model
 
 
 @dataclass(frozen=True)
-class _Misfit:
+class Misfit:
+    """How weights differ from those of a model: empty, and no text, where they fit."""
+
     missing: list[str]
     unexpected: list[str]
-    misshaped: list[str]
+    misshaped: dict[str, str]
+
+    @classmethod
+    def of(cls, model: nn.Module, state: Mapping[str, Tensor]) -> "Misfit":
+        """Of official-named weights."""
+        own = model.state_dict()
+        return cls(
+            # The counter of training batches is absent from some exported files, and no output depends on it.
+            missing=[key for key in own if key not in state and not key.endswith("num_batches_tracked")],
+            unexpected=[key for key in state if key not in own],
+            misshaped={
+                key: f"{key} {_shape(state[key])} for {_shape(value)}"
+                for key, value in own.items()
+                if key in state and _shape(state[key]) != _shape(value)
+            },
+        )
 
     def __str__(self) -> str:
         parts = []
-        for name in ("missing", "unexpected", "misshaped"):
-            keys = getattr(self, name)
-            if keys:
-                more = f" and {len(keys) - _NUM_LISTED} more" if len(keys) > _NUM_LISTED else ""
-                label = "mis-shaped" if name == "misshaped" else name
-                parts.append(f"{len(keys)} {label}: {', '.join(keys[:_NUM_LISTED])}{more}")
+        lists = {"missing": self.missing, "unexpected": self.unexpected, "mis-shaped": [*self.misshaped.values()]}
+        for label, entries in lists.items():
+            if entries:
+                more = f" and {len(entries) - _NUM_LISTED} more" if len(entries) > _NUM_LISTED else ""
+                parts.append(f"{len(entries)} {label}: {', '.join(entries[:_NUM_LISTED])}{more}")
         return "; ".join(parts)
 
 
-def _load_into(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+def _shape(value: Tensor) -> list[int] | str:
+    return "uninitialized" if is_lazy(value) else list(value.shape)
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Load official-named weights strictly; `source` names them in the error.
 
     Raises:
         CheckpointError: If any key is missing, unexpected or has another shape.
     """
-    own = model.state_dict()
-    # The counter of training batches is absent from some exported files, and no output depends on it.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    misshaped = [
-        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    misfit = _Misfit(missing, unexpected, misshaped)
-    if not (missing or unexpected or misshaped):
-        model.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+    check_fit(model, state, source=source)
+    model.load_state_dict({key: state.get(key, value) for key, value in model.state_dict().items()})
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Refuse what `load_into` refuses, before anything is changed."""
+    misfit = Misfit.of(model, state)
+    if not str(misfit):
         return
-    num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
-    differing = [*missing, *unexpected, *(entry.split()[0] for entry in misshaped)]
-    if all(key in ("head.weight", "head.bias") for key in differing):
-        built = own["head.weight"].shape[0] if "head.weight" in own else 0
-        how = f"pass num_classes={num_classes} to build the file's head" if num_classes else "the file has no head"
-        raise CheckpointError(
-            f"checkpoint={source!r}: its head has {num_classes} classes, the model's {built}; {how}, or "
-            "num_classes=0 to leave heads out and call reset_classifier afterwards"
-        )
+    built, given = (
+        weights["head.weight"].shape[0] if "head.weight" in weights else 0 for weights in (model.state_dict(), state)
+    )
+    if {*misfit.missing, *misfit.unexpected, *misfit.misshaped} <= {"head.weight", "head.bias"}:
+        how = "num_classes=0 to leave heads out and call reset_classifier afterwards"
+        if given and weight_form(state) == "folded":
+            how = f"pass num_classes={given}, as the final norm is folded into that head"
+        elif given:
+            how = f"pass num_classes={given} to build the file's head, or {how}"
+        else:
+            how = f"the file has no head, or {how}"
+        raise CheckpointError(f"checkpoint={source!r}: its head has {given} classes, the model's {built}; {how}")
     raise CheckpointError(f"checkpoint={source!r} does not fit the model: {misfit}. {describe(state)}")

@@ -14,11 +14,12 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, r
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from replknet.checkpoints.naming import convert_state_dict
+from replknet.checkpoints.naming import convert_state_dict, weight_form
 from replknet.checkpoints.published import PUBLISHED, download_weights
 from replknet.checkpoints.reading import load_state_dict
-from replknet.creating import SHIPPED
+from replknet.creating import SHIPPED, check_fit
 from replknet.networks import PRESETS
+from replknet.networks.reparameterize import match_form
 from replknet.networks.replknet import RepLKNet, RepLKNetConfig, Stage
 
 _FIELDS = ("layers", "channels", "kernel_sizes", "small_kernel", "shortcut", "dw_ratio", "ffn_ratio")
@@ -230,7 +231,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         variant,
         pretrained,
         pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=_official_names,
+        pretrained_filter_fn=_fitting_weights,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         model_cfg=PRESETS[variant],
         **kwargs,
@@ -238,8 +239,21 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return model
 
 
-def _official_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    return convert_state_dict(state, to="official")
+def _fitting_weights(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights for timm to load, by official name; brings the model into their form.
+
+    Beside a head of another size timm loads what fits and leaves the rest random; here the rest is checked.
+    """
+    official = convert_state_dict(state, to="official")
+    form, own = weight_form(official), model.state_dict()
+    free = {"stem.0.conv.weight"}  # which timm makes fit other channels
+    if form != "folded":  # a folded head has the final norm in it
+        free |= {"head.weight", "head.bias"}
+    match_form(model, form)
+    kept = {key: value for key, value in official.items() if key not in free}
+    kept |= {key: own[key] for key in free & own.keys() if key in official or key.startswith("head.")}
+    check_fit(model, kept, source="pretrained_cfg")
+    return official
 
 
 def _entrypoint(variant: str) -> Callable[..., nn.Module]:

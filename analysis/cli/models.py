@@ -69,6 +69,8 @@ def info(file: Annotated[Path, typer.Argument(help="A weight file.")]) -> None:
     table.add_row("form", forms[found.form])
     table.add_row("key names", found.naming)
     table.add_row("format", found.format + (f", under {found.wrapper!r}" if found.wrapper else ""))
+    if found.beside:
+        table.add_row("averaging", f"averaged weights under {found.wrapper!r}, the last ones under {found.beside!r}")
     table.add_row("parameters", f"{found.num_parameters:,}")
     table.add_row("dtype", ", ".join(found.dtypes))
     table.add_row("SHA-256", found.sha256)

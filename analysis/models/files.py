@@ -19,7 +19,11 @@ from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
 from analysis.runs.writing import replacing
 from replknet.checkpoints.describing import DESCRIPTION, architecture_of
+from replknet.checkpoints.naming import weight_form
 from replknet.checkpoints.reading import read_metadata
+from replknet.creating import Misfit
+from replknet.networks import build
+from replknet.networks.reparameterize import match_form
 
 NETWORK_SUFFIX = ".safetensors"
 STUDY_NETWORK = "network"
@@ -73,7 +77,20 @@ def save_network(
         std: Per channel, divided by.
         crop: See `LoadedModel`.
         training: How it was trained, anything that JSON holds.
+
+    Raises:
+        ValueError: If the network has layers that its configuration does not tell; nothing is written then.
     """
+    state = module.state_dict()
+    with torch.device("meta"):
+        readable = build(module.config)
+        match_form(readable, weight_form(state))
+    misfit = str(Misfit.of(readable, state))
+    if misfit:
+        raise ValueError(
+            "module: it has other layers than its configuration says (parametrized, pruned or replaced ones?), and its "
+            f"file could not be read back: {misfit}"
+        )
     content = {"config": asdict(module.config), "classes": list(classes), "input_size": input_size}
     content |= {"mean": list(mean), "std": list(std), "crop": crop, "training": dict(training or {})}
     save_weights(path, module, {DESCRIPTION: json.dumps(content)})

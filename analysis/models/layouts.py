@@ -1,5 +1,6 @@
 """Feature maps: which axes of a layer's output are the image's, and which pixels each of its units could see."""
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -118,7 +119,7 @@ def find_feature_map(
     image = torch.zeros(1, in_channels, *image_size, device="meta", dtype=place.dtype)
     with evaluation_mode(model), torch.no_grad():
         try:
-            with _on_meta(model), Tracer(image) as tracer:
+            with own_code(model, image, name), _on_meta(model), Tracer(image) as tracer:
                 return _found(model, image, layer, asked, tracer, name=name)
         except ForwardError as error:
             # Without data a forward pass that reads values, or makes tensors on another device, cannot run. A real one
@@ -292,16 +293,28 @@ def _joined(
 
 @contextmanager
 def _on_meta(model: nn.Module) -> Iterator[None]:
-    """Replace every parameter and buffer by its shape; the same objects come back on leaving."""
+    """Replace every parameter and buffer by its shape; the same objects come back on leaving.
+
+    So does all that the forward pass keeps on its modules: anchors, say, and positions of the last image size.
+    """
     stores: list[dict[str, Any]] = [
         store for module in model.modules() for store in (module._parameters, module._buffers)
     ]
     saved = [(store, name, tensor) for store in stores for name, tensor in store.items() if tensor is not None]
+    kept = [(vars(m), dict(vars(m))) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    values = [value for _, own in kept for value in own.values()]
+    contents = [(value, copy.copy(value)) for value in values if isinstance(value, (list, dict))]
     try:
         for store, name, tensor in saved:
             meta = tensor.detach().to("meta")
             store[name] = nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
         yield
     finally:
-        for store, name, tensor in saved:
+        for own, before in kept:
+            own.clear()
+            own.update(before)
+        for value, content in contents:
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
+        for store, name, tensor in saved:  # those of TorchScript are no dictionaries
             store[name] = tensor

@@ -13,6 +13,8 @@ import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.models.files import family_preparation, load_file
 from analysis.models.loaded import OWN, LoadedModel
+from replknet.checkpoints.describing import infer_config
+from replknet.creating import load_into
 
 
 def is_replknet(spec: str) -> bool:
@@ -49,9 +51,11 @@ def load_replknet(
         preparation["input_size"] = weights.image_size
     published: dict[str, float] = {}
     if checkpoint is not None:
-        # Any head will do for features, so the file decides how large it is.
-        state = replknet.load_state_dict(checkpoint)
-        overrides["num_classes"] = state["head.weight"].shape[0] if "head.weight" in state else 0
+        # Any head will do for features, so the file decides how large it is, and what a backbone gives.
+        found = infer_config(replknet.load_state_dict(checkpoint))
+        if found is not None:
+            names = ("num_classes", "out_indices", "norm_intermediate_features")
+            overrides |= {name: getattr(found, name) for name in names}
     elif weights is not None and pretrained:
         if not as_published:
             raise ValueError(
@@ -142,11 +146,11 @@ def new_model(
 
 def _put_weights(module: nn.Module, checkpoint: str | PathLike[str]) -> tuple[str, ...]:
     """Load a RepLKNet's weights, but for a head of another size; returns what to tell the user."""
-    state = replknet.convert_state_dict(replknet.load_state_dict(checkpoint), to="official")
+    state = replknet.load_state_dict(checkpoint)
     own = module.state_dict()
     heads = [key for key in ("head.weight", "head.bias") if key in own]
     fits = all(key in state and state[key].shape == own[key].shape for key in heads)
     if not fits:
         state |= {key: own[key] for key in heads}
-    module.load_state_dict(state)
+    load_into(module, state, source=str(checkpoint))
     return () if fits else (f"{Path(checkpoint).name}: its head has other classes; a new one is trained",)

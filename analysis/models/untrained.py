@@ -20,6 +20,7 @@ from analysis.images.inputs import Images
 from analysis.models.batches import inputs_for
 from analysis.models.layers import evaluation_mode, run
 from analysis.models.loaded import OWN, LoadedModel, place_of
+from replknet.networks.folding import copy_of, is_reparametrized
 
 _SMALL = 0.1
 _SCALE_NAME = re.compile(r"gamma|scale|gain|lambda|alpha|^ls\d*$")
@@ -49,6 +50,12 @@ def untrained_copy(loaded: LoadedModel, *, seed: int = 0) -> LoadedModel:
         module = loaded.fresh().eval().to(place.device, place.dtype)
         how = f"{OWN}, seed {seed}"
     else:
+        made = [name for name, layer in loaded.module.named_modules() if is_reparametrized(layer)]
+        if made:
+            raise ValueError(
+                f"model: {loaded.name} has weights that are made from others in every call ({', '.join(made[:3])}: "
+                "pruned, weight-normed or parametrized); no layer can initialise those anew"
+            )
         module = copy.deepcopy(loaded.module)
         kept = _reset(module)
         if len(kept) == len(list(module.parameters())):
@@ -96,7 +103,7 @@ def calibrated(
         ForwardError: If the model cannot take such images.
     """
     loaded, inputs = inputs_for(loaded, images, size)
-    module = copy.deepcopy(loaded.module)
+    module = copy_of(loaded.module)
     scales = small_scales(module)
     notes = loaded.notes
     for fraction in sorted(set(scales.values())):

@@ -4,7 +4,6 @@ Batch norms keep the statistics of the whole kernels, as every layer keeps its w
 outer taps do in this network, not what a network trained with smaller kernels would do.
 """
 
-import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, prep
 from analysis.study.design import Study
 from analysis.study.images import StudyImages
 from analysis.training.loop import accuracy
+from replknet.networks.folding import copy_of, is_foldable, is_reparametrized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +57,25 @@ class Variant:
 
 
 def large_kernels(model: replknet.RepLKNet) -> list[list[torch.nn.Conv2d]]:
-    """The large depthwise convolutions of each stage, merged or not."""
+    """The large depthwise convolutions of each stage, merged or not.
+
+    Raises:
+        ValueError: If one is parametrized, pruned or replaced: its kernel is then not its weight.
+    """
     found: list[list[torch.nn.Conv2d]] = []
-    for stage in model.stages:
+    for number, stage in enumerate(model.stages, 1):
         own = []
         for module in stage.modules():
             if isinstance(module, replknet.ReparamLargeKernelConv):
-                layer = module.lkb_reparam if module.lkb_origin is None else module.lkb_origin.conv
-                assert layer is not None
+                layer: Any = module.lkb_reparam
+                if module.lkb_origin is not None:
+                    layer = getattr(module.lkb_origin, "conv", None)
                 own.append(layer)
+                if layer is None or not is_foldable(layer) or is_reparametrized(layer):
+                    raise ValueError(
+                        f"model: a large kernel of stage {number} is parametrized, pruned or replaced by another "
+                        "module, so that its weight cannot be read or cropped; make it a plain convolution first"
+                    )
         found.append(own)
     return found
 
@@ -77,15 +87,16 @@ def apply_variant(model: replknet.RepLKNet, variant: Variant) -> replknet.RepLKN
     In a network whose branches are merged, the merged kernels are cropped.
 
     Raises:
-        ValueError: If the kernel is not odd and positive, the stage does not exist, or the small branch cannot be
-            dropped because there is none any more.
+        ValueError: If the kernel is not odd and positive, the stage does not exist, the small branch cannot be dropped
+            because there is none any more, or a large kernel is not a plain convolution.
     """
     kernel, stage = variant.kernel, variant.stage
     if kernel is not None:
         _check_kernel(kernel)
     if stage is not None and not 0 <= stage < len(model.stages):
         raise ValueError(f"stage={stage}: expected a number from 0 to {len(model.stages) - 1}")
-    changed = copy.deepcopy(model)
+    large_kernels(model)  # refuses before anything is copied
+    changed = copy_of(model)
     chosen = range(len(model.stages)) if stage is None else [stage]
     for index in chosen:
         for layer in large_kernels(changed)[index]:

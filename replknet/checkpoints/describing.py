@@ -32,9 +32,12 @@ def describe(state: Mapping[str, Tensor]) -> str:
     if config is None:
         return f"The file does not look like a RepLKNet; its first keys are {', '.join(list(state)[:3])}"
     small = "merged" if weight_form(state) != "training" else str(config.small_kernel)
+    outputs = f"num_classes={config.num_classes}"
+    if config.out_indices is not None:
+        outputs += f", a backbone without a final norm: out_indices={config.out_indices}"
     return (
         f"The file looks like {architecture_of(config)} (kernel_sizes={config.kernel_sizes}, small kernel {small}, "
-        f"num_classes={config.num_classes})"
+        f"{outputs})"
     )
 
 
@@ -48,7 +51,8 @@ def architecture_of(config: RepLKNetConfig) -> str:
 def infer_config(state: Mapping[str, Tensor]) -> RepLKNetConfig | None:
     """The architecture of official-named weights, from their shapes; None if they are not a RepLKNet's.
 
-    The drop-path rate is not in the weights and stays 0; nor is the small kernel after a merge, which then is None.
+    The drop-path rate is not in the weights and stays 0; nor is the small kernel after a merge, which then is None. Nor
+    are the stages whose maps a backbone (no final norm and no head) gives: it gets all of them.
     """
     large = {}
     for key, value in state.items():
@@ -71,6 +75,7 @@ def infer_config(state: Mapping[str, Tensor]) -> RepLKNetConfig | None:
             ffn_ratio=state["stages.0.blocks.1.pw1.conv.weight"].shape[0] / channels[0],
             in_channels=state["stem.0.conv.weight"].shape[1],
             num_classes=state["head.weight"].shape[0] if "head.weight" in state else 0,
+            out_indices=None if {"norm.weight", "head.weight"} & state.keys() else tuple(range(num_stages)),
             norm_intermediate_features=all(norms),
         )
     except (KeyError, ValueError, IndexError):

@@ -1,7 +1,7 @@
 """Other people's names for the same weights: the only module that knows them."""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -9,8 +9,8 @@ from replknet.networks.reparameterize import Form
 
 Naming = Literal["official", "mmpretrain"]
 
-# Wrappers under which training codes keep weights, the averaged ones first.
-EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict")
+# Keys under which training codes keep averaged weights (the last is this project's own), and the last ones.
+EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "average")
 WRAPPERS = ("model", "state_dict")
 BOOKKEEPING = ("steps", "n_averaged")
 """Of averaged models: entries that are no weights."""
@@ -27,6 +27,23 @@ def strip_parallel(key: str) -> str:
     while key.startswith(_PARALLEL_PREFIXES):
         key = key.partition(".")[2]
     return key
+
+
+def weight_keys(content: Mapping[str, Any]) -> tuple[str, str]:
+    """The keys of a file's averaged weights and of its last ones; empty for those that it does not have.
+
+    `EMAHook` of mmengine swaps both when it saves. Its marks are the counter of its averaged model, and what mmengine
+    writes beside the weights.
+    """
+    averaged, last = (
+        next((key for key in keys if isinstance(content.get(key), Mapping)), "") for keys in (EMA_WRAPPERS, WRAPPERS)
+    )
+    if averaged == "ema_state_dict" and last:
+        meta = content.get("meta")
+        by_mmengine = "message_hub" in content or (isinstance(meta, Mapping) and "mmengine_version" in meta)
+        if by_mmengine or "steps" in content[averaged]:
+            return last, averaged
+    return averaged, last
 
 
 def convert_state_dict(state: Mapping[str, Tensor], to: Naming) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Weight files: what they hold, under the official names."""
 
-import argparse
-import pickle
+import tarfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from replknet.checkpoints import unpickling
 from replknet.checkpoints.naming import (
     BOOKKEEPING,
     EMA_WRAPPERS,
@@ -21,7 +22,21 @@ from replknet.checkpoints.naming import (
     convert_state_dict,
     naming_of,
     strip_parallel,
+    weight_keys,
 )
+
+_TORCH_BEFORE_ZIP = b"l\xfc\x9cF\xf9 j\xa8P\x19"
+"""In the first bytes of what `torch.save` wrote before version 1.6."""
+_BEGINNINGS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file that it stands for; `git lfs pull` fetches that"),
+    (b"<!doctype html", "an HTML page; the download went wrong"),
+    (b"<html", "an HTML page; the download went wrong"),
+    (b"<?xml", "an XML page; the download went wrong"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"\x89hdf", "an HDF5 file, as of Keras"),
+    (b"\x93numpy", "an array of NumPy"),
+)
+"""In lower case."""
 
 
 class CheckpointError(ValueError):
@@ -33,41 +48,60 @@ def load_state_dict(path: str | PathLike[str], *, use_ema: bool = True) -> dict[
 
     Reads files of `torch.save` (the official repository's, timm's and mmpretrain's layouts: flat, under `model` or
     `state_dict`, with averaged weights, with `module.` prefixes, 22K heads under `head.cls_22k`) and safetensors. Only
-    tensors are unpickled (`weights_only=True`).
+    tensors are unpickled: of whatever else a file holds, nothing is imported or called.
 
     Args:
         path: The file.
-        use_ema: Take the averaged (EMA) weights where the file has them beside the last ones.
+        use_ema: Take the averaged (EMA) weights where the file has them beside the last ones. Which are which, its own
+            marks say: mmengine swaps them.
 
     Returns:
         Weights on the CPU, in the file's dtype, by official key.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is not a weight file or holds something that is not a tensor.
+        CheckpointError: If the file is not a weight file, or its weights are something that is not a tensor.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint={str(path)!r}: {'is a folder' if path.is_dir() else 'no such file'}")
-    return convert_state_dict(_unwrap(_read(path), path, use_ema), to="official")
+    return read_weights(Path(path), use_ema=use_ema)[0]
 
 
 @dataclass(frozen=True)
 class FileLayout:
-    """How a weight file keeps its weights: its format, the key over them (empty if none), and whose key names."""
+    """How a weight file keeps its weights.
+
+    Args:
+        format: Of the file.
+        wrapper: The key over the weights that are taken; empty if they are at the top.
+        beside: The key over the last weights, where those taken are averaged ones beside them; else empty.
+        naming: Whose key names.
+    """
 
     format: Literal["safetensors", "torch"]
     wrapper: str
+    beside: str
     naming: Naming
 
 
-def file_layout(path: Path, *, use_ema: bool = True) -> FileLayout:
-    """The layout of a file that `load_state_dict` reads."""
-    content = _read(path)
-    wrappers = [*(EMA_WRAPPERS if use_ema else ()), *WRAPPERS]
-    wrapper = next((key for key in wrappers if isinstance(content.get(key), Mapping)), "")
-    keys = [strip_parallel(str(key)) for key in (content[wrapper] if wrapper else content)]
-    return FileLayout("safetensors" if _is_safetensors(path) else "torch", wrapper, naming_of(keys))
+def read_weights(path: Path, *, use_ema: bool = True) -> tuple[dict[str, Tensor], FileLayout]:
+    """What `load_state_dict` returns, and the layout of the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint={str(path)!r}: {'is a folder' if path.is_dir() else 'no such file'}")
+    content, wrappers, beside = _read(path), [], ""
+    for _ in range(2):  # a wrapper may be in another one
+        if not isinstance(content, Mapping):
+            break
+        averaged, last = weight_keys(content)
+        if averaged and not last and not use_ema:
+            raise CheckpointError(f"checkpoint={str(path)!r}: use_ema=False, but it has averaged weights only")
+        wrapper = averaged if averaged and use_ema else last
+        if not wrapper:
+            break
+        beside = beside or (last if wrapper == averaged else "")
+        content = content[wrapper]
+        wrappers.append(wrapper)
+    state = _tensors(content, path)
+    form: Literal["safetensors", "torch"] = "safetensors" if _is_safetensors(path) else "torch"
+    return convert_state_dict(state, to="official"), FileLayout(form, ".".join(wrappers), beside, naming_of(state))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -87,32 +121,72 @@ def _read(path: Path) -> Any:
     try:
         if _is_safetensors(path):
             return load_file(path)
-        # The official training code saves its command line beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        # torch's own text on what it refuses to unpickle advises to do it unsafely.
-        refused = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds something else than tensors" if refused else str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"checkpoint={str(path)!r}: not a readable weight file ({reason})") from error
+        other = _other_kind(path)
+        if not other:
+            return torch.load(path, map_location="cpu", pickle_module=unpickling, weights_only=False)
+    except Exception as error:  # a damaged pickle raises anything
+        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"checkpoint={str(path)!r}: not a readable weight file ({first_line})") from error
+    raise CheckpointError(f"checkpoint={str(path)!r}: not a readable weight file (it is {other})")
 
 
-def _unwrap(content: Any, path: Path, use_ema: bool) -> dict[str, Tensor]:
-    for wrapper in (*(EMA_WRAPPERS if use_ema else ()), *WRAPPERS):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"checkpoint={str(path)!r}: expected a dictionary of tensors")
+def _other_kind(path: Path) -> str:
+    """What a file is that `torch.save` has not written; empty for those that it has."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "empty"
+    if not any(head):
+        return "nothing but zeros at its beginning; the download or copy did not finish"
+    text = head.lstrip().lower()
+    known = next((kind for beginning, kind in _BEGINNINGS if text.startswith(beginning)), "")
+    if known:
+        return known
+    if head.startswith(b"PK"):
+        return _other_archive(path)
+    if tarfile.is_tarfile(path):  # torch would unpack it
+        return "a tar archive; unpack it first"
+    if _TORCH_BEFORE_ZIP in head[:64]:
+        return ""
+    if head.startswith(b"\x80"):
+        return "a pickle that torch.save has not written"
+    if text.isascii() and not any(byte < 9 for byte in head):
+        return f"text that begins {head[:40].decode()!r}"
+    return f"of no known format; it begins {head[:8]!r}"
+
+
+def _other_archive(path: Path) -> str:
+    if not zipfile.is_zipfile(path):
+        return "a cut zip archive; the download or copy did not finish"
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any("/code/" in name for name in names):
+        return "a TorchScript program, not weights alone"
+    if not any(name.endswith("/data.pkl") for name in names):
+        return f"a zip archive of other files, such as {names[0]!r}" if names else "an empty zip archive"
+    return ""
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    where = f"checkpoint={str(path)!r}"
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{where}: it holds a whole object, {unpickling.path_of(content)}; expected a dictionary of tensors, such "
+            "as module.state_dict()"
+        )
+    if not content:
+        raise CheckpointError(f"{where}: it holds an empty dictionary; expected one of tensors")
     state = {}
-    for key, value in content.items():
-        name = strip_parallel(str(key))
+    wrapped = [key for key in (*EMA_WRAPPERS, *WRAPPERS) if key in content]
+    for key in (*wrapped, *content):
+        name, value = strip_parallel(str(key)), content[key]
         if name in BOOKKEEPING:
             continue
         if not isinstance(value, Tensor):
             known = ", ".join((*EMA_WRAPPERS, *WRAPPERS))
             raise CheckpointError(
-                f"checkpoint={str(path)!r}: the entry {key!r} is {type(value).__name__}, not a tensor; "
-                f"expected weights at the top level or under one of {known}"
+                f"{where}: the entry {str(key)!r} is {unpickling.path_of(value)}, not a tensor; expected weights, "
+                f"such as module.state_dict(), at the top level or under one of {known}"
             )
         state[name] = value
     return state

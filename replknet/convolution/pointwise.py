@@ -92,14 +92,19 @@ def takes_fast_path(block: nn.Module, x: Tensor, layers: tuple[type[nn.Module], 
 
 def _is_ordinary(module: nn.Module) -> bool:
     return not (
-        module.training
-        or "forward" in module.__dict__
-        or module.__dict__.get("approximate", "none") != "none"  # of a GELU
+        module.training or is_hooked(module) or module.__dict__.get("approximate", "none") != "none"  # of a GELU
+    ) and all(weight is None or _is_ordinary_weight(weight) for weight in module._parameters.values())
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody sees or changes what passes through it: by hooks, or a forward pass of this module's own."""
+    return bool(
+        "forward" in module.__dict__
         or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-    ) and all(weight is None or _is_ordinary_weight(weight) for weight in module._parameters.values())
+    )
 
 
 def _is_ordinary_weight(weight: Tensor) -> bool:

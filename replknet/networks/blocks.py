@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from replknet.convolution.depthwise import DepthwiseConv2d
 from replknet.convolution.pointwise import PointwiseConv2d, in_parts, multiply, takes_fast_path, to_maps, to_rows
@@ -19,6 +18,7 @@ from replknet.networks.folding import (
     fold_norm_after,
     fold_norm_before,
     is_foldable,
+    is_foldable_norm,
 )
 
 
@@ -76,7 +76,7 @@ class ConvBN(nn.Module):
 
     def reparameterize(self) -> None:
         """Fold the norm: `bn` becomes an identity, `conv` gets a bias. A no-op when already done."""
-        if isinstance(self.bn, _BatchNorm) and is_foldable(self.conv):
+        if is_foldable_norm(self.bn) and is_foldable(self.conv):
             assign(self.conv, *fold_norm_after(self.conv.weight, self.conv.bias, *batch_norm_affine(self.bn)))
             self.bn = nn.Identity().train(self.bn.training)
 
@@ -142,7 +142,7 @@ def _values(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 def fold_before(norm: nn.Module, layer: nn.Module) -> nn.Module:
     """Fold a batch norm into the pointwise layer after it, if that is an ordinary one; returns what takes its place."""
-    if not isinstance(norm, _BatchNorm) or not is_foldable(layer):
+    if not is_foldable_norm(norm) or not is_foldable(layer):
         return norm
     assign(layer, *fold_norm_before(layer.weight.detach(), layer.bias, *batch_norm_affine(norm)))
     return nn.Identity().train(norm.training)

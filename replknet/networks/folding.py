@@ -3,7 +3,8 @@
 Everything is computed in float64, so that the merged float32 weights are correctly rounded.
 """
 
-from typing import TypeGuard
+import copy
+from typing import TypeGuard, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from replknet.convolution.depthwise import DepthwiseConv2d
 from replknet.convolution.pointwise import PointwiseConv2d
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _FOLDABLE = (nn.Conv2d, nn.Linear, DepthwiseConv2d, PointwiseConv2d)
 
 
@@ -20,9 +22,26 @@ def is_foldable(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
     return type(layer) in _FOLDABLE
 
 
+def is_foldable_norm(layer: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether a layer is a batch norm and nothing more; not one with an activation in it, say."""
+    return type(layer) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
 def is_reparametrized(layer: nn.Module) -> bool:
-    """Whether its weight is made from others in every call (weight norm, pruning, `nn.utils.parametrize`)."""
-    return isinstance(layer, (nn.Conv2d, nn.Linear, _BatchNorm)) and "weight" not in layer._parameters
+    """Whether its weight or bias is made from others in every call (weight norm, pruning, `nn.utils.parametrize`)."""
+    kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
+    return isinstance(layer, kinds) and not {"weight", "bias"} <= layer._parameters.keys()
+
+
+def copy_of(model: ModuleT) -> ModuleT:
+    """A deep copy, also of layers whose weights are made from others in every call, which PyTorch would not copy."""
+    made = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in made})
 
 
 def batch_norm_affine(bn: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -3,17 +3,17 @@
 Each block knows how to merge itself (`blocks`); `reparameterize` walks over those of a model.
 """
 
-import copy
-from typing import Literal, TypeVar
+from collections.abc import Iterator
+from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from replknet.convolution.pointwise import is_hooked
 from replknet.networks.blocks import Classifier, ConvBN, ConvFFN, ReparamLargeKernelConv, RepLKBlock
-from replknet.networks.folding import is_reparametrized
+from replknet.networks.folding import ModuleT, copy_of, is_foldable, is_foldable_norm, is_reparametrized
 
 Form = Literal["training", "merged", "folded"]
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def reparameterize(model: ModuleT, *, level: Literal["kernels", "full"] = "full", inplace: bool = False) -> ModuleT:
@@ -25,15 +25,16 @@ def reparameterize(model: ModuleT, *, level: Literal["kernels", "full"] = "full"
             deploy form, whose `state_dict` loads in the official and mmpretrain code. "full" folds every other batch
             norm too: those before 1x1 convolutions and the final one into the head. Norms on intermediate feature
             maps, and the final norm of a network without a head, have nothing to be folded into and stay; so do those
-            beside a layer that was replaced by another module.
+            beside a layer that was replaced by another module, and norms that are more than batch norms. Hooks stay
+            where they are, on layers that get and give what they did.
         inplace: Change `model` itself; otherwise it is copied and left as it was.
 
     Returns:
         The re-parameterised model, in the mode, dtype and device of `model`. Doing it twice changes nothing.
 
     Raises:
-        ValueError: If `level` is unknown, a batch norm keeps no running statistics, or a weight is parametrized or
-            pruned; nothing is changed then.
+        ValueError: If `level` is unknown, a batch norm keeps no running statistics, a weight or bias is parametrized or
+            pruned, or a layer that would vanish or be given other values has hooks; nothing is changed then.
 
     Example:
         >>> import replknet
@@ -50,7 +51,7 @@ def reparameterize(model: ModuleT, *, level: Literal["kernels", "full"] = "full"
     parts = ReparamLargeKernelConv if level == "kernels" else (ReparamLargeKernelConv, ConvBN, RepLKBlock, ConvFFN)
     _refuse_what_cannot_be_folded(model, parts, with_head=level == "full")
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copy_of(model)
     for module in list(model.modules()):
         if isinstance(module, parts):
             module.reparameterize()
@@ -69,11 +70,32 @@ def _refuse_what_cannot_be_folded(
         for layer in (layer for part in within for layer in part.modules()):
             if is_reparametrized(layer):
                 raise ValueError(
-                    f"model: the weight of a {type(layer).__name__} in {name or 'it'} is parametrized or pruned; make "
-                    "it a plain parameter first (parametrize.remove_parametrizations, remove_weight_norm, prune.remove)"
+                    f"model: the weight or bias of a {type(layer).__name__} in {name or 'it'} is parametrized or "
+                    "pruned; make it a plain parameter first (parametrize.remove_parametrizations, "
+                    "remove_weight_norm, prune.remove)"
                 )
             if isinstance(layer, _BatchNorm) and layer.running_mean is None:
                 raise ValueError(f"model: a batch norm in {name or 'it'} keeps no running statistics to be folded")
+        for layer in _changed(module) if within else ():
+            if is_hooked(layer):
+                raise ValueError(
+                    f"model: a {type(layer).__name__} in {name or 'it'} has hooks or a forward pass of its own, and "
+                    "would vanish or be given other values; remove them first"
+                )
+
+
+def _changed(part: nn.Module) -> Iterator[nn.Module]:
+    """Layers that merging this part removes or gives another input, weight or output; those of its parts aside."""
+    if isinstance(part, ConvBN) and is_foldable_norm(part.bn) and is_foldable(part.conv):
+        yield from (part.conv, part.bn)
+    elif isinstance(part, ReparamLargeKernelConv) and part.lkb_reparam is None:
+        yield from list(part.modules())[1:]
+    elif isinstance(part, (RepLKBlock, ConvFFN)) and isinstance(part.pw1, ConvBN):
+        norm = part.prelkb_bn if isinstance(part, RepLKBlock) else part.preffn_bn
+        if is_foldable_norm(norm) and is_foldable(part.pw1.conv):
+            yield from (norm, part.pw1, part.pw1.conv)
+    elif isinstance(part, Classifier) and is_foldable_norm(part.norm) and is_foldable(part.head):
+        yield from (part.norm, part.head)
 
 
 def match_form(model: nn.Module, form: Form) -> None:

@@ -101,6 +101,11 @@ def test_convert_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     run("convert", there, tmp_path / "back.safetensors", "--to", "safetensors")
     state, back = (replknet.load_state_dict(path) for path in (WEIGHTS, tmp_path / "back.safetensors"))
     assert all(torch.equal(state[key], back[key]) for key in state)
+    averaged, last = dict(state), {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save({"model": last, "model_ema": averaged}, tmp_path / "both.pth")
+    run("info", tmp_path / "both.pth")
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "averaging averaged weights under 'model_ema', the last ones under 'model'" in words
     broken = tiny_model().float().state_dict()
     broken["norm.weight"][:] = float("nan")
     torch.save(broken, tmp_path / "broken.pth")

@@ -162,6 +162,14 @@ def test_weights_to_begin_with(tmp_path: Path) -> None:
     assert other.module.state_dict()["head.weight"].shape[0] == 5
     assert torch.equal(other.module.state_dict()["stem.0.conv.weight"], first.state_dict()["stem.0.conv.weight"])
     assert other.notes == ("weights.pth: its head has other classes; a new one is trained",)
+    torch.save(replknet.reparameterize(first, level="kernels").state_dict(), tmp_path / "merged.pth")
+    (tmp_path / "page.pth").write_text("<html>")
+    for name, reason in (
+        ("merged.pth", r"does not fit .*lkb_origin.* small kernel merged"),
+        ("page.pth", "an HTML page"),
+    ):
+        with pytest.raises(replknet.CheckpointError, match=reason):
+            new_model("replknet_nano_k3", num_classes=12, checkpoint=tmp_path / name)
     wide = new_model("replknet_nano_k3", num_classes=5, kernel_sizes=(5, 5, 3, 3), gradient_checkpointing=True).module
     assert isinstance(wide, replknet.RepLKNet)
     assert (wide.config.kernel_sizes, wide.config.small_kernel) == ((5, 5, 3, 3), 3)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,7 +189,46 @@ def test_published_weights_come_by_the_verified_download(monkeypatch: pytest.Mon
     overlaid = small(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     assert torch.equal(overlaid.head.weight, source.head.weight)
     assert len(asked) == 2
-    load_pretrained(small(), overlaid.pretrained_cfg, filter_fn=timm_models._official_names)
+    load_pretrained(small(), overlaid.pretrained_cfg, filter_fn=timm_models._fitting_weights)
+
+
+@pytest.mark.parametrize("level", ["kernels", "full"])
+@pytest.mark.parametrize("options", [{}, {"num_classes": 5}, {"num_classes": 0}, {"features_only": True}])
+def test_a_merged_file_gives_a_merged_network_or_an_error(tmp_path: Path, level: Any, options: dict[str, Any]) -> None:
+    """With a head of another size timm loads what has a place and leaves the rest random."""
+    source: Any = randomize_norms(small(num_classes=1000)).double().eval()
+    file = tmp_path / "merged.pth"
+    torch.save(replknet.reparameterize(source, level=level).state_dict(), file)
+
+    def load() -> Any:
+        overlay = {"file": str(file)}
+        return (
+            small(pretrained=True, pretrained_cfg_overlay=overlay, **({"num_classes": 1000} | options)).double().eval()
+        )
+
+    if level == "full" and "num_classes" in options:  # the final norm is in the head that is left out
+        with pytest.raises(
+            replknet.CheckpointError, match=r"num_classes=1000, as the final norm|4 missing: norm\.weight"
+        ):
+            load()
+        return
+    model = load()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        if "features_only" in options:
+            found, expected = model(images)[-1], source.forward_features(images)
+        elif options:
+            found, expected = (m.forward_head(m.forward_features(images), pre_logits=True) for m in (model, source))
+        else:
+            found, expected = model(images), source(images)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_weights_of_another_architecture_are_refused_beside_another_head(tmp_path: Path) -> None:
+    torch.save(small(num_classes=1000).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(replknet.CheckpointError, match=r"lkb_origin\.conv\.weight \[\d+, 1, "):
+        overlay = {"file": str(tmp_path / "weights.pth")}
+        small(pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, kernel_sizes=(3, 3, 3, 3), small_kernel=3)
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import analysis
 from analysis.models.exporting import export_model, format_of
@@ -16,6 +17,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*:FutureWarning")
 @pytest.fixture(scope="module")
 def network() -> analysis.LoadedModel:
     return analysis.LoadedModel(name="tiny", module=tiny_model().float(), input_size=64)
+
+
+def test_a_pruned_network_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    pruned = analysis.LoadedModel(name="pruned", module=tiny_model().float())
+    prune.l1_unstructured(pruned.module.get_submodule("head"), "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match="parametrized or pruned; make it a plain parameter first"):
+        export_model(pruned, tmp_path / "network.pt", format="torchscript")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt", ".pt2"])

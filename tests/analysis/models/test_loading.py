@@ -7,6 +7,7 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.utils import prune
 
 import analysis
 import replknet
@@ -71,6 +72,48 @@ def test_a_folded_network_is_saved_with_its_description(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(loaded.module(images), model(images), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
+@pytest.mark.parametrize("change", ["pruned", "lazy", "replaced", "quantised"])
+def test_a_network_that_could_not_be_read_back_is_not_saved(tmp_path: Path, change: str) -> None:
+    model = tiny_model().float()
+    if change == "pruned":
+        prune.random_unstructured(model.head, "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    elif change == "lazy":
+        model.head = nn.LazyLinear(10)
+    elif change == "replaced":
+        model.head = nn.Sequential(nn.Linear(32, 10))
+    else:
+        model.head = torch.ao.nn.quantized.dynamic.Linear(32, 10)  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match=r"other layers than its configuration says .* could not be read back: .*head"):
+        save_network(tmp_path / "small.safetensors", model, classes=[str(i) for i in range(10)], input_size=32)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["training", "kernels", "full"])
+@pytest.mark.parametrize("norms", [True, False])
+def test_a_backbone_is_read_back_and_gives_the_maps_of_all_stages(tmp_path: Path, norms: bool, form: Any) -> None:
+    model = tiny_model(num_classes=0, out_indices=(1, 3), norm_intermediate_features=norms).float()
+    written = model if form == "training" else replknet.reparameterize(model, level=form)
+    torch.save(written.state_dict(), tmp_path / "backbone.pth")
+    module = load_model(str(tmp_path / "backbone.pth")).module
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        found, expected = module(images), model(images)
+    assert [tuple(maps.shape[1:]) for maps in found] == [(8, 16, 16), (16, 8, 8), (24, 4, 4), (32, 2, 2)]
+    for stage, maps in zip((1, 3), expected, strict=True):
+        torch.testing.assert_close(found[stage], maps, rtol=1e-4, atol=1e-5)
+
+
+def test_a_backbone_by_name(tmp_path: Path) -> None:
+    shape: Any = {"num_classes": 0, "out_indices": (0, 1, 2, 3)}
+    backbone = replknet.create_model("replknet_nano_k3", **shape)
+    torch.save({"state_dict": backbone.state_dict()}, tmp_path / "backbone.pth")
+    loaded = load_model("replknet_nano_k3", checkpoint=tmp_path / "backbone.pth")
+    assert all(torch.equal(value, backbone.state_dict()[key]) for key, value in loaded.module.state_dict().items())
+    with pytest.raises(replknet.CheckpointError, match=r"a backbone without a final norm: out_indices=\(0, 1, 2, 3\)"):
+        replknet.create_model("replknet_nano_k3", checkpoint=tmp_path / "backbone.pth")
 
 
 def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

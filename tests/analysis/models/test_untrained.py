@@ -8,6 +8,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import analysis
 import replknet
@@ -45,6 +46,22 @@ def test_a_program_cannot_be_initialised_anew(tmp_path: Path) -> None:
     analysis.export_model(load_model("replknet_nano_k3"), tmp_path / "net.pt", format="torchscript")
     with pytest.raises(ValueError, match="no layer that can be initialised anew"):
         untrained_copy(load_model(str(tmp_path / "net.pt")))
+
+
+@pytest.mark.parametrize("change", ["weight norm", "pruned"])
+def test_weights_made_from_others_are_not_called_untrained(change: str) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    if change == "pruned":
+        prune.l1_unstructured(module[0], "weight", 0.5)  # type: ignore[no-untyped-call]
+    else:
+        nn.utils.parametrizations.weight_norm(module[0])
+    loaded = LoadedModel(name="changed", module=module)
+    with pytest.raises(ValueError, match="changed has weights that are made from others in every call"):
+        untrained_copy(loaded)
+    known = calibrated(loaded, IMAGES)  # which leaves weights alone
+    maps = module[0](IMAGES)
+    expected = (maps[:8].mean((0, 2, 3)) + maps[8:].mean((0, 2, 3))) / 2
+    torch.testing.assert_close(known.module.get_buffer("1.running_mean"), expected)
 
 
 def test_calibrated_batch_norms_know_their_own_maps() -> None:

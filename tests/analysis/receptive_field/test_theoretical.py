@@ -149,6 +149,30 @@ def test_the_model_is_left_as_it_was() -> None:
     assert int(model[1].num_batches_tracked) == 0  # type: ignore[arg-type]
 
 
+class Keeps(nn.Module):
+    """Keeps what it made for the last image, as rotary positions and anchors are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.positions, self.by_size = nn.Conv2d(3, 2, 3), torch.zeros(0), dict[int, Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        if self.positions.shape != y.shape[2:]:
+            self.positions = torch.ones(y.shape[2:], device=y.device)
+            self.by_size[y.shape[2]] = self.positions
+        return y * self.positions * self.by_size[y.shape[2]]
+
+
+def test_nothing_that_a_model_keeps_between_calls_is_left_without_data() -> None:
+    model = Keeps()
+    first = model.positions
+    assert theoretical_receptive_field(model, (16, 16)).size == (3, 3)
+    assert model.positions is first
+    assert model.by_size == {}
+    assert model(torch.rand(1, 3, 16, 16)).shape == (1, 2, 14, 14)
+
+
 class ReadsValues(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -1,9 +1,12 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import replknet
 from analysis import LoadedModel
@@ -52,6 +55,46 @@ def test_the_model_itself_is_left_alone_and_a_wide_crop_changes_nothing() -> Non
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
     with torch.no_grad():
         assert torch.equal(apply_variant(model, Variant(kernel=13))(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("kind", ["pruned", "parametrized", "replaced", "branch replaced"])
+def test_kernels_that_are_not_the_weight_of_a_layer_are_refused(kind: str) -> None:
+    """A crop of a pruned kernel would be undone by the next forward pass."""
+    model = tiny_model()
+    block = model.get_submodule("stages.1.blocks.0.large_kernel")
+    layer: Any = block.get_submodule("lkb_origin.conv")
+    if kind == "pruned":
+        prune.random_unstructured(layer, "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    elif kind == "parametrized":
+        parametrizations.weight_norm(layer)
+    elif kind == "replaced":
+        block.get_submodule("lkb_origin").conv = nn.Sequential(layer)
+    else:
+        block.lkb_origin = nn.Sequential(layer)
+    message = "a large kernel of stage 2 is parametrized, pruned or replaced by another module"
+    for measure in (
+        lambda: apply_variant(model, Variant(kernel=3)),
+        lambda: apply_variant(model, Variant(small_branch=False)),
+        lambda: default_variants(model),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure()
+
+
+def test_kernels_are_cropped_beside_pruned_layers() -> None:
+    model = tiny_model()
+    for name in ("stages.1.blocks.0.pw1.conv", "head"):
+        prune.random_unstructured(model.get_submodule(name), "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    cropped = apply_variant(model, Variant(kernel=5))
+    by_hand = tiny_model()
+    for name in ("stages.1.blocks.0.pw1.conv", "head"):
+        pruned: Any = model.get_submodule(name)
+        layer: Any = by_hand.get_submodule(name)
+        layer.weight = nn.Parameter((pruned.weight_orig * pruned.weight_mask).detach())
+    by_hand = apply_variant(by_hand, Variant(kernel=5))
+    with torch.no_grad():
+        torch.testing.assert_close(cropped(IMAGES), by_hand(IMAGES))
+        assert (cropped(IMAGES) - model(IMAGES)).abs().max() > 1e-3 * model(IMAGES).abs().max()
 
 
 def test_one_stage_at_a_time() -> None:
