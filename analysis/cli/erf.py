@@ -12,7 +12,15 @@ import typer
 from rich.table import Table
 
 import replknet
-from analysis.cli.console import parse_size, print_line, print_notes, print_table, progress_bar, run_folder
+from analysis.cli.console import (
+    parse_size,
+    print_line,
+    print_notes,
+    print_table,
+    progress_bar,
+    run_folder,
+    skipped_notes,
+)
 from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, Out, Overwrite, parse_three, takes
 from analysis.images.sets import ImageSet, load_images
 from analysis.models.loaded import LoadedModel
@@ -63,7 +71,7 @@ def erf(
     chosen = load_images(images, size=pixels, num_images=num_images, seed=choice.seed)
     loaded = choice.load(model, untrained=untrained)
     notes = [note for item in loaded for note in item.notes]
-    notes += [f"skipped {name}: {reason}" for name, reason in chosen.skipped]
+    notes += skipped_notes(chosen.skipped)
     identities = [identify(item.module) for item in loaded]
     settings = {
         "models": [

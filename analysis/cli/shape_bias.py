@@ -11,7 +11,7 @@ import pandas as pd
 import typer
 from rich.table import Table
 
-from analysis.cli.console import print_line, print_notes, print_table, progress_bar, run_folder
+from analysis.cli.console import print_line, print_notes, print_table, progress_bar, run_folder, skipped_notes
 from analysis.cli.options import (
     MODEL_HELP,
     BatchSize,
@@ -125,7 +125,7 @@ def shape_bias(
         missing = missing_stimuli(result.stimuli)
         notes += [f"{result.observer}: {missing}"] if missing else []
     skipped = dict.fromkeys(entry for result in results for entry in result.skipped)
-    notes += [f"skipped {name}: {reason}" for name, reason in skipped]
+    notes += skipped_notes(skipped)
     _report(results, summaries, consistency, reference, notes)
     typer.echo(f"results, tables and figures: {out}")
 

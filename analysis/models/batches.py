@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from analysis.images.files import ImageError
 from analysis.images.inputs import Images, Inputs, as_inputs
 from analysis.images.sets import ImageSet
-from analysis.models.layers import evaluation_mode
+from analysis.models.layers import evaluation_mode, missing_head
 from analysis.models.loaded import LoadedModel, place_of
 from analysis.models.loading import as_loaded
 from analysis.runs.identity import NetworkIdentity, identify
@@ -20,6 +20,7 @@ from analysis.runs.processes import num_processes
 from analysis.runs.resuming import Measured, Progress, Row, hash_settings, measure
 
 _Item = tuple[int, Tensor | None, str]
+_WITHOUT_CLASSES = "extract_features (replknet features) keeps what such a network returns"
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ def classify(loaded: LoadedModel, images: Tensor) -> Tensor:
     """Logits, shape (N, classes).
 
     Raises:
-        ValueError: If the model returns something else, or cannot take images of this shape.
+        ValueError: If the model returns something else, as features (`missing_head`), or cannot take images of this
+            shape.
     """
     try:
         logits: Any = loaded.module(images)
@@ -196,6 +198,12 @@ def classify(loaded: LoadedModel, images: Tensor) -> Tensor:
         what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"model: {loaded.name} returns {what}; expected one row of class scores for each image (it is no batch of "
-            "logits)"
+            f"logits); {_WITHOUT_CLASSES}"
+        )
+    reason = "" if loaded.classes else missing_head(loaded.module, logits.shape[1])
+    if reason:
+        raise ValueError(
+            f"model: {loaded.name} returns {logits.shape[1]} features of each image and no class scores ({reason}); "
+            f"expected a classifier; {_WITHOUT_CLASSES}"
         )
     return logits

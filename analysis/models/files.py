@@ -17,6 +17,7 @@ from torch import nn
 import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
+from analysis.runs.texts import printable
 from analysis.runs.writing import replacing
 from replknet.checkpoints.describing import DESCRIPTION, architecture_of
 from replknet.checkpoints.reading import read_metadata
@@ -119,7 +120,7 @@ def _load_described(path: Path, description: str) -> LoadedModel:
         content = json.loads(description)
         module = replknet.load_checkpoint(path)
         return LoadedModel(
-            name=path.parent.name if path.stem == STUDY_NETWORK else path.stem,
+            name=printable(path.parent.name if path.stem == STUDY_NETWORK else path.stem),
             module=module,
             classes=tuple(content["classes"]),
             training=content["training"],
@@ -135,7 +136,7 @@ def _load_weights(path: Path) -> LoadedModel:
     own = family_preparation(architecture_of(module.config))
     size = own.get("input_size", DEFAULT_SIZE)
     return LoadedModel(
-        name=path.stem,
+        name=printable(path.stem),
         module=module,
         notes=(
             f"{path.name}: bare weights; the architecture was read from them, images get the preprocessing of its "
@@ -168,13 +169,13 @@ def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> Lo
         ) from error
     if not kept[PREPARATION]:
         note = f"{path.name}: names no preprocessing; ImageNet's at {DEFAULT_SIZE} pixels is used"
-        return LoadedModel(name=path.stem, module=module, notes=(note,))
+        return LoadedModel(name=printable(path.stem), module=module, notes=(note,))
     known = json.loads(kept[PREPARATION])
     notes: tuple[str, ...] = ()
     if known["own_transform"]:
         notes = (f"{path.name}: the file keeps size, mean and standard deviation, not the library's own resizing",)
     return LoadedModel(
-        name=path.stem,
+        name=printable(path.stem),
         module=module,
         mean=tuple(known["mean"]),
         std=tuple(known["std"]),
