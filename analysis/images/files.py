@@ -35,7 +35,7 @@ def files_in(root: Path) -> list[Path]:
     """
     found: list[Path] = []
     entered: set[Path] = set()
-    folders, links = [root], []
+    folders, links = [root], list[Path]()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         if folder.resolve() in entered:
@@ -50,6 +50,13 @@ def files_in(root: Path) -> list[Path]:
                 elif entry.is_file() or entry.is_symlink():
                     found.append(folder / entry.name)
     return sorted(found)
+
+
+def images_in(root: Path) -> tuple[list[Path], list[Path]]:
+    """The images by their names among `files_in`, and the other files."""
+    files = files_in(root)
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    return images, sorted(set(files).difference(images))
 
 
 def folders_in(root: Path) -> list[Path]:
@@ -72,11 +79,11 @@ def images_beside(root: Path) -> list[tuple[str, str]]:
 
 
 def find_images(sources: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Path]:
-    """The files that are meant, in order, each once; whether they are images shows when they are read.
+    """The files that are meant, in order, each once.
 
     Args:
-        sources: Files, folders (`files_in`), and patterns such as `photos/*.jpg` of both, of which hidden ones are left
-            out but where the pattern names them.
+        sources: Files, folders (every image file in them, see `files_in`) and patterns such as `photos/*.jpg` of both,
+            of which hidden ones are left out but where the pattern names them.
 
     Raises:
         FileNotFoundError: If a source does not exist or matches no file.
@@ -92,11 +99,11 @@ def find_images(sources: str | PathLike[str] | Sequence[str | PathLike[str]]) ->
         files = []
         for match in matches:
             if match.is_dir():
-                files += files_in(match)
+                files += images_in(match)[0]
             elif match.is_file() or match.is_symlink():
                 files.append(match)
         if not files:
-            what = "holds no file" if path.is_dir() else "no such file or folder, and no file matches"
+            what = "holds no image" if path.is_dir() else "no such file or folder, and no file matches"
             raise FileNotFoundError(f"images={str(source)!r}: {what}")
         for file in files:
             found.setdefault((file.parent.resolve(), file.name), file)
@@ -122,6 +129,8 @@ def read_rgb(file: Path | IO[bytes]) -> Image.Image:
     except FileNotFoundError:
         raise ImageError("no such file") from None
     except UnidentifiedImageError:
+        if suffix in (".tif", ".tiff"):
+            raise ImageError("corrupt, or a kind of TIFF that is not known, such as three channels of floats") from None
         raise ImageError("corrupt" if suffix in IMAGE_SUFFIXES else "not an image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"corrupt ({error})") from None
@@ -131,7 +140,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """A picture as 8-bit RGB: 12-bit and 16-bit ones scaled, transparent ones laid on white.
 
     Raises:
-        ImageError: If its values have no known range (floats, 32-bit integers), or there is no way to RGB (Lab).
+        ImageError: If the range of its values is not known (floats, signed and 32-bit integers), or Pillow knows no way
+            to RGB.
     """
     if image.mode.startswith(("I", "F")):
         image = _scaled(image)
@@ -149,7 +159,9 @@ def _scaled(image: Image.Image) -> Image.Image:
     if image.mode.startswith("F"):
         raise ImageError("its pixels are floats, of which the range is not known; expected 8 or 16 bits")
     if image.mode == "I" and image.format not in ("PNG", "PPM"):  # Pillow's mode of these with 16 bits
-        raise ImageError("its pixels are 32-bit integers, of which the range is not known; expected 8 or 16 bits")
+        raise ImageError(
+            "its pixels are signed or 32-bit integers, of which the range is not known; expected 8 or 16 bits"
+        )
     tags = getattr(image, "tag_v2", {})
     brightest = 2 ** tags.get(_BITS, (16,))[0] - 1
     values = np.clip(np.asarray(image, dtype=np.float64) / brightest, 0, 1)

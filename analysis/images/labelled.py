@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from analysis.images.files import IMAGE_SUFFIXES, ImageError, files_in, folders_in, images_beside, read_rgb
+from analysis.images.files import ImageError, folders_in, images_beside, images_in, read_rgb
 from analysis.runs.texts import few, printable
 
 Split = Literal["train", "val"]
@@ -76,13 +76,11 @@ class FolderImages:
         self.skipped = images_beside(self._root)
         """Files that are not used, with the reason: in no folder of a class, or no images by their names."""
         for label, folder in enumerate(self._folders):
-            files = files_in(folder)
-            images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            images, others = images_in(folder)
             if not images:
                 raise FileNotFoundError(f"data={str(folder)!r}: holds no image of the class")
             self._samples += [(str(file), label) for file in images]
-            others = set(files).difference(images)
-            self.skipped += [(printable(file.relative_to(self._root)), "not an image") for file in sorted(others)]
+            self.skipped += [(printable(file.relative_to(self._root)), "not an image") for file in others]
         if not self._folders:
             raise FileNotFoundError(f"data={str(self._root)!r}: expected a sub-folder for each class")
         self.size = size

@@ -194,11 +194,11 @@ def classify(loaded: LoadedModel, images: Tensor) -> Tensor:
         raise ValueError(
             f"model: {loaded.name} cannot take images of shape {tuple(images.shape)} ({type(error).__name__}: {reason})"
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2 or len(logits) != len(images):
         what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"model: {loaded.name} returns {what}; expected one row of class scores for each image (it is no batch of "
-            f"logits); {_WITHOUT_CLASSES}"
+            f"model: {loaded.name} returns {what}; expected one row of two or more class scores for each image (it is "
+            f"no batch of logits); {_WITHOUT_CLASSES}"
         )
     reason = "" if loaded.classes else missing_head(loaded.module, logits.shape[1])
     if reason:

@@ -16,6 +16,7 @@ from torch import nn
 
 import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.models.layers import missing_head
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
 from analysis.runs.texts import printable
 from analysis.runs.writing import replacing
@@ -171,6 +172,8 @@ def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> Lo
         note = f"{path.name}: names no preprocessing; ImageNet's at {DEFAULT_SIZE} pixels is used"
         return LoadedModel(name=printable(path.stem), module=module, notes=(note,))
     known = json.loads(kept[PREPARATION])
+    if known.get("headless"):
+        module.num_classes = 0  # type: ignore[assignment]  for `missing_head`
     notes: tuple[str, ...] = ()
     if known["own_transform"]:
         notes = (f"{path.name}: the file keeps size, mean and standard deviation, not the library's own resizing",)
@@ -186,8 +189,9 @@ def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> Lo
     )
 
 
-def describe_preparation(loaded: LoadedModel) -> str:
-    """What an exported program keeps of the preprocessing, as JSON."""
+def describe_preparation(loaded: LoadedModel, num_outputs: int) -> str:
+    """What an exported program keeps of the preprocessing, and whether it has class scores, as JSON."""
     names = ("mean", "std", "input_size", "crop", "classes")
     kept = {name: getattr(loaded, name) for name in names}
-    return json.dumps(kept | {"own_transform": loaded.transform is not None})
+    headless = bool(missing_head(loaded.module, num_outputs))
+    return json.dumps(kept | {"own_transform": loaded.transform is not None, "headless": headless})

@@ -117,7 +117,8 @@ _HEADS = {"classifier", "fc", "head", "heads", "last_linear"}
 def missing_head(model: nn.Module, num_outputs: int) -> str:
     """Why the outputs of a network are no class scores, in words, as far as it says so itself; else empty.
 
-    It says so by `num_classes`, in timm's manner, or by an Identity in the place of its head.
+    It says so by `num_classes`, in timm's manner, by an Identity in the place of its head, or, a sequence of layers, by
+    a norm of maps as the last one that has weights.
     """
     stated = getattr(model, "num_classes", None)
     if isinstance(stated, int):
@@ -126,6 +127,9 @@ def missing_head(model: nn.Module, num_outputs: int) -> str:
         parts = list(module.children()) if _kind(module) == "Sequential" else []
         if name.rpartition(".")[2] in _HEADS and _kind((parts or [module])[-1]) == "Identity":
             return f"its {name} is an Identity"
+    weighted = [module for module in model.modules() if list(module.parameters(recurse=False))]
+    if isinstance(model, nn.Sequential) and weighted and isinstance(weighted[-1], nn.BatchNorm2d | nn.GroupNorm):
+        return f"it ends in a {_kind(weighted[-1])}"
     return ""
 
 

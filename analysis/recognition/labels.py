@@ -9,7 +9,7 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
-from analysis.images.files import files_in, folders_in, images_beside
+from analysis.images.files import folders_in, images_beside, images_in
 from analysis.images.imagenet import NUM_IMAGENET_CLASSES, imagenet_classes
 from analysis.images.labelled import DataError
 from analysis.runs.texts import few, printable, read_text
@@ -27,7 +27,7 @@ class LabelledFiles:
         files: The images.
         labels: Output of the network for each.
         rule: How the classes were matched, in words.
-        skipped: Names of images in no folder of a class, with the reason.
+        skipped: Names of other files, with the reason: in no folder of a class, or no images by their names.
     """
 
     root: Path
@@ -90,7 +90,12 @@ def labelled_files(
             f"data={str(root)!r}: the folder {unknown[0]!r} is no class of the model; expected names such as "
             f"{few(classes)}, or {_WAY_OUT}"
         )
-    pairs = [(file, output) for folder, output in zip(folders, outputs, strict=True) for file in files_in(folder)]
+    pairs: list[tuple[Path, int]] = []
+    skipped = images_beside(root)
+    for folder, output in zip(folders, outputs, strict=True):
+        images, others = images_in(folder)
+        pairs += [(file, output) for file in images]
+        skipped += [(printable(file.relative_to(root)), "not an image") for file in others]
     if not pairs:
         raise DataError(f"data={str(root)!r}: no image in {len(folders)} folders")
     return LabelledFiles(
@@ -99,7 +104,7 @@ def labelled_files(
         files=tuple(file for file, _ in pairs),
         labels=tuple(output for _, output in pairs),
         rule=rule,
-        skipped=tuple(images_beside(root)),
+        skipped=tuple(skipped),
     )
 
 
