@@ -1,5 +1,6 @@
 """Image files: finding them, and reading each as RGB."""
 
+import fnmatch
 import glob
 import os
 from collections.abc import Sequence
@@ -94,8 +95,7 @@ def find_images(sources: str | PathLike[str] | Sequence[str | PathLike[str]]) ->
         named = set(path.parts)
         matches = [path]
         if not path.exists():
-            matches = [Path(match) for match in sorted(glob.glob(str(source), recursive=True))]  # noqa: PTH207
-            matches = [match for match in matches if not any(map(is_hidden, set(match.parts) - named))]
+            matches = [match for match in _matches(path) if not any(map(is_hidden, set(match.parts) - named))]
         files = []
         for match in matches:
             if match.is_dir():
@@ -108,6 +108,25 @@ def find_images(sources: str | PathLike[str] | Sequence[str | PathLike[str]]) ->
         for file in files:
             found.setdefault((file.parent.resolve(), file.name), file)
     return list(found.values())
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Files and folders that a pattern means; `**` stands for `files_in`, as `glob` would run in loops of links."""
+    parts = pattern.parts
+    if "**" not in parts:
+        return [Path(match) for match in sorted(glob.glob(str(pattern)))]  # noqa: PTH207
+    first = parts.index("**")
+    folders = [folder for folder in _matches(Path(*parts[:first])) if folder.is_dir()]
+    files = [(file, file.relative_to(folder).parts) for folder in folders for file in files_in(folder)]
+    return [file for file, names in files if _fits(names, parts[first:])]
+
+
+def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(_fits(names[start:], pattern[1:]) for start in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
 
 
 class ImageError(Exception):

@@ -22,14 +22,14 @@ def read_text(path: str | PathLike[str], argument: str) -> str:
     content = Path(path).read_bytes()
     found = next((name for mark, name in _MARKS if content.startswith(mark)), "")
     if not found and 0 in content:
-        found = "UTF-16 without a mark, or no text at all"
+        found = "UTF-16 (without a mark) or a file of another kind"
     if not found:
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
-            found = f"another encoding such as Latin-1 (byte 0x{content[error.start]:02x} in line {line})"
-    raise ValueError(f"{argument}={str(path)!r}: in {found}; expected text in UTF-8")
+            found = f"Latin-1 or another encoding (byte 0x{content[error.start]:02x} in line {line})"
+    raise ValueError(f"{argument}={str(path)!r}: expected text in UTF-8, not {found}")
 
 
 def printable(name: str | PathLike[str]) -> str:
