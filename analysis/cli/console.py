@@ -85,14 +85,14 @@ def print_line(text: str, *, stderr: bool = True) -> None:
 
 
 def skipped_notes(skipped: Iterable[tuple[str, str]]) -> list[str]:
-    """What to tell of files that were skipped: each, or of many with one reason their number and the first."""
+    """What to tell of files that were skipped: each, or of many with one reason the first and their number."""
     names: dict[str, list[str]] = {}
     for name, reason in skipped:
         names.setdefault(reason, []).append(name)
     notes = []
     for reason, own in names.items():
         if len(own) > _MOST_SKIPPED:
-            notes.append(f"skipped {len(own)} files ({reason}): {few(own)}")
+            notes.append(f"skipped, {reason}: {few(own)}")
         else:
             notes += [f"skipped {name}: {reason}" for name in own]
     return notes

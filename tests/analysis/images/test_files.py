@@ -162,12 +162,14 @@ def test_more_than_8_bits_are_scaled_as_what_they_are(tmp_path: Path) -> None:
         path.write_bytes(tiff(bits, photometric, 1, content))
         found = np.asarray(read_rgb(path)).astype(float)
         assert np.abs(found - 255 * expected[..., None]).max() <= 0.5
-    for name in ("image.png", "image.pgm", "turned.png"):
-        exif = Image.Exif()
-        exif[0x0112] = 6 if name == "turned.png" else 1
-        Image.fromarray(values).save(tmp_path / name, **({"exif": exif} if name.endswith("png") else {}))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown a quarter turn clockwise
+    picture = Image.fromarray(values)
+    picture.save(tmp_path / "image.png")
+    picture.save(tmp_path / "image.pgm")
+    picture.save(tmp_path / "turned.png", exif=exif)
+    for name, upright in (("image.png", RAMP), ("image.pgm", RAMP), ("turned.png", np.rot90(RAMP, -1))):
         found = np.asarray(read_rgb(tmp_path / name)).astype(float)[..., 1]
-        upright = np.rot90(RAMP, -1) if name == "turned.png" else RAMP
         assert np.abs(found - 255 * upright * 1000 / 65535).max() <= 0.5
 
 

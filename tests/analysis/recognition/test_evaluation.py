@@ -157,11 +157,11 @@ def test_a_labels_file_as_programs_write_it(data: Path, tmp_path: Path) -> None:
         found = labelled_files(data, COLOURS.classes, labels=table)
         assert (found.names, found.labels) == (("red/0.png", "blue/0.png"), (0, 2))
     table.write_text(rows + "red/0.png,blue\n")
-    with pytest.raises(DataError, match="line 3 names 'red/0.png', which was named before"):
+    with pytest.raises(DataError, match=r"line 3 names 'red/0\.png', which was named before"):
         labelled_files(data, COLOURS.classes, labels=table)
     # A first line that could be an image is none to leave out.
     table.write_text("red/9.png,rde\n" + rows)
-    with pytest.raises(DataError, match="line 1 is 'red/9.png,rde'"):
+    with pytest.raises(DataError, match=r"line 1 is 'red/9\.png,rde'"):
         labelled_files(data, COLOURS.classes, labels=table)
     table.write_bytes(rows.encode("utf-16"))
     with pytest.raises(ValueError, match=r"labels\.csv': expected text in UTF-8, not UTF-16"):

@@ -234,7 +234,8 @@ def _without_head(name: str) -> nn.Module:
         options: dict[str, Any] = {"num_classes": 0} if name == "replknet" else {"out_indices": (0, 3)}
         return replknet.create_model("replknet_nano_k3", pretrained=False, **options)
     if name == "timm":
-        return timm.create_model("resnet18", num_classes=0)
+        headless: nn.Module = timm.create_model("resnet18", num_classes=0)
+        return headless
     network = timm.create_model("resnet18") if name == "by hand" else torchvision.models.resnet18()
     if name == "trunk":
         return nn.Sequential(*list(network.children())[:-1], nn.Flatten())
