@@ -71,6 +71,7 @@ def _root() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors a user can mend are one line and exit code 2."""
+    _write_any_name(sys.stdout)
     sys.path.append(str(Path.cwd()))  # so that package.module:callable finds the user's own files
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
@@ -88,6 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code or 0)
 
 
+def _write_any_name(stream: Any) -> None:
+    """File names need not be valid text, and none may end a command whose work is done."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+
+
 def _as_typed(message: str, given: Sequence[str]) -> str:
     """A message of the library with the options that the user knows in place of arguments of functions."""
     from analysis.cli.options import SPELLING
@@ -97,8 +104,12 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
         return f"{name}=" if name in {word.partition("=")[0] for word in given} else match[0]
 
     message = re.sub(r"(?:(?<=^)|(?<=, ))([a-z_]+)=", option, message)
-    message = message.replace("mapping=LabelMapping(...)", "--labels")
-    return message.replace("overwrite=True", "--overwrite").replace("pretrained=False", "--no-pretrained")
+    return (
+        message.replace("overwrite=True", "--overwrite")
+        .replace("pretrained=False", "--no-pretrained")
+        .replace("labels=FILE", "--labels FILE")
+        .replace("mapping=LabelMapping(...)", "--labels")
+    )
 
 
 def _fail(message: str) -> None:

@@ -8,13 +8,12 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from analysis.benchmark.convolutions import convolution_cases
 from analysis.benchmark.networks import network_cases
 from analysis.benchmark.timing import Case, compare, environment, slowness
-from analysis.cli.console import print_table, progress_bar
+from analysis.cli.console import print_line, print_table, progress_bar
 from analysis.cli.options import parse_numbers
 from analysis.runs.writing import replacing, write_json
 
@@ -154,7 +153,7 @@ def _print_slowest(table: pd.DataFrame, caption: str) -> None:
             shown.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
         print_table(shown)
         above = ", ".join(f"{int((ratios['ratio'] > limit).sum())} above {limit}" for limit in (1.0, 1.1))
-        Console().print(f"{len(ratios)} cases: {above}; median {ratios['ratio'].median():.3f}", highlight=False)
+        print_line(f"{len(ratios)} cases: {above}; median {ratios['ratio'].median():.3f}", stderr=False)
 
 
 def _bench_table(rows: pd.DataFrame, caption: str) -> Table:

@@ -12,6 +12,9 @@ from rich.table import Table
 
 from analysis.cli import ARGUMENTS
 from analysis.runs.folder import RunFolder
+from analysis.runs.texts import few
+
+_MOST_SKIPPED = 10
 
 
 def command_line() -> str:
@@ -42,14 +45,14 @@ def clear_errors_for_files(out: Path, argument: str = "out") -> Iterator[None]:
 def progress_bar(label: str) -> Iterator[Callable[..., None]]:
     """Yields a function of the amount done, the total and, where it changes, what is at work."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=_console(stderr=True)) as bar:
         task = bar.add_task(label, total=None)
         try:
             yield lambda done, total, now=label: bar.update(task, completed=done, total=total, description=now)
@@ -59,10 +62,15 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
             raise
 
 
+def _console(**options: Any) -> Console:
+    """Prints names as they are: nothing in brackets or between colons is a command to it."""
+    return Console(markup=False, emoji=False, highlight=False, **options)
+
+
 def print_table(table: Table) -> None:
     """Wide enough for every column where the output is a file or a pipe."""
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(table)
+    console = _console()
+    (console if console.is_terminal else _console(width=200)).print(table)
 
 
 def print_notes(notes: Iterable[str], kind: str = "note") -> None:
@@ -71,9 +79,23 @@ def print_notes(notes: Iterable[str], kind: str = "note") -> None:
         print_line(f"{kind}: {note}")
 
 
-def print_line(text: str) -> None:
-    """A line of text on the standard error, as it is."""
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+def print_line(text: str, *, stderr: bool = True) -> None:
+    """A line of text, by default on the standard error."""
+    _console(stderr=stderr).print(text, soft_wrap=True)
+
+
+def skipped_notes(skipped: Iterable[tuple[str, str]]) -> list[str]:
+    """What to tell of files that were skipped: each, or of many with one reason the first and their number."""
+    names: dict[str, list[str]] = {}
+    for name, reason in skipped:
+        names.setdefault(reason, []).append(name)
+    notes = []
+    for reason, own in names.items():
+        if len(own) > _MOST_SKIPPED:
+            notes.append(f"skipped, {reason}: {few(own)}")
+        else:
+            notes += [f"skipped {name}: {reason}" for name in own]
+    return notes
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:

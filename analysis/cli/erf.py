@@ -12,7 +12,15 @@ import typer
 from rich.table import Table
 
 import replknet
-from analysis.cli.console import parse_size, print_line, print_notes, print_table, progress_bar, run_folder
+from analysis.cli.console import (
+    parse_size,
+    print_line,
+    print_notes,
+    print_table,
+    progress_bar,
+    run_folder,
+    skipped_notes,
+)
 from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, Out, Overwrite, parse_three, takes
 from analysis.images.sets import ImageSet, load_images
 from analysis.models.layers import ForwardError, LayerError
@@ -83,7 +91,7 @@ def erf(
     loaded = [choice.on_images(item, chosen) for item in loaded]
     notes += [note for item in loaded for note in item.notes]
     notes += [f"{item.name}: {item.initial}" for item in loaded if item.initial]
-    notes += [f"skipped {name}: {reason}" for name, reason in chosen.skipped]
+    notes += skipped_notes(chosen.skipped)
     identities = [identify(item.module) for item in loaded]
     settings = {
         "models": [

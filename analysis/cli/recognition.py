@@ -2,19 +2,26 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from analysis.cli.console import clear_errors_for_files, print_notes, print_table, progress_bar, run_folder
+from analysis.cli.console import (
+    clear_errors_for_files,
+    print_notes,
+    print_table,
+    progress_bar,
+    run_folder,
+    skipped_notes,
+)
 from analysis.cli.options import MODEL_HELP, BatchSize, Fields, InputSize, ModelChoice, Overwrite, Workers, takes
-from analysis.models.loaded import LoadedModel
 from analysis.recognition.evaluation import EvaluationResult, evaluate, num_outputs
 from analysis.recognition.features import POOLED, extract_features
 from analysis.recognition.labels import labelled_files
-from analysis.recognition.prediction import Predictions, class_names, predict
+from analysis.recognition.prediction import Predictions, class_names, class_notes, predict
 from analysis.runs.folder import RunFolder
 from analysis.runs.identity import identify
 from analysis.runs.memory import keep_freed_memory
@@ -76,7 +83,7 @@ def predict_command(
                 last = rank == len(item.names) - 1
                 table.add_row(item.image if rank == 0 else "", name, f"{score:.4f}", end_section=last)
         print_table(table)
-    _notes(loaded, found.skipped)
+    _notes([*loaded.notes, *found.notes], found.skipped)
 
 
 def _json(found: Predictions) -> str:
@@ -148,7 +155,7 @@ def features(
     for name, array in found.arrays.items():
         table.add_row(name, " x ".join(map(str, array.shape)), str(array.dtype))
     print_table(table)
-    _notes(loaded, found.skipped)
+    _notes(loaded.notes, found.skipped)
     typer.echo(f"features, and the names of the {len(found.images)} images: {out}")
 
 
@@ -160,7 +167,7 @@ def evaluate_command(
         Path, typer.Option(help="Image folder with a sub-folder each class, named as the class or its WordNet id.")
     ],
     choice: ModelChoice,
-    labels: Annotated[Path | None, typer.Option(help="CSV of file,class for a folder without sub-folders.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV of file,class, for a folder of another layout.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result and tables; the same command again resumes.")
     ] = None,
@@ -211,7 +218,7 @@ def evaluate_command(
                 result = run(by_first(lambda: folder.add("partial.npz")))
             by_first(lambda: _write(result, folder, confusion))
     _report(result)
-    _notes(loaded, result.skipped)
+    _notes([*loaded.notes, *class_notes(loaded, len(result.classes))], result.skipped)
     typer.echo(f"classes matched {files.rule}", err=True)
     if out is not None:
         typer.echo(f"result and tables: {out}")
@@ -242,5 +249,5 @@ def _report(result: EvaluationResult) -> None:
     print_table(table)
 
 
-def _notes(loaded: LoadedModel, skipped: tuple[tuple[str, str], ...]) -> None:
-    print_notes([*loaded.notes, *(f"skipped {name}: {reason}" for name, reason in skipped)])
+def _notes(notes: Sequence[str], skipped: Sequence[tuple[str, str]]) -> None:
+    print_notes([*notes, *skipped_notes(skipped)])

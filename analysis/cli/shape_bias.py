@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 import typer
 
-from analysis.cli.console import progress_bar, run_folder
+from analysis.cli.console import progress_bar, run_folder, skipped_notes
 from analysis.cli.options import (
     MODEL_HELP,
     BatchSize,
@@ -144,7 +144,7 @@ def shape_bias(
         left_out.insert(0, ("--stimuli", len(whole) - len(chosen), len(whole)))
     notes += note_of_counts("images of other categories are left out", left_out)
     skipped = dict.fromkeys(entry for result in results for entry in result.skipped)
-    notes += [f"skipped {name}: {reason}" for name, reason in skipped]
+    notes += skipped_notes(skipped)
     report(comparison, notes)
     typer.echo(f"results, tables and figures: {out}")
 

@@ -15,8 +15,9 @@ import typer
 from rich.table import Table
 
 import replknet
-from analysis.cli.console import print_notes, print_table, progress_bar, run_folder
+from analysis.cli.console import print_notes, print_table, progress_bar, run_folder, skipped_notes
 from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, takes
+from analysis.images.files import is_hidden
 from analysis.images.labelled import FolderImages, Preparation, Split
 from analysis.images.preparing import evaluation_crop
 from analysis.images.shards import TarShards
@@ -95,6 +96,9 @@ def train_command(
         validation = _images(data, "val", evaluation_crop(chosen.image_size))
     except FileNotFoundError as error:
         notes = (f"no validation: {error}",)
+    for part in (images, validation):
+        if isinstance(part, FolderImages):
+            notes += tuple(skipped_notes(part.skipped))
     kernels, *others = choice.kernels()
     if others:
         raise ValueError(f"kernel_sizes={', '.join(choice.kernel_sizes or ())}: one network is trained; give it once")
@@ -151,7 +155,7 @@ def train_command(
 
 def _images(data: Path, split: Split, prepare: Preparation | None) -> FolderImages | TarShards:
     """Shards where there are tar files, a folder of classes otherwise."""
-    if any(data.glob("*.tar")) or any(data.glob("*/*.tar")):
+    if any(not is_hidden(path.name) for pattern in ("*.tar", "*/*.tar") for path in data.glob(pattern)):
         return TarShards(data, split, prepare=prepare)
     return FolderImages(data, split, prepare=prepare)
 

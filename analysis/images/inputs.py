@@ -16,6 +16,7 @@ from torch import Tensor
 from analysis.images.files import as_rgb, find_images, read_rgb
 from analysis.images.preparing import Transform
 from analysis.images.sets import ImageSet
+from analysis.runs.texts import printable
 
 Picture = str | PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
 Images = Picture | Sequence[Picture] | ImageSet
@@ -66,7 +67,8 @@ class Inputs:
 
 def _content(item: Any) -> bytes:
     if isinstance(item, Path):
-        return f"{item} {item.stat().st_size} {item.stat().st_mtime_ns}".encode()
+        state = item.stat() if item.exists() else None
+        return f"{printable(item)} {state and (state.st_size, state.st_mtime_ns)}".encode()
     if isinstance(item, Tensor):
         return item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return item.tobytes()  # type: ignore[no-any-return]
@@ -89,7 +91,7 @@ def as_inputs(images: Images, transform: Transform) -> Inputs:
         raise ValueError("images: expected at least one")
     if all(isinstance(item, (str, PathLike)) for item in given):
         files = find_images(given)
-        return Inputs(tuple(map(str, files)), files, transform)
+        return Inputs(tuple(map(printable, files)), files, transform)
     names = tuple(f"image-{index}" for index in range(len(given)))
     if all(isinstance(item, Tensor) and item.is_floating_point() and item.ndim == 3 for item in given):
         return Inputs(names, given)

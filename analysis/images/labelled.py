@@ -10,9 +10,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision import datasets
 
-from analysis.images.files import ImageError, read_rgb
+from analysis.images.files import ImageError, folders_in, images_beside, images_in, read_rgb
+from analysis.runs.texts import few, printable
 
 Split = Literal["train", "val"]
 Preparation = Callable[[Image.Image], Image.Image]
@@ -44,6 +44,8 @@ class LabelledImages(Protocol):
 class FolderImages:
     """The images of one part of a folder in the usual layout, `<part>/<class>/<file>`.
 
+    Those of a class are in its folder and the sub-folders of that; see `files_in`.
+
     Args:
         directory: Holds `train` and one of `val`, `validation` and `test`.
         split: "train" or "val".
@@ -68,23 +70,32 @@ class FolderImages:
         found = [Path(directory) / name for name in SPLITS[split] if (Path(directory) / name).is_dir()]
         if not found:
             raise FileNotFoundError(f"data={str(directory)!r}: holds no folder {' or '.join(SPLITS[split])}")
-        try:
-            self._files = datasets.ImageFolder(found[0])
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"data={str(found[0])!r}: {error}") from None
+        self._root = found[0]
+        self._folders = folders_in(self._root)
+        self._samples: list[tuple[str, int]] = []  # a Path takes ten times the memory
+        self.skipped = images_beside(self._root)
+        """Files that are not used, with the reason: in no folder of a class, or no images by their names."""
+        for label, folder in enumerate(self._folders):
+            images, others = images_in(folder)
+            if not images:
+                raise FileNotFoundError(f"data={str(folder)!r}: holds no image of the class")
+            self._samples += [(str(file), label) for file in images]
+            self.skipped += [(printable(file.relative_to(self._root)), "not an image") for file in others]
+        if not self._folders:
+            raise FileNotFoundError(f"data={str(self._root)!r}: expected a sub-folder for each class")
         self.size = size
         self._prepare = prepare
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the sub-folders, in alphabetical order."""
-        return tuple(self._files.classes)
+        return tuple(printable(folder.name) for folder in self._folders)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._samples)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        path, label = self._files.samples[index]
+        path, label = self._samples[index]
         try:
             image = read_rgb(Path(path))
         except ImageError as error:
@@ -99,9 +110,8 @@ class FolderImages:
 
     def fingerprint(self) -> str:
         """SHA-256 of names and sizes of the files, in hexadecimal."""
-        listing = [(path, os.stat(path).st_size) for path, _ in self._files.samples]  # noqa: PTH116
-        root = self._files.root
-        text = "\n".join(f"{os.path.relpath(path, root)} {size}" for path, size in listing)
+        listing = [(os.path.relpath(path, self._root), os.stat(path).st_size) for path, _ in self._samples]  # noqa: PTH116
+        text = "\n".join(f"{printable(path)} {size}" for path, size in listing)
         return hashlib.sha256(f"{self.size}\n{text}".encode()).hexdigest()
 
 
@@ -127,3 +137,12 @@ class InMemory:
             if self._fits:
                 self._kept[index] = item
         return item
+
+
+def different_classes(one: LabelledImages, other: LabelledImages) -> str:
+    """How the classes of two sets differ, in words; empty if they do not."""
+    if one.classes == other.classes:
+        return ""
+    alone = sorted(set(one.classes) ^ set(other.classes))
+    detail = f"not in both are {few(alone)}" if alone else "in another order"
+    return f"{len(one.classes)} and {len(other.classes)} classes, {detail}"

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from analysis.images.dead_leaves import dead_leaves
-from analysis.images.files import ImageError, read_rgb
+from analysis.images.files import ImageError, files_in, read_rgb
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.images.preparing import normalize
 from analysis.runs.results import Shown
+from analysis.runs.texts import printable
 
 GENERATED = "generated dead leaves"
 
@@ -84,9 +85,9 @@ def load_images(
     """Choose images and check that they can be read.
 
     From a folder, files are drawn at random and spread evenly over its sub-folders (one per class in the usual
-    layout); a file that cannot be used is replaced by another and named in `skipped`. Every image is resized to `size`
-    bicubically, without keeping its aspect ratio, after the rotation that its EXIF data asks for; grey, CMYK and
-    16-bit images become 8-bit RGB, transparent ones are laid on white.
+    layout, see `files_in`); a file that cannot be used is replaced by another and named in `skipped`. Every image is
+    resized to `size` bicubically, without keeping its aspect ratio, after the rotation that its EXIF data asks for;
+    grey, CMYK and 16-bit images become 8-bit RGB, transparent ones are laid on white, and floats are not used.
 
     Args:
         source: A folder, a list of files, or None for generated dead-leaves images.
@@ -129,7 +130,7 @@ def load_images(
     for path in candidates:
         if len(used) == wanted:
             break
-        name = str(path.relative_to(root) if root else path)
+        name = printable(path.relative_to(root) if root else path)
         try:
             read_rgb(path)
             hashes_used.append(hashlib.sha256(path.read_bytes()).hexdigest())
@@ -140,8 +141,8 @@ def load_images(
         detail = f"; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise ValueError(f"images={str(source)!r}: none of {len(candidates)} files is a usable image{detail}")
     return ImageSet(
-        source=str(source) if isinstance(source, (str, PathLike)) else "list of files",
-        names=tuple(str(path.relative_to(root) if root else path) for path in used),
+        source=printable(source) if isinstance(source, (str, PathLike)) else "list of files",
+        names=tuple(printable(path.relative_to(root) if root else path) for path in used),
         hashes=tuple(hashes_used),
         skipped=tuple(skipped),
         paths=tuple(used),
@@ -153,10 +154,8 @@ def _draw(root: Path, seed: int) -> list[Path]:
     """All files under `root` in an order that takes one of each sub-folder in turn, both orders random."""
     generator = random.Random(seed)
     folders: dict[Path, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path.is_file() and not hidden:
-            folders.setdefault(path.parent, []).append(path)
+    for path in files_in(root):
+        folders.setdefault(path.parent, []).append(path)
     queues = list(folders.values())
     generator.shuffle(queues)
     for queue in queues:

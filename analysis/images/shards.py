@@ -6,14 +6,15 @@ import json
 import re
 import tarfile
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from analysis.images.files import ImageError, is_hidden, read_rgb
 from analysis.images.labelled import SPLITS, DataError, Preparation, Split
 from analysis.runs.processes import by_first
+from analysis.runs.texts import read_text
 
 _IMAGE_MEMBERS = (".jpg", ".jpeg", ".png", ".webp", ".ppm")
 _SHARDS_IN_A_WINDOW = 16
@@ -56,7 +57,7 @@ class TarShards:
         num_classes = int(samples[:, 3].max()) + 1
         classes = tuple(map(str, range(num_classes)))
         if names.is_file():
-            classes = tuple(line.strip() for line in names.read_text().splitlines() if line.strip())
+            classes = tuple(line.strip() for line in read_text(names, "data").splitlines() if line.strip())
         if len(classes) < num_classes or samples[:, 3].min() < 0:
             raise DataError(f"data={str(names)!r}: names {len(classes)} classes; the shards have {num_classes}")
         return shards, samples, classes
@@ -70,8 +71,8 @@ class TarShards:
         try:
             with path.open("rb") as file:
                 file.seek(start)
-                image = Image.open(io.BytesIO(file.read(length))).convert("RGB")
-        except OSError as error:
+                image = read_rgb(io.BytesIO(file.read(length)))
+        except (OSError, ImageError) as error:
             raise DataError(f"data: {path}: the image at byte {start} cannot be read ({error})") from None
         return np.array(image if self._prepare is None else self._prepare(image)), label
 
@@ -92,7 +93,8 @@ def _find_shards(directory: Path, split: Split) -> tuple[Path, ...]:
         raise FileNotFoundError(f"data={str(directory)!r}: no such folder")
     found: list[Path] = []
     for name in SPLITS[split]:
-        found = found or sorted((directory / name).glob("*.tar")) or sorted(directory.glob(f"*{name}*.tar"))
+        for pattern in (f"{name}/*.tar", f"*{name}*.tar"):
+            found = found or sorted(path for path in directory.glob(pattern) if not is_hidden(path.name))
     if not found:
         raise FileNotFoundError(f"data={str(directory)!r}: holds no shards {split}/*.tar or *{split}*.tar")
     numbers = [re.search(r"(\d+)\.tar$", path.name) for path in found]
@@ -119,7 +121,7 @@ def _samples_of(shard: Path) -> list[tuple[int, int, int]]:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 key, kind = f"{folder}/{stem}", f".{suffix.lower()}"
-                if not member.isfile():
+                if not member.isfile() or any(map(is_hidden, PurePosixPath(member.name).parts)):
                     continue
                 if kind in _IMAGE_MEMBERS:
                     images[key] = (member.offset_data, member.size)

@@ -14,8 +14,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.images.files import IMAGE_SUFFIXES, read_rgb
+from analysis.images.files import IMAGE_SUFFIXES, files_in, read_rgb
 from analysis.runs.results import Shown
+from analysis.runs.texts import few, printable
 
 _NAME = re.compile(r"(?P<shape>[A-Za-z]+)(?P<i>\d+)(?:-(?P<texture>[A-Za-z]+)(?P<j>\d+))?")
 
@@ -102,14 +103,14 @@ def load_stimuli(directory: str | PathLike[str]) -> StimulusSet:
     found: dict[str, Path] = {}
     hashes: dict[str, str] = {}
     skipped = []
-    for path in sorted(root.rglob("*")):
-        relative = str(path.relative_to(root))
-        if not path.is_file():
-            continue
+    for path in files_in(root):
+        relative = printable(path.relative_to(root))
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             skipped.append((relative, "not an image"))
         elif not _NAME.fullmatch(path.stem):
             skipped.append((relative, "not named <shape><i>-<texture><j>"))
+        elif not path.is_file():
+            skipped.append((relative, "no such file"))
         elif path.name in found:
             raise StimulusError(f"stimuli={str(root)!r}: {path.name} is there twice, also in {found[path.name].parent}")
         else:
@@ -127,7 +128,7 @@ def load_stimuli(directory: str | PathLike[str]) -> StimulusSet:
     digests = {name: digest for digest, name in hashes.items()}
     parts = [parse_stimulus(name) for name in names]
     return StimulusSet(
-        source=str(root),
+        source=printable(root),
         names=tuple(names),
         shapes=tuple(part[0] for part in parts),
         shape_exemplars=tuple(part[1] for part in parts),
@@ -199,7 +200,7 @@ def missing_stimuli(names: Collection[str]) -> str:
             missing = sorted(set(published.digests) - set(names))
             if not missing:
                 return ""
-            return f"{len(missing)} of the {len(published.files)} published stimuli are missing: {_some(missing)}"
+            return f"{len(missing)} of the {len(published.files)} published stimuli are missing: {few(missing)}"
     return ""
 
 
@@ -210,9 +211,5 @@ def _compare_with_published(digests: Mapping[str, str]) -> tuple[str, ...]:
     notes = [note for note in [missing_stimuli(digests)] if note]
     changed = sorted(name for name, digest in digests.items() if digest != published.digests[name])
     if changed:
-        notes.append(f"{len(changed)} stimuli differ from the published files: {_some(changed)}")
+        notes.append(f"{len(changed)} stimuli differ from the published files: {few(changed)}")
     return tuple(notes)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from analysis.images.files import ImageError
 from analysis.images.inputs import Images, Inputs, as_inputs
 from analysis.images.sets import ImageSet
-from analysis.models.layers import evaluation_mode, run
+from analysis.models.layers import evaluation_mode, missing_head, run
 from analysis.models.loaded import LoadedModel, place_of
 from analysis.models.loading import as_loaded
 from analysis.runs.identity import NetworkIdentity, identify
@@ -20,6 +20,7 @@ from analysis.runs.processes import num_processes
 from analysis.runs.resuming import Measured, Progress, Row, hash_settings, measure
 
 _Item = tuple[int, Tensor | None, str]
+_WITHOUT_CLASSES = "extract_features (replknet features) keeps what such a network returns"
 
 
 @dataclass(frozen=True)
@@ -183,14 +184,20 @@ def classify(loaded: LoadedModel, images: Tensor) -> Tensor:
     """Logits, shape (N, classes).
 
     Raises:
-        ValueError: If the model returns something else.
+        ValueError: If the model returns something else, as features (`missing_head`).
         ForwardError: If it cannot take images of this shape.
     """
     logits = run(loaded.module, images, loaded.name)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2 or len(logits) != len(images):
         what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"model: {loaded.name} returns {what}; expected one row of class scores for each image (it is no batch of "
-            "logits)"
+            f"model: {loaded.name} returns {what}; expected one row of two or more class scores for each image (it is "
+            f"no batch of logits); {_WITHOUT_CLASSES}"
+        )
+    reason = "" if loaded.classes else missing_head(loaded.module, logits.shape[1])
+    if reason:
+        raise ValueError(
+            f"model: {loaded.name} returns {logits.shape[1]} features of each image and no class scores ({reason}); "
+            f"expected a classifier; {_WITHOUT_CLASSES}"
         )
     return logits

@@ -91,7 +91,7 @@ def export_model(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # tracing warns of every shape that it takes for fixed
-                _WRITERS[format](module, images, temporary, describe_preparation(loaded))
+                _WRITERS[format](module, images, temporary, describe_preparation(loaded, module(images).shape[1]))
         except ImportError as error:
             raise ValueError(f"format={format!r}: needs {error.name} (extra 'export')") from error
         except Exception as error:  # each exporter has its own types

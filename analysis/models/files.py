@@ -16,7 +16,9 @@ from torch import nn
 
 import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.models.layers import missing_head
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
+from analysis.runs.texts import printable
 from analysis.runs.writing import replacing
 from replknet.checkpoints.describing import DESCRIPTION, architecture_of
 from replknet.checkpoints.naming import weight_form
@@ -136,7 +138,7 @@ def _load_described(path: Path, description: str) -> LoadedModel:
         content = json.loads(description)
         module = replknet.load_checkpoint(path)
         return LoadedModel(
-            name=path.parent.name if path.stem == STUDY_NETWORK else path.stem,
+            name=printable(path.parent.name if path.stem == STUDY_NETWORK else path.stem),
             module=module,
             fresh=lambda: replknet.RepLKNet(module.config),
             classes=tuple(content["classes"]),
@@ -153,7 +155,7 @@ def _load_weights(path: Path) -> LoadedModel:
     own = family_preparation(architecture_of(module.config))
     size = own.get("input_size", DEFAULT_SIZE)
     return LoadedModel(
-        name=path.stem,
+        name=printable(path.stem),
         module=module,
         fresh=lambda: replknet.RepLKNet(module.config),
         notes=(
@@ -187,13 +189,15 @@ def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> Lo
         ) from error
     if not kept[PREPARATION]:
         note = f"{path.name}: names no preprocessing; ImageNet's at {DEFAULT_SIZE} pixels is used"
-        return LoadedModel(name=path.stem, module=module, notes=(note,))
+        return LoadedModel(name=printable(path.stem), module=module, notes=(note,))
     known = json.loads(kept[PREPARATION])
+    if known.get("headless"):
+        vars(module)["num_classes"] = 0  # as timm says it, for `missing_head`
     notes: tuple[str, ...] = ()
     if known["own_transform"]:
         notes = (f"{path.name}: the file keeps size, mean and standard deviation, not the library's own resizing",)
     return LoadedModel(
-        name=path.stem,
+        name=printable(path.stem),
         module=module,
         mean=tuple(known["mean"]),
         std=tuple(known["std"]),
@@ -204,8 +208,9 @@ def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> Lo
     )
 
 
-def describe_preparation(loaded: LoadedModel) -> str:
-    """What an exported program keeps of the preprocessing, as JSON."""
+def describe_preparation(loaded: LoadedModel, num_outputs: int) -> str:
+    """What an exported program keeps of the preprocessing, and whether it has class scores, as JSON."""
     names = ("mean", "std", "input_size", "crop", "classes")
     kept = {name: getattr(loaded, name) for name in names}
-    return json.dumps(kept | {"own_transform": loaded.transform is not None})
+    headless = bool(missing_head(loaded.module, num_outputs))
+    return json.dumps(kept | {"own_transform": loaded.transform is not None, "headless": headless})

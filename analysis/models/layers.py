@@ -110,6 +110,34 @@ def _copied(value: Any) -> Any:
     return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
 
 
+_HEADS = {"classifier", "fc", "head", "heads", "last_linear"}
+"""Names under which networks keep the layer that gives class scores."""
+
+
+def missing_head(model: nn.Module, num_outputs: int) -> str:
+    """Why the outputs of a network are no class scores, in words, as far as it says so itself; else empty.
+
+    It says so by `num_classes`, in timm's manner, by an Identity in the place of its head, or, a sequence of layers, by
+    a norm of maps as the last one that has weights.
+    """
+    stated = getattr(model, "num_classes", None)
+    if isinstance(stated, int):
+        return "" if stated == num_outputs else f"its num_classes is {stated}"
+    for name, module in model.named_modules():
+        parts = list(module.children()) if _kind(module) == "Sequential" else []
+        if name.rpartition(".")[2] in _HEADS and _kind((parts or [module])[-1]) == "Identity":
+            return f"its {name} is an Identity"
+    weighted = [module for module in model.modules() if list(module.parameters(recurse=False))]
+    if isinstance(model, nn.Sequential) and weighted and isinstance(weighted[-1], nn.BatchNorm2d | nn.GroupNorm):
+        return f"it ends in a {_kind(weighted[-1])}"
+    return ""
+
+
+def _kind(module: nn.Module) -> str:
+    """The name of its class, also in TorchScript."""
+    return str(getattr(module, "original_name", type(module).__name__))
+
+
 def require_layers(model: nn.Module, layers: Sequence[str], also: str = "") -> None:
     """Refuse names that are not those of modules; the message mentions `also` beside some that are.
 

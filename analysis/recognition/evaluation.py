@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +23,7 @@ from analysis.recognition.prediction import class_names
 from analysis.runs.identity import NetworkIdentity, describe_environment, identify
 from analysis.runs.results import Result
 from analysis.runs.resuming import Progress, Row, hash_settings
+from analysis.runs.texts import printable
 
 _TOP = 5
 
@@ -145,7 +145,7 @@ def evaluate(
     Args:
         model: What `load_model` returns or takes, or a module, fed with ImageNet's mean and standard deviation.
         data: A folder, see `labelled_files`, or what that returns.
-        labels: For a folder without sub-folders; see `labelled_files`.
+        labels: A CSV of file,class for a folder of another layout; see `labelled_files`.
         size: Side of the input in pixels, with RepLKNet's resizing; by default the model's own preparation.
         batch_size: Images in one forward pass.
         num_workers: Processes that read images; 0 reads them in this one.
@@ -168,7 +168,7 @@ def evaluate(
     identity = identity or identify(loaded.module)
     settings: dict[str, Any] = {
         "weights": identity.weights,
-        "data": str(files.root),
+        "data": printable(files.root),
         "images": files.fingerprint,
         "classes_matched": files.rule,
         "preparation": str(transform),
@@ -179,10 +179,10 @@ def evaluate(
         logits = classify(loaded, images)
         return split_decided(logits, best=logits.topk(min(_TOP, logits.shape[1])).indices)
 
-    names = [str(file.relative_to(files.root)) for file in files.files]
+    names = files.names
     measured = run_batches(
         loaded,
-        Inputs(tuple(names), files.files, transform),
+        Inputs(names, files.files, transform),
         rows,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -192,14 +192,14 @@ def evaluate(
     )
     if not measured.used:
         name, reason = measured.skipped[0]
-        raise DataError(f"data={str(files.root)!r}: no file is a usable image; {Path(name).name}: {reason}")
+        raise DataError(f"data={str(files.root)!r}: no file is a usable image; {name}: {reason}")
     return EvaluationResult(
         model=loaded.name,
         classes=files.classes,
         images=measured.of_used(names),
         labels=np.array(measured.of_used(files.labels), np.int64),
         best=measured.stacked("best"),
-        skipped=tuple(measured.skipped),
+        skipped=(*files.skipped, *measured.skipped),
         seconds=measured.seconds,
         published=loaded.published,
         settings=settings,

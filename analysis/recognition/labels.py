@@ -2,15 +2,19 @@
 
 import csv
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
-from analysis.images.files import IMAGE_SUFFIXES
+from analysis.images.files import folders_in, images_beside, images_in
 from analysis.images.imagenet import are_imagenet, imagenet_classes
 from analysis.images.labelled import DataError
+from analysis.runs.texts import few, printable, read_text
+
+_WAY_OUT = "labels=FILE, a CSV of file,class"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,7 @@ class LabelledFiles:
         files: The images.
         labels: Output of the network for each.
         rule: How the classes were matched, in words.
+        skipped: Names of other files, with the reason: in no folder of a class, or no images by their names.
     """
 
     root: Path
@@ -30,13 +35,21 @@ class LabelledFiles:
     files: tuple[Path, ...] = field(repr=False)
     labels: tuple[int, ...] = field(repr=False)
     rule: str
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the files, relative to the folder where they are in it."""
+        return tuple(
+            printable(file.relative_to(self.root) if file.is_relative_to(self.root) else file) for file in self.files
+        )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of names, sizes and labels."""
         digest = hashlib.sha256()
-        for file, label in zip(self.files, self.labels, strict=True):
-            digest.update(f"{file.relative_to(self.root)} {file.stat().st_size} {label}\n".encode())
+        for file, name, label in zip(self.files, self.names, self.labels, strict=True):
+            digest.update(f"{name} {file.stat().st_size if file.exists() else None} {label}\n".encode())
         return digest.hexdigest()
 
 
@@ -46,12 +59,14 @@ def labelled_files(
     """Image files with their labels.
 
     Args:
-        data: A folder with a sub-folder for each class. Its name is one of `classes`, or, for ImageNet-1K, a WordNet id
-            such as n01440764, or the number of the output. If no name is any of these and there are as many
+        data: A folder with a sub-folder for each class, with its images (`files_in`). Its name is one of `classes`, or
+            one of the synonyms in it ("robin" of "robin, American robin, Turdus migratorius"), or, for ImageNet-1K, a
+            WordNet id such as n01440764, or the number of the output. If no name is any of these and there are as many
             sub-folders as classes, they are taken in sorted order. A name that two classes have, such as ImageNet's
             "crane", is refused.
         classes: Names of the network's outputs.
-        labels: A CSV without a header, `file,class`, for a folder without sub-folders; the class as above.
+        labels: A CSV of `file,class` in UTF-8, with a header or without, for a folder of any layout; the class as
+            above.
 
     Raises:
         FileNotFoundError: If `data` or `labels` does not exist.
@@ -62,9 +77,9 @@ def labelled_files(
         raise FileNotFoundError(f"data={str(root)!r}: no such folder")
     if labels is not None:
         return _from_table(root, Path(labels), classes)
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = folders_in(root)
     if not folders:
-        raise DataError(f"data={str(root)!r}: expected a sub-folder for each class, or a labels file")
+        raise DataError(f"data={str(root)!r}: expected a sub-folder for each class, or {_WAY_OUT}")
     names = _outputs_by_name(classes)
     for folder in folders:
         if len(names.get(folder.name, ())) > 1:
@@ -77,14 +92,14 @@ def labelled_files(
     else:
         raise DataError(
             f"data={str(root)!r}: the folder {unknown[0]!r} is no class of the model; expected names such as "
-            f"{', '.join(list(names)[:3])}"
+            f"{few(classes)}, or {_WAY_OUT}"
         )
-    pairs = [
-        (file, output)
-        for folder, output in zip(folders, outputs, strict=True)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES
-    ]
+    pairs: list[tuple[Path, int]] = []
+    skipped = images_beside(root)
+    for folder, output in zip(folders, outputs, strict=True):
+        images, others = images_in(folder)
+        pairs += [(file, output) for file in images]
+        skipped += [(printable(file.relative_to(root)), "not an image") for file in others]
     if not pairs:
         raise DataError(f"data={str(root)!r}: no image in {len(folders)} folders")
     return LabelledFiles(
@@ -93,35 +108,51 @@ def labelled_files(
         files=tuple(file for file, _ in pairs),
         labels=tuple(output for _, output in pairs),
         rule=rule,
+        skipped=tuple(skipped),
     )
 
 
 def _from_table(root: Path, table: Path, classes: Sequence[str]) -> LabelledFiles:
-    if not table.is_file():
-        raise FileNotFoundError(f"labels={str(table)!r}: no such file")
+    where = f"labels={str(table)!r}"
     names = _outputs_by_name(classes)
-    files, outputs = [], []
-    with table.open(newline="") as lines:
-        for number, row in enumerate(csv.reader(lines), 1):
-            if not row:
+    found: dict[Path, int] = {}
+    rows = csv.reader(io.StringIO(read_text(table, "labels"), newline=""), skipinitialspace=True)
+    try:
+        for number, row in enumerate(rows, 1):
+            cells = [cell.strip() for cell in row]
+            if not any(cells) or (number == 1 and _is_header(cells, root, names)):
                 continue
-            if len(row) != 2 or row[1].strip() not in names:
+            if len(cells) != 2 or cells[1] not in names:
                 raise DataError(
-                    f"labels={str(table)!r}: line {number} is {','.join(row)!r}; expected file,class with a class such "
-                    f"as {', '.join(list(names)[:3])}"
+                    f"{where}: line {rows.line_num} is {','.join(row)!r}; expected file,class with a class such as "
+                    f"{few(classes)}"
                 )
-            name = row[1].strip()
+            name, file = cells[1], root / cells[0]
             if len(names[name]) > 1:
-                raise DataError(f"labels={str(table)!r}: line {number}: the class {_several(name, names, classes)}")
-            files.append(root / row[0].strip())
-            outputs.append(names[name][0])
-    absent = [file for file in files if not file.is_file()]
-    if absent or not files:
-        what = f"names {absent[0]}, which is not there" if absent else "names no file"
-        raise DataError(f"labels={str(table)!r}: {what}")
+                raise DataError(f"{where}: line {rows.line_num}: the class {_several(name, names, classes)}")
+            if not file.is_file():
+                raise DataError(f"{where}: line {rows.line_num} names {file}, which is not there")
+            if file in found:
+                raise DataError(f"{where}: line {rows.line_num} names {cells[0]!r}, which was named before")
+            found[file] = names[name][0]
+    except csv.Error as error:
+        raise DataError(f"{where}: line {rows.line_num} is no CSV ({error}); expected file,class") from None
+    if not found:
+        raise DataError(f"{where}: names no file")
     return LabelledFiles(
-        root=root, classes=tuple(classes), files=tuple(files), labels=tuple(outputs), rule=f"by {table.name}"
+        root=root,
+        classes=tuple(classes),
+        files=tuple(found),
+        labels=tuple(found.values()),
+        rule=f"by {printable(table.name)}",
     )
+
+
+def _is_header(cells: Sequence[str], root: Path, names: Mapping[str, Sequence[int]]) -> bool:
+    """Two words of which neither is a file, or looks like one, or a class."""
+    if len(cells) != 2 or cells[1] in names:
+        return False
+    return not Path(cells[0]).suffix and not (root / cells[0]).is_file()
 
 
 def _outputs_by_name(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -129,13 +160,18 @@ def _outputs_by_name(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
     names: dict[str, tuple[int, ...]] = {}
     for index, name in enumerate(classes):
         names[name] = (*names.get(name, ()), index)
-    if are_imagenet(classes):
-        for index, (wordnet_id, name) in enumerate(imagenet_classes()):
-            short = name.partition(",")[0]
-            if index not in names.get(short, (index,)):
-                names[short] = (*names[short], index)
-            names[wordnet_id] = (index,)
-    return names | {str(index): (index,) for index in range(len(classes)) if str(index) not in names}
+    imagenet = are_imagenet(classes)
+    synonyms: dict[str, tuple[int, ...]] = {}
+    for index, name in enumerate(classes):
+        first, *others = name.split(", ")
+        for synonym in (first, *others):
+            synonyms[synonym] = (*synonyms.get(synonym, ()), index)
+        if imagenet and index not in names.get(first, (index,)):
+            names[first] = (*names[first], index)
+    if imagenet:
+        names |= {wordnet_id: (index,) for index, (wordnet_id, _) in enumerate(imagenet_classes())}
+    numbers = {str(index): (index,) for index in range(len(classes))}
+    return synonyms | numbers | names
 
 
 def _several(name: str, names: Mapping[str, Sequence[int]], classes: Sequence[str]) -> str:

@@ -42,6 +42,7 @@ class Predictions(Result, Sequence[Prediction]):
         model: Its name.
         items: The predictions.
         skipped: Files that could not be used, with the reason.
+        notes: What a user should know about the names.
     """
 
     KIND: ClassVar[str] = "predictions"
@@ -49,6 +50,7 @@ class Predictions(Result, Sequence[Prediction]):
     model: str
     items: tuple[Prediction, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -146,7 +148,8 @@ def predict(
         )
         for number, best, scores in zip(measured.used, measured.rows["indices"], measured.rows["scores"], strict=True)
     ]
-    return Predictions(model=loaded.name, items=tuple(items), skipped=tuple(measured.skipped))
+    notes = class_notes(loaded, len(names))
+    return Predictions(model=loaded.name, items=tuple(items), skipped=tuple(measured.skipped), notes=notes)
 
 
 def class_names(loaded: LoadedModel, num_outputs: int) -> tuple[str, ...]:
@@ -158,3 +161,12 @@ def class_names(loaded: LoadedModel, num_outputs: int) -> tuple[str, ...]:
     if num_outputs == NUM_IMAGENET_CLASSES:
         return tuple(name for _, name in imagenet_classes())
     return tuple(f"class {index}" for index in range(num_outputs))
+
+
+def class_notes(loaded: LoadedModel, num_outputs: int) -> tuple[str, ...]:
+    """What to tell about `class_names` that are not known to be the classifier's own."""
+    if loaded.classes or loaded.published:
+        return ()
+    if num_outputs == NUM_IMAGENET_CLASSES:
+        return (f"{loaded.name} names no classes: its {num_outputs} outputs are taken for those of ImageNet-1K",)
+    return (f"{loaded.name} names no classes: its {num_outputs} outputs are told by their number",)

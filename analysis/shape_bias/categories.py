@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from analysis.images.synthetic.outlines import CLASSES
+from analysis.runs.texts import few, read_text
 
 CATEGORIES = (
     "airplane",
@@ -33,7 +33,8 @@ CATEGORIES = (
     "truck",
 )
 """The categories of Geirhos et al. 2019, in alphabetical order."""
-_MOST_LISTED = 40
+MOST_SHOWN = len(CATEGORIES)
+"""Names of categories in one message."""
 _REMEDY = "mapping=LabelMapping(...) says which outputs name the categories"
 NO_RESPONSE = "na"
 """The response of an observer that gave none."""
@@ -80,7 +81,7 @@ class LabelMapping:
     def __post_init__(self) -> None:
         names = [category for category, _ in self.indices]
         if not names or names != sorted(set(names)):
-            raise ValueError(f"indices: expected different categories in alphabetical order, not {', '.join(names)}")
+            raise ValueError(f"indices: expected different categories in alphabetical order, not {few(names)}")
         owner: dict[int, str] = {}
         for category, own in self.indices:
             if not own:
@@ -108,13 +109,7 @@ class LabelMapping:
             FileNotFoundError: If there is no such file.
             ValueError: If a column is missing, a line is short, or an index is not a number or given twice.
         """
-        try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"labels={str(path)!r}: no such file") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"labels={str(path)!r}: not UTF-8 text ({error.reason})") from error
-        rows = csv.DictReader(lines)
+        rows = csv.DictReader(read_text(path, "labels").splitlines())
         if not {"class_index", "category"} <= set(rows.fieldnames or ()):
             raise ValueError(f"labels={str(path)!r}: expected the columns class_index and category")
         categories: dict[int, str] = {}
@@ -236,7 +231,7 @@ def select_categories(wanted: Sequence[str], known: Sequence[str]) -> tuple[str,
         ValueError: If one is unknown or given twice, or there is none.
     """
     if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(known):
-        raise ValueError(f"categories={','.join(wanted)}: expected different ones of {_listed(known)}")
+        raise ValueError(f"categories={','.join(wanted)}: expected different ones of {few(known, MOST_SHOWN)}")
     return tuple(sorted(wanted))
 
 
@@ -253,10 +248,5 @@ def check_categories(
         for category in (shape, texture):
             if category not in known:
                 raise ValueError(
-                    f"stimuli: {name}: unknown category {category!r}; expected one of {_listed(categories)}"
+                    f"stimuli: {name}: unknown category {category!r}; expected one of {few(categories, MOST_SHOWN)}"
                 )
-
-
-def _listed(categories: Sequence[str]) -> str:
-    shown = categories if len(categories) <= _MOST_LISTED else categories[:5]
-    return ", ".join(shown) + (f", ... ({len(categories)})" if len(shown) < len(categories) else "")

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
+from analysis.images.files import is_hidden
 from analysis.images.stimuli import parse_stimulus
-from analysis.shape_bias.categories import CATEGORIES, NO_RESPONSE, check_categories
+from analysis.runs.texts import few, read_text
+from analysis.shape_bias.categories import CATEGORIES, MOST_SHOWN, NO_RESPONSE, check_categories
 from analysis.shape_bias.result import ShapeBiasResult
 
 COLUMNS = ("subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename")
@@ -28,15 +30,10 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] | Non
             image was shown twice, the file holds several observers or none.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"responses={str(path)!r}: no such file")
     known = None if categories is None else sorted(categories)
     observers: dict[str, None] = {}
     responses: dict[str, str] = {}
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"responses={str(path)!r}: not a text file ({error.reason})") from error
+    text = read_text(path, "responses")
     lines = text.splitlines()
     rows = csv.reader(lines)
     header = [name.strip() for name in next(rows, [])]
@@ -63,7 +60,9 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] | Non
         if response.lower() in (NO_RESPONSE, "nan"):
             response = NO_RESPONSE
         elif known is not None and response not in known:
-            raise ValueError(f"{where}: unknown response {response!r}; expected {', '.join(known)} or {NO_RESPONSE}")
+            raise ValueError(
+                f"{where}: unknown response {response!r}; expected {few(known, MOST_SHOWN)} or {NO_RESPONSE}"
+            )
         if cells["category"] != shape:
             raise ValueError(f"{where}: category {cells['category']!r}, but {stimulus} shows {shape!r}")
         if stimulus in responses:
@@ -71,7 +70,7 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] | Non
         responses[stimulus] = response
         observers[cells["subj"]] = None
     if len(observers) != 1:
-        found = ", ".join(observers) or "none"
+        found = few(observers) or "none"
         raise ValueError(f"responses={str(path)!r}: expected the responses of one observer, found {found}")
     names = sorted(responses)
     parts = [parse_stimulus(name) for name in names]
@@ -102,7 +101,8 @@ def read_observers(
     root = Path(directory)
     if not root.is_dir():
         raise FileNotFoundError(f"humans={str(root)!r}: no such folder")
-    observers = [read_responses(path, categories=categories) for path in sorted(root.glob("*.csv"))]
+    files = sorted(path for path in root.glob("*.csv") if not is_hidden(path.name))
+    observers = [read_responses(path, categories=categories) for path in files]
     if not observers:
         raise ValueError(f"humans={str(root)!r}: holds no CSV file")
     names = [observer.observer for observer in observers]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from analysis.images.labelled import FolderImages, InMemory, LabelledImages
+from analysis.images.labelled import FolderImages, InMemory, LabelledImages, different_classes
 from analysis.images.preparing import normalize
 from analysis.images.stimuli import StimulusSet
 from analysis.images.synthetic.sets import SyntheticImages, stimulus_set
@@ -89,8 +89,9 @@ class StudyImages:
             FileNotFoundError: If the image folder is missing or incomplete.
         """
         study = self.study
-        if self.train.classes != self.val.classes:
-            raise ValueError(f"data={study.data!r}: train has the classes {self.train.classes}, val {self.val.classes}")
+        difference = different_classes(self.train, self.val)
+        if difference:
+            raise ValueError(f"data={study.data!r}: train and val have different classes ({difference})")
         if len(self.train.classes) < 2:
             raise ValueError(f"data={study.data!r}: expected two or more classes, not {self.train.classes}")
         if study.recipe.batch_size > len(self.train):

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from analysis.images.labelled import LabelledImages
+from analysis.images.labelled import LabelledImages, different_classes
 from analysis.images.preparing import normalize
 from analysis.models.layers import evaluation_mode
 from analysis.runs.processes import copy_buffers, gather, in_turns, num_processes, rank, total
@@ -99,8 +99,9 @@ def train(
     References:
         Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
-    if validation is not None and images.classes != validation.classes:
-        raise ValueError(f"validation: its classes {validation.classes} are not those of the images {images.classes}")
+    difference = "" if validation is None else different_classes(images, validation)
+    if difference:
+        raise ValueError(f"validation: images and validation have different classes ({difference})")
     device = next(model.parameters()).device
     check_division(recipe, device)
     model.train()

@@ -1,6 +1,8 @@
 """The commands of daily work, through their entry point."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -232,3 +234,49 @@ def test_predictions_into_a_file(images: Path, tmp_path: Path, capsys: pytest.Ca
     run(*command, "--out", tmp_path / "best.txt", code=2)
     assert "expected a name that ends in .json or .csv" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"best.json", "best.csv"}
+
+
+NAMES = ("holiday [edited]/x.png", "[/b].png", "[red]a[/red].png", ":smile:.png", "[link=file:x]b.png", "{c}.png")
+
+
+def test_names_are_printed_as_they_are(images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing in brackets or between colons is a command to the printer: tables, bars, notes, errors."""
+    ring = sorted((images / "ring").glob("ring*.png"))[0]
+    for name in NAMES:
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ring, tmp_path / "p" / name)
+    shutil.copy(ring, os.fsdecode(os.fsencode(tmp_path) + b"/p/caf\xe9.png"))
+    (tmp_path / "p" / "[bold]:x:.png").write_bytes(b"broken")
+    run("predict replknet_nano_k3 --top 1", tmp_path / "p")
+    printed = capfd.readouterr()
+    for name in (*NAMES, r"caf\xe9.png"):
+        assert f"p/{name} " in printed.out
+    assert "p/[bold]:x:.png: corrupt" in printed.err
+    run("predict replknet_nano_k3 --top 1 --csv", tmp_path / "p")
+    assert r"p/caf\xe9.png,1," in capfd.readouterr().out
+    model = tmp_path / "[i]net:smile:.safetensors"
+    shutil.copy(WEIGHTS, model)
+    run("evaluate", model, "--data", images)
+    printed = capfd.readouterr()
+    assert model.stem in printed.out
+    assert model.stem in printed.err  # the bar's
+    run("predict replknet_nano_k3", tmp_path / "[/b]:smile:", code=2)
+    assert "[/b]:smile:': no such file or folder" in capfd.readouterr().err
+
+
+def test_many_skipped_files_are_told_in_one_line(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(images, tmp_path / "data")
+    for index in range(1000):
+        (tmp_path / "data" / "ring" / f"{index:04}.txt").touch()
+    run("evaluate replknet_nano_k3 --data", tmp_path / "data")
+    printed = capsys.readouterr().err
+    assert "note: skipped, not an image: ring/0000.txt, ring/0001.txt, ring/0002.txt, ... (1000 in all)" in printed
+    assert "note: skipped ring/broken.png: corrupt" in printed
+    assert "ring/0999.txt" not in printed
+
+
+def test_labels_is_named_where_it_is_the_way_out(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("evaluate replknet_nano_k3 --data", images / "ring", code=2)
+    assert "expected a sub-folder for each class, or --labels FILE, a CSV of file,class" in capsys.readouterr().err

@@ -94,3 +94,12 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a name that ends in \.onnx, \.pt, \.ts, \.pt2"):
         format_of("a.tflite")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2"])
+def test_an_exported_network_without_a_head_is_still_no_classifier(tmp_path: Path, suffix: str) -> None:
+    headless = analysis.LoadedModel(name="tiny", module=tiny_model(num_classes=0).float(), input_size=64)
+    path = tmp_path / f"network{suffix}"
+    export_model(headless, path, format=format_of(path))
+    with pytest.raises(ValueError, match=r"features of each image and no class scores \(its num_classes is 0\)"):
+        analysis.predict(str(path), torch.zeros(1, 3, 64, 64))

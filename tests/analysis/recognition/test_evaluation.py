@@ -178,3 +178,52 @@ def test_a_real_classifier_on_photographs(shared: Path, tmp_path: Path) -> None:
     assert result.accuracy() > 0.6
     assert result.accuracy(5) > 0.9
     assert result.images_per_second > 0
+
+
+def test_a_labels_file_as_programs_write_it(data: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    rows = "red/0.png,red\nblue/0.png,blue\n"
+    for text, encoding in (
+        (rows, "utf-8-sig"),
+        (f"file,class\n{rows}", "utf-8"),
+        (f"image_id,Category\r\n{rows}", "utf-8-sig"),
+        (f'\n"red/0.png", "red"\n{data}/blue/0.png,2\n', "utf-8"),
+    ):
+        table.write_bytes(text.encode(encoding))
+        found = labelled_files(data, COLOURS.classes, labels=table)
+        assert (found.names, found.labels) == (("red/0.png", "blue/0.png"), (0, 2))
+    table.write_text(rows + "red/0.png,blue\n")
+    with pytest.raises(DataError, match=r"line 3 names 'red/0\.png', which was named before"):
+        labelled_files(data, COLOURS.classes, labels=table)
+    # A first line that could be an image is none to leave out.
+    table.write_text("red/9.png,rde\n" + rows)
+    with pytest.raises(DataError, match=r"line 1 is 'red/9\.png,rde'"):
+        labelled_files(data, COLOURS.classes, labels=table)
+    table.write_bytes(rows.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"labels\.csv': expected text in UTF-8, not UTF-16"):
+        labelled_files(data, COLOURS.classes, labels=table)
+
+
+def test_a_folder_may_have_any_synonym_that_no_other_class_has(data: Path, tmp_path: Path) -> None:
+    names = [name for _, name in imagenet_classes()]
+    imagenet = tmp_path / "val"
+    # Numbers of classes from the published list of ImageNet-1K.
+    for name, index in (("robin", 15), ("Turdus migratorius", 15), ("goldfish", 1), ("maillot", 638)):
+        shutil.copytree(data / "red", imagenet / name)
+        assert set(labelled_files(imagenet, names).labels) == {index}
+        shutil.rmtree(imagenet)
+    shutil.copytree(data / "red", imagenet / "panther")  # of the leopard's kin and of the cougar's
+    with pytest.raises(
+        DataError, match=r"'panther' is no class of the model.*\(1000 in all\), or labels=FILE"
+    ) as raised:
+        labelled_files(imagenet, names)
+    assert len(str(raised.value)) < 400
+
+
+def test_what_is_not_evaluated_is_told(data: Path) -> None:
+    shutil.copy(data / "red" / "0.png", data / "alone.png")
+    shutil.copytree(data / "red", data / ".ipynb_checkpoints")
+    (data / "red" / "notes.txt").write_text("no image")
+    result = evaluate(COLOURS, data)
+    assert len(result.images) == 10
+    assert result.skipped == (("alone.png", "in no folder of a class"), ("red/notes.txt", "not an image"))

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 
@@ -224,3 +226,72 @@ def test_scores_that_are_not_finite_are_no_answer(folder: Path, tmp_path: Path) 
     assert found.skipped == (("image-1", "the logits are not finite"),)
     with pytest.raises(ValueError, match="none of 1 files is a usable image; image-0: the logits are not finite"):
         predict(COLOURS, batch[1:])
+
+
+def _without_head(name: str) -> nn.Module:
+    network: Any
+    if name in ("replknet", "maps"):
+        options: dict[str, Any] = {"num_classes": 0} if name == "replknet" else {"out_indices": (0, 3)}
+        return replknet.create_model("replknet_nano_k3", pretrained=False, **options)
+    if name == "timm":
+        headless: nn.Module = timm.create_model("resnet18", num_classes=0)
+        return headless
+    network = timm.create_model("resnet18") if name == "by hand" else torchvision.models.resnet18()
+    if name == "trunk":
+        return nn.Sequential(*list(network.children())[:-1], nn.Flatten())
+    network.fc = nn.Identity()
+    return Wrapped(network) if name == "wrapped" else network
+
+
+class Wrapped(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.network(x)
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("replknet", r"128 features of each image and no class scores \(its head is an Identity\)"),
+        ("maps", "returns list; expected one row of two or more class scores"),
+        ("timm", r"512 features of each image and no class scores \(its num_classes is 0\)"),
+        ("by hand", r"512 features .* \(its num_classes is 1000\)"),
+        ("torchvision", r"512 features .* \(its fc is an Identity\)"),
+        ("wrapped", r"512 features .* \(its network.fc is an Identity\)"),
+        ("trunk", r"512 features .* \(it ends in a BatchNorm2d\)"),
+    ],
+)
+def test_a_network_without_a_head_names_nothing(folder: Path, tmp_path: Path, name: str, reason: str) -> None:
+    network = _without_head(name)
+    images = analysis.SyntheticImages(kind="conflict", num_images=12)
+    analysis.save_stimuli(images, tmp_path / "stimuli")
+    mapping = analysis.LabelMapping.from_dict(dict(enumerate(images.classes)))
+    (tmp_path / "labels.csv").write_text("b/blue.png,0\n")
+    calls: list[Callable[[], Any]] = [
+        lambda: predict(network, folder / "b", size=64),
+        lambda: analysis.evaluate(network, folder, labels=tmp_path / "labels.csv", size=64),
+        lambda: analysis.evaluate_shape_bias(network, tmp_path / "stimuli", mapping=mapping),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"{reason}.*; extract_features \(replknet features\) keeps"):
+            call()
+
+
+def test_a_classifier_without_names_answers_with_numbers_and_says_so(folder: Path) -> None:
+    ten = torchvision.models.resnet18(num_classes=10)
+    found = predict(ten, folder, top=10, size=64)
+    assert set(found[0].names) == {f"class {index}" for index in range(10)}
+    assert found.notes == ("ResNet names no classes: its 10 outputs are told by their number",)
+    guessed = predict(timm.create_model("resnet18"), folder, size=64)
+    assert guessed.notes == ("ResNet names no classes: its 1000 outputs are taken for those of ImageNet-1K",)
+    assert guessed[0].names[0] == imagenet_classes()[guessed[0].indices[0]][1]
+    assert predict(COLOURS, folder).notes == ()
+    for head in (nn.Identity(), nn.Sequential(nn.Dropout(), nn.Identity())):
+        trusted = replace(COLOURS, module=nn.Sequential(COLOURS.module, head))  # it names its classes
+        assert predict(trusted, folder).items == predict(COLOURS, folder).items
+    with pytest.raises(ValueError, match=r"returns shape \(1, 1\); expected one row of two or more class scores"):
+        predict(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1)), folder / "a" / "red.png")

@@ -358,7 +358,7 @@ def test_faulty_response_files(tmp_path: Path) -> None:
             read_responses(path)
         assert str(path) in str(raised.value)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not a text file"):
+    with pytest.raises(ValueError, match="expected text in UTF-8, not "):
         read_responses(path)
     with pytest.raises(FileNotFoundError):
         read_responses(tmp_path / "nobody.csv")

@@ -175,3 +175,32 @@ def test_ordered_batches_hold_every_image_once(shards: Path) -> None:
     batches = OrderedBatches(images, 3)
     assert len(batches) == 3
     assert [batches[number][1].tolist() for number in range(3)] == [[0, 1, 2], [0, 1, 2], [0]]
+
+
+def test_images_in_shards_are_read_as_those_in_folders(tmp_path: Path) -> None:
+    """Upright, 16 bits scaled; copies that systems leave are no samples, and no shards."""
+    upright = picture(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown a quarter turn clockwise
+    contents: dict[str, bytes] = {}
+    for name, image, options in (
+        ("a.png", upright.rotate(90, expand=True), {"exif": exif}),
+        ("b.png", Image.new("I;16", (4, 4), 13107), {}),
+        (".ipynb_checkpoints/c.png", upright, {}),
+        ("__MACOSX/d.png", upright, {}),
+    ):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", **options)
+        contents[name] = buffer.getvalue()
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for name, content in [*contents.items(), ("a.cls", b"0"), ("b.cls", b"1")]:
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    (tmp_path / "._train-0.tar").write_bytes(b"left by a system")
+    (tmp_path / "classes.txt").write_bytes("ant\nbee\n".encode("utf-8-sig"))
+    images = TarShards(tmp_path, "train")
+    assert images.classes == ("ant", "bee")
+    assert len(images) == 2
+    assert np.array_equal(images[0][0], np.asarray(upright))
+    assert (images[1][0] == 51).all()  # a fifth of the whole range
