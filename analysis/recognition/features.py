@@ -108,10 +108,13 @@ def extract_features(
     if not wanted:
         raise ValueError(f"stages={stages!r}: expected at least one stage, layer or {POOLED!r}")
 
-    def rows(batch: Tensor) -> list[Row]:
+    def rows(batch: Tensor) -> list[Row | str]:
         found = _features(loaded.module, batch, wanted)
         averaged = {name: value.mean((2, 3)) if average and value.ndim == 4 else value for name, value in found.items()}
-        return split(**averaged)
+        return [
+            row if all(np.isfinite(values).all() for values in row.values()) else "the features are not finite"
+            for row in split(**averaged)
+        ]
 
     measured = measure_images(
         loaded,

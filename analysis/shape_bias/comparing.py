@@ -204,8 +204,8 @@ def human_reference(humans: Sequence[ShapeBiasResult]) -> HumanReference:
         num_shape=int(counts[:, 0].sum()),
         num_texture=int(counts[:, 1].sum()),
         shape_bias=float(counts[:, 0].sum() / counts.sum()),
-        shape_bias_range=(min(each), max(each)),
-        shape_bias_leave_one_out=(float(left_out.min()), float(left_out.max())),
+        shape_bias_range=(float(np.nanmin(each)), float(np.nanmax(each))),
+        shape_bias_leave_one_out=(float(np.nanmin(left_out)), float(np.nanmax(left_out))),
         kappa=float(np.nanmean(kappas)),
-        kappa_leave_one_out=(float(with_others.min()), float(with_others.max())),
+        kappa_leave_one_out=(float(np.nanmin(with_others)), float(np.nanmax(with_others))),
     )

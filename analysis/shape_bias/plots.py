@@ -51,7 +51,7 @@ def plot_shape_bias(
         if is_human:
             center = 1 - float(table["num_shape"].sum() / (table["num_shape"] + table["num_texture"]).sum())
             each = [1 - human.shape_bias for human in humans]
-            ends = (min(each), max(each))
+            ends = (float(np.nanmin(each)), float(np.nanmax(each)))
         else:
             result = results[index - bool(humans)]
             center = 1 - result.shape_bias

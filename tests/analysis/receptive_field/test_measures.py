@@ -97,8 +97,8 @@ def test_no_square_is_larger_than_the_image_and_area_and_side_agree(data: st.Dat
     for result in (field(values, unit=unit), field(values, protocol="official")):
         threshold = data.draw(st.floats(1e-6, 1 - 1e-6))
         for scale in ("raw", "log"):
-            area, side = result.area_ratio(threshold, scale), result.side(threshold, scale)  # type: ignore[arg-type]
-            top, left, *sides = result.square(threshold, scale)  # type: ignore[arg-type]
+            area, side = result.area_ratio(threshold, scale), result.side(threshold, scale)
+            top, left, *sides = result.square(threshold, scale)
             assert 0 < area <= 1
             assert side == max(sides) <= max(height, width)
             assert top >= -0.5
@@ -114,9 +114,9 @@ def test_the_official_measure_keeps_its_odd_sides() -> None:
     result = field(np.ones((32, 32)), protocol="official")
     for scale in ("raw", "log"):
         # Round pixel 16 of 32: squares of 1, 3, ..., 31 pixels, then the whole image.
-        assert result.side(0.5, scale) == 23  # type: ignore[arg-type]
-        assert result.area_ratio(0.5, scale) == 23**2 / 32**2  # type: ignore[arg-type]
-        assert (result.side(0.99, scale), result.area_ratio(0.99, scale)) == (32, 1)  # type: ignore[arg-type]
+        assert result.side(0.5, scale) == 23
+        assert result.area_ratio(0.5, scale) == 23**2 / 32**2
+        assert (result.side(0.99, scale), result.area_ratio(0.99, scale)) == (32, 1)
 
 
 SHAPES = {

@@ -38,6 +38,12 @@ def test_ties() -> None:
     assert ANIMALS.decide(np.array([[0.0, 1.0, 0.0, 1.0, 0.0]]), tie="none") == ("dog",)
 
 
+def test_a_logit_that_is_not_finite_decides_nothing() -> None:
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="logits: some are not finite"):
+            ANIMALS.decide(np.array([[0.0, 1.0, value, 1.0, 0.0]]))
+
+
 def test_a_mapping_is_validated() -> None:
     for indices, message in (
         ((("cat", (0,)), ("dog", (0,))), "class index 0 belongs to 'cat' and to 'dog'"),

@@ -289,6 +289,13 @@ def test_published_people_and_networks(shared: Path) -> None:
         human_reference(humans[:1])
 
 
+def test_ranges_leave_out_a_person_who_decided_nothing() -> None:
+    answers = [("cat1-elephant1", ("cat", "elephant", "dog")), ("cat2-elephant2", ("cat", "cat", "dog"))]
+    people = [observer([(stimulus, given[index]) for stimulus, given in answers]) for index in (0, 1, 2)]
+    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):  # Python's min of NaN goes by the order
+        assert human_reference([people[index] for index in order]).shape_bias_range == (0.5, 1.0)
+
+
 def test_options_are_validated() -> None:
     with pytest.raises(ValueError, match="estimator='mean'"):
         ShapeBiasOptions(estimator="mean")  # type: ignore[arg-type]
