@@ -184,15 +184,14 @@ def off() -> nn.Module:
 
 
 def test_what_is_undefined_is_not_printed_as_a_number(tmp_path: Path, capsys: Any) -> None:
-    model = "tests.cli.test_erf:off"
-    run("erf", model, "--size", "16", "--num-images", "1", "--out", tmp_path / "off")
-    printed = capsys.readouterr().out
-    assert "nan" not in printed
-    assert "does not react to any image" in printed
+    run("erf", "tests.cli.test_erf:off", "--size", "16", "--num-images", "1", "--out", tmp_path / "off")
+    printed = capsys.readouterr()
+    assert "nan" not in printed.out
+    assert "does not react to any image" in printed.err
     run("erf", MODEL, "--size", "16", "--num-images", "1", "--out", tmp_path / "one")
-    printed = capsys.readouterr().out
-    assert "nan" not in printed
-    assert "bootstrap" not in printed  # of one image
+    printed = capsys.readouterr()
+    assert "nan" not in printed.out
+    assert "raw map." in printed.err  # no interval of one image
 
 
 def test_plots_show_the_data_of_the_result() -> None:

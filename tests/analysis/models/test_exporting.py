@@ -69,9 +69,9 @@ def tried_in(path: Path) -> Any:
     if path.suffix == ".onnx":
         (text,) = [item.value for item in pytest.importorskip("onnx").load(path).metadata_props]
     else:
-        text = zipfile.ZipFile(path).read(
-            next(name for name in zipfile.ZipFile(path).namelist() if name.endswith("preparation.json"))
-        )
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith("replknet.json")]
+            text = archive.read(name)
     return json.loads(text)["tried"]
 
 
