@@ -158,7 +158,7 @@ def trend(values: NDArray[np.float64]) -> Trend:
     """Test for a monotone trend.
 
     Args:
-        values: Shape (repeats, conditions), conditions in order. Repeats with a value that is NaN do not count.
+        values: Shape (repeats, conditions), conditions in order. Repeats with a value that is not finite do not count.
 
     Raises:
         ValueError: If there are fewer than two conditions.
@@ -168,7 +168,7 @@ def trend(values: NDArray[np.float64]) -> Trend:
     """
     if values.ndim != 2 or values.shape[1] < 2:
         raise ValueError(f"values of shape {values.shape}: expected (repeats, conditions) with two or more conditions")
-    complete = values[~np.isnan(values).any(1)]
+    complete = values[np.isfinite(values).all(1)]
     nothing = float("nan")
     if len(complete) == 0:
         return Trend(

@@ -1,6 +1,7 @@
 """`replknet erf`."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -198,19 +199,23 @@ def _report(results: Sequence[ErfResult], notes: Sequence[str]) -> None:
     for result in results:
         areas = []
         for threshold in THRESHOLDS:
-            low, high = (100 * end for end in result.area_ratio_interval(threshold))
-            areas.append(f"{100 * result.area_ratio(threshold):.1f} [{low:.1f}, {high:.1f}]")
+            area, low, high = (
+                100 * value for value in (result.area_ratio(threshold), *result.area_ratio_interval(threshold))
+            )
+            interval = "" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]"
+            areas.append("-" if math.isnan(area) else f"{area:.1f}{interval}")
         theory = "not traced" if result.theoretical is None else f"{result.theoretical[0]:g}"
         table.add_row(
             result.model,
             result.layer,
             str(len(result.images)),
             *areas,
-            f"{result.rms_radius():.1f} px",
+            "-" if math.isnan(result.rms_radius()) else f"{result.rms_radius():.1f} px",
             "whole image" if theory == "inf" else theory,
         )
     print_table(table)
-    print_line("Areas in % of the image, raw map, 95 % bootstrap interval over images.")
+    intervals = ", 95 % bootstrap interval over images" if any(len(result.images) > 1 for result in results) else ""
+    print_line(f"Areas in % of the image, raw map{intervals}.")
     print_notes(notes)
     for result in results:
         if not result.mean_map.any():

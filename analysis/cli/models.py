@@ -1,5 +1,6 @@
 """`replknet models`, `replknet info`, `replknet convert`, `replknet reparameterize` and `replknet export`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,9 +136,10 @@ def export(
     size: Annotated[int | None, typer.Option(help="Side in pixels of the image it is traced with.", min=32)] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a network as ONNX, TorchScript or a program of torch.export, for any batch and image size.
+    """Write a network as ONNX, TorchScript or a program of torch.export.
 
-    RepLKNets are re-parameterised first. The file is run and its outputs are compared before it gets its name.
+    RepLKNets are re-parameterised first. The file is run at several batch and image sizes and its outputs are compared
+    before it gets its name; which sizes it takes is printed, and kept in it.
     """
     from analysis.models.exporting import export_model, format_of
 
@@ -145,9 +147,14 @@ def export(
     (loaded,) = choice.load([model])
     report = export_model(loaded, out, format=kind, size=size, overwrite=overwrite)
     print_notes(loaded.notes)
-    shapes = " and ".join(" x ".join(map(str, shape)) for shape in report.shapes)
-    typer.echo(f"{out}: {kind}, {out.stat().st_size / 1e6:.1f} MB, for any batch and image size")
+    typer.echo(f"{out}: {kind}, {out.stat().st_size / 1e6:.1f} MB")
     typer.echo(
-        f"run by {report.engine} on images of shape {shapes}, its outputs differ by at most {report.difference:.1e} of "
-        "the largest one"
+        f"tried with {report.engine}, it takes images of shape {_listed(report.shapes)}; its outputs differ by at most "
+        f"{report.difference:.1e} of the largest one"
     )
+    if report.refused:
+        typer.echo(f"it refuses {_listed(report.refused)}, which the network takes; --size traces it with others")
+
+
+def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join(" x ".join(map(str, shape)) for shape in shapes)

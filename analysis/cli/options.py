@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 import re
 import types
 import typing
@@ -182,7 +183,8 @@ def parse_numbers(
         numbers = tuple(kind(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or count not in (None, len(numbers)) or (lowest is not None and min(numbers) < lowest):
+    usable = all(math.isfinite(number) and (lowest is None or number >= lowest) for number in numbers)
+    if not numbers or not usable or count not in (None, len(numbers)):
         what = f"{count or ''} {'whole ' * (kind is int)}numbers".strip()
         bound = "" if lowest is None else f" of at least {lowest:g}"
         raise ValueError(f"{option}={text!r}: expected {what}{bound}, separated by commas")

@@ -97,7 +97,7 @@ def _json(found: Predictions) -> str:
         }
         for item in found
     ]
-    return json.dumps(content, indent=2) + "\n"
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def _check_file(out: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:

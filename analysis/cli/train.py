@@ -170,7 +170,7 @@ def _finished(out: Path, recipe: Recipe) -> Training | None:
     if summary.get("steps_done") != recipe.steps or not (out / _NETWORK).is_file():
         return None
     curve = Curve(**{name: tuple(table[name].tolist()) for name in table.columns})
-    return Training(curve=curve, seconds_per_step=summary["seconds_per_step"])
+    return Training(curve=curve, seconds_per_step=float(summary["seconds_per_step"]))
 
 
 def _say_goodbye(number: int, frame: FrameType | None) -> None:

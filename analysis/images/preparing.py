@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -64,6 +65,16 @@ def evaluation_crop(
     if kept < 1:
         resize = [transforms.Resize(int(size / kept), mode), transforms.CenterCrop(size)]
     return transforms.Compose(resize)  # type: ignore[no-any-return]
+
+
+def check_normalization(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse what no image can be normalised by.
+
+    Raises:
+        ValueError: If the numbers are not three finite ones each, or a standard deviation is not positive.
+    """
+    if len(mean) != 3 or len(std) != 3 or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
+        raise ValueError(f"mean={tuple(mean)}, std={tuple(std)}: expected three numbers each, std positive")
 
 
 def normalize(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from analysis.images.dead_leaves import dead_leaves
 from analysis.images.files import ImageError, files_in, read_rgb
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from analysis.images.preparing import normalize
+from analysis.images.preparing import check_normalization, normalize
 from analysis.runs.results import Shown
 from analysis.runs.texts import printable
 
@@ -106,8 +106,7 @@ def load_images(
         raise ValueError(f"size={size}: expected positive numbers of pixels")
     if num_images < 1:
         raise ValueError(f"num_images={num_images}: expected at least 1")
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"mean={tuple(mean)}, std={tuple(std)}: expected three numbers each, std positive")
+    check_normalization(mean, std)
     common = {"size": size, "seed": seed, "mean": tuple(mean), "std": tuple(std)}
     if source is None:
         names = tuple(f"dead-leaves-{seed}-{index:04d}" for index in range(num_images))

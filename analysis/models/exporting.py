@@ -1,7 +1,8 @@
 """Networks for other engines: ONNX, TorchScript and programs of torch.export, each verified by running it."""
 
+import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import replknet
 from analysis.models.files import PREPARATION, describe_preparation
-from analysis.models.layers import evaluation_mode
+from analysis.models.layers import evaluation_mode, run
 from analysis.models.loaded import LoadedModel
 from analysis.runs.writing import check_writable, replacing
 
@@ -22,18 +23,25 @@ _TOLERANCE = 1e-3
 _INPUT = "images"
 
 
+Save = Callable[[Path, str], None]
+"""Writes a traced network and what describes it."""
+Shape = tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
     """What was written, and how it was verified.
 
     Args:
         engine: What ran the file.
-        shapes: The input shapes that were compared.
+        shapes: The input shapes of which the outputs are those of the network.
+        refused: The input shapes that the network takes and the file does not.
         difference: The largest difference of the outputs, relative to the largest one.
     """
 
     engine: str
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[Shape, ...]
+    refused: tuple[Shape, ...]
     difference: float
 
 
@@ -61,9 +69,10 @@ def export_model(
     size: int | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write a network for another engine and compare its outputs, at two batch and image sizes.
+    """Write a network for another engine, run the file at several batch and image sizes, and compare the outputs.
 
-    A RepLKNet is re-parameterised first. Batch and image sizes stay free.
+    A RepLKNet is re-parameterised first. Batch and image sizes stay free where the network and the format let them:
+    the report and the file's own description (`tried`) say which sizes were taken and which refused.
 
     Args:
         loaded: The model, on the CPU.
@@ -74,80 +83,146 @@ def export_model(
 
     Raises:
         FileExistsError: If the file is there and `overwrite` is false.
-        ValueError: If a package is absent, the network cannot be exported, or the file's outputs differ.
+        ValueError: If a package is absent, the network cannot be exported, or the file's outputs differ or are not
+            finite at a size that it takes.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"path={str(path)!r}: exists already; overwrite=True replaces it")
-    side = size or loaded.input_size or 224
+    own = loaded.input_size or 224
+    side = size or own
     module = loaded.module
     if isinstance(module, replknet.RepLKNet):
         module = replknet.reparameterize(module)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, side, side, generator=generator)
-    others = torch.randn(3, 3, side + 32, side + 64, generator=generator)
+    images = _batch((2, 3, side, side))
     check_writable(path)
     with replacing(path) as temporary, evaluation_mode(module), torch.no_grad():
+        outputs = run(module, images, loaded.name)
+        description = describe_preparation(loaded, outputs.shape[1] if isinstance(outputs, Tensor) else 0)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # tracing warns of every shape that it takes for fixed
-                _WRITERS[format](module, images, temporary, describe_preparation(loaded, module(images).shape[1]))
+                save = _TRACERS[format](module, images)
+                save(temporary, description)
         except ImportError as error:
             raise ValueError(f"format={format!r}: needs {error.name} (extra 'export')") from error
         except Exception as error:  # each exporter has its own types
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"model: {loaded.name} cannot be exported as {format} ({reason})") from error
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            run, engine = _READERS[format](temporary)
-        difference = 0.0
-        shapes = []
-        for batch in (images, others):
+        what = f"model: {loaded.name} as {format}"
+        report = _compared(module, temporary, format, _shapes(side, own), what)
+        tried = {"engine": report.engine, "taken": report.shapes, "refused": report.refused}
+        save(temporary, json.dumps(json.loads(description) | {"tried": tried}))
+        _compared(module, temporary, format, report.shapes[:1], what)
+    return report
+
+
+def _shapes(side: int, own: int) -> list[Shape]:
+    """The traced one first; then others in batch and image size: the model's own, smaller, odd, larger, oblong."""
+    sides = [(side, side), (own, own), (side // 2, side // 2), (side - 1, side + 1), (2 * side, 2 * side)]
+    return list(dict.fromkeys([(2, 3, side, side), *((1, 3, *size) for size in sides), (3, 3, side + 32, side + 64)]))
+
+
+def _batch(shape: Shape) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _compared(module: nn.Module, path: Path, format: Format, shapes: Sequence[Shape], what: str) -> ExportReport:
+    """Run a file and the network that it was made of.
+
+    Raises:
+        ValueError: If the file refuses the first shape, or gives other outputs at one that it takes.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        execute, engine = _READERS[format](path)
+    differences: dict[Shape, float] = {}
+    refused: list[Shape] = []
+    for shape in shapes:
+        batch = _batch(shape)
+        try:
             expected = module(batch)
-            found = run(batch)
-            difference = max(difference, float((found - expected).abs().max() / expected.abs().max()))
-            shapes.append(tuple(batch.shape))
-        if not difference <= _TOLERANCE:
-            raise ValueError(f"model: {loaded.name} as {format} gives outputs that differ by {difference:.1e}")
-    return ExportReport(engine=engine, shapes=tuple(shapes), difference=difference)
+        except Exception:  # whatever a network raises at a size that it does not take
+            if shape == shapes[0]:
+                raise
+            continue
+        if not isinstance(expected, Tensor) or not expected.isfinite().all():
+            given = "values that are not finite" if isinstance(expected, Tensor) else type(expected).__name__
+            raise ValueError(f"{what}: for images of shape {shape} the network gives {given}; nothing can be compared")
+        try:
+            found = execute(batch)
+        except Exception as error:  # each engine has its own types
+            if shape == shapes[0]:
+                reason = " ".join(str(error).split())[:300]
+                raise ValueError(f"{what} does not run at the shape it was traced with, {shape} ({reason})") from error
+            refused.append(shape)
+            continue
+        differences[shape] = _difference(found, expected)
+        if not differences[shape] <= _TOLERANCE:
+            raise ValueError(
+                f"{what} gives outputs that differ by {differences[shape]:.1e} for images of shape {shape}"
+            )
+    return ExportReport(
+        engine=engine, shapes=tuple(differences), refused=tuple(refused), difference=max(differences.values())
+    )
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Relative to the largest output; NaN where the shapes differ or an output is not finite."""
+    if found.shape != expected.shape or not found.isfinite().all():
+        return float("nan")
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def _dynamic_shapes() -> tuple[dict[int, Any]]:
-    return ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+    """Free where the network lets it; some, such as transformers with learned positions, take one image size only."""
+    return ({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
 
 
-def _write_onnx(module: nn.Module, images: Tensor, path: Path, _description: str) -> None:
+def _trace_onnx(module: nn.Module, images: Tensor) -> Save:
     import onnx  # noqa: F401  the exporter's own message on its absence is a page long
     import onnxruntime  # noqa: F401  it runs the file afterwards
     import onnxscript  # noqa: F401
 
-    torch.onnx.export(
+    program: Any = torch.onnx.export(
         module,
         (images,),
-        path,
         dynamo=True,
         verbose=False,
         input_names=[_INPUT],
         output_names=["scores"],
         dynamic_shapes=_dynamic_shapes(),
-        external_data=False,
     )
 
+    def save(path: Path, description: str) -> None:
+        program.model.metadata_props[PREPARATION] = description
+        program.save(path, external_data=False)
 
-def _write_torchscript(module: nn.Module, images: Tensor, path: Path, description: str) -> None:
+    return save
+
+
+def _trace_torchscript(module: nn.Module, images: Tensor) -> Save:
     traced = torch.jit.trace(module, images, check_trace=False)  # type: ignore[no-untyped-call]
-    torch.jit.save(traced, path, _extra_files={PREPARATION: description})
+
+    def save(path: Path, description: str) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is on its way out
+            torch.jit.save(traced, path, _extra_files={PREPARATION: description})
+
+    return save
 
 
-def _write_program(module: nn.Module, images: Tensor, path: Path, description: str) -> None:
+def _trace_program(module: nn.Module, images: Tensor) -> Save:
     program = torch.export.export(module, (images,), dynamic_shapes=_dynamic_shapes())
-    torch.export.save(program, path, extra_files={PREPARATION: description})
+    return lambda path, description: torch.export.save(program, path, extra_files={PREPARATION: description})
 
 
 def _run_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it raises says the same
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda batch: torch.from_numpy(session.run(None, {_INPUT: batch.numpy()})[0]), (
         f"onnxruntime {onnxruntime.__version__}"
     )
@@ -161,10 +236,10 @@ def _run_program(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
     return torch.export.load(path).module(), f"torch {torch.__version__}"
 
 
-_WRITERS: dict[Format, Callable[[nn.Module, Tensor, Path, str], None]] = {
-    "onnx": _write_onnx,
-    "torchscript": _write_torchscript,
-    "export": _write_program,
+_TRACERS: dict[Format, Callable[[nn.Module, Tensor], Save]] = {
+    "onnx": _trace_onnx,
+    "torchscript": _trace_torchscript,
+    "export": _trace_program,
 }
 _READERS: dict[Format, Callable[[Path], tuple[Callable[[Tensor], Tensor], str]]] = {
     "onnx": _run_onnx,

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -34,12 +35,9 @@ def plot_erf(result: ErfResult, *, ax: Axes | None = None, thresholds: Sequence[
         ax.figure.colorbar(image, ax=ax, shrink=0.75, label="gradient / its maximum")
     if result.options.gradient_rule != "signed":
         for threshold, dash in zip(thresholds, ("solid", "dashed", "dotted"), strict=False):
-            side = result.side(threshold)
-            top, left = (middle - side / 2 for middle in result.center)
-            ax.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="white", lw=1.6, linestyle=dash))
-            ax.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="#0072B2", lw=0.8, linestyle=dash))
-        areas = ", ".join(f"{100 * t:g} % in {100 * result.area_ratio(t):.1f} %" for t in thresholds)
-        ax.set_xlabel(f"x (pixels)\n{areas} of the area")
+            for color, lw in (("white", 1.6), ("#0072B2", 0.8)):
+                _draw_square(result, threshold, ax, edgecolor=color, lw=lw, linestyle=dash)
+        ax.set_xlabel(f"x (pixels)\n{', '.join(_area(result, threshold) for threshold in thresholds)} of the area")
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), ylabel="y (pixels)")
     ax.set_title(textwrap.fill(_label(result), 26, break_on_hyphens=False))
     return ax
@@ -101,6 +99,18 @@ def _label(result: ErfResult) -> str:
     return result.model if result.layer.startswith("last") else f"{result.model}, {result.layer}"
 
 
+def _draw_square(result: ErfResult, threshold: float, ax: Axes, **style: Any) -> None:
+    """Nothing for a map that is zero everywhere."""
+    top, left, height, width = result.square(threshold)
+    if not np.isnan(top):
+        ax.add_patch(Rectangle((left, top), width, height, fill=False, **style))
+
+
+def _area(result: ErfResult, threshold: float) -> str:
+    area = result.area_ratio(threshold)
+    return f"{100 * threshold:g} % in {'an undefined part' if np.isnan(area) else f'{100 * area:.1f} %'}"
+
+
 def erf_row(results: Sequence[ErfResult], titles: Sequence[str], *, threshold: float = 0.5) -> Figure:
     """Heat maps side by side on one scale, each relative to its maximum, with the area square."""
     figure = Figure(figsize=(1.75 * len(results) + 0.7, 2.2), layout="constrained")
@@ -111,12 +121,9 @@ def erf_row(results: Sequence[ErfResult], titles: Sequence[str], *, threshold: f
         image = ax.imshow(
             np.maximum(result.mean_map / peak, 10.0**-_DECADES), norm=LogNorm(10.0**-_DECADES, 1), cmap="magma"
         )
-        side = result.side(threshold)
-        top, left = (middle - side / 2 for middle in result.center)
-        ax.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="white", lw=1.0))
-        area = 100 * result.area_ratio(threshold)
+        _draw_square(result, threshold, ax, edgecolor="white", lw=1.0)
         ax.set_title(title)
-        ax.set(xlabel=f"{100 * threshold:g} % in {area:.1f} %\nof the area", xticks=[], yticks=[])
+        ax.set(xlabel=f"{_area(result, threshold)}\nof the area", xticks=[], yticks=[])
         ax.set(xlim=(-0.5, result.map_size[1] - 0.5), ylim=(result.map_size[0] - 0.5, -0.5))
     if image is not None:
         figure.colorbar(image, ax=axes, shrink=0.75, label="gradient / its maximum")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from analysis.receptive_field import measures
 from analysis.receptive_field.measures import MEASURES, FloatArray
 from analysis.receptive_field.options import ErfOptions
@@ -53,7 +55,10 @@ class ErfResult(Result):
             raise ResultError(f"mean_map of shape {self.mean_map.shape}, moments {self.moments.shape}: inconsistent")
         if len(self.images) != len(self.ring_sums):
             raise ResultError(f"{len(self.images)} image names for {len(self.ring_sums)} curves")
-        for array in (self.mean_map, self.ring_sums, self.moments):
+        for name in ("mean_map", "ring_sums", "moments"):
+            array = getattr(self, name)
+            if not np.isfinite(array).all():
+                raise ResultError(f"{name}: holds values that are not finite")
             array.flags.writeable = False
 
     @property
@@ -63,6 +68,7 @@ class ErfResult(Result):
 
     scaled_map = measures.scaled_map
     contribution_curve = measures.contribution_curve
+    square = measures.square
     side = measures.side
     area_ratio = measures.area_ratio
     area_ratio_interval = measures.area_ratio_interval

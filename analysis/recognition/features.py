@@ -112,7 +112,7 @@ def extract_features(
 
     maps: dict[tuple[Any, ...], FeatureMap] = {}
 
-    def rows(batch: Tensor) -> list[Row]:
+    def rows(batch: Tensor) -> list[Row | str]:
         found = _features(loaded, batch, wanted)
         if average:
             for name, value in found.items():
@@ -124,7 +124,10 @@ def extract_features(
                         )
                     value = maps[key].as_nchw(value)
                 found[name] = value.mean((2, 3)) if value.ndim == 4 else value
-        return split(**found)
+        return [
+            row if all(np.isfinite(values).all() for values in row.values()) else "the features are not finite"
+            for row in split(**found)
+        ]
 
     measured = measure_images(
         loaded,

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from analysis.runs.identity import commit, versions
 from analysis.runs.processes import by_first, rank
-from analysis.runs.writing import remove, replacing, write_json
+from analysis.runs.writing import plain, remove, replacing, write_json
 
 RUN_FILE = "run.json"
 SCHEMA_VERSION = 3
@@ -55,7 +55,7 @@ class RunFolder:
         Raises:
             ValueError: If the folder holds something else, or another run and `overwrite` is false.
         """
-        normal = json.loads(json.dumps(settings))
+        normal = plain(settings)
         return cls(path, by_first(lambda: _claim(path, command, command_line, normal, overwrite, keep)))
 
     @classmethod

@@ -175,6 +175,8 @@ def _decoded(value: Any, hint: Any) -> Any:
     """A value of JSON as the type that `hint` names: lists become tuples, objects dataclasses."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
+        if type(value) in options:
+            return value
         fitting = [option for option in options if _fits(value, option)]
         return _decoded(value, fitting[0]) if fitting else value
     if origin is tuple and isinstance(value, list):
@@ -183,10 +185,14 @@ def _decoded(value: Any, hint: Any) -> Any:
         return tuple(_decoded(item, option) for item, option in zip(value, options, strict=True))
     if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
         return made(hint, value)
+    if hint is float and isinstance(value, str):  # one that is not finite
+        return float(value)
     return value
 
 
 def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, list):
         return typing.get_origin(hint) is tuple
+    if isinstance(value, str):
+        return hint is float
     return isinstance(value, dict) and isinstance(hint, type) and is_dataclass(hint)

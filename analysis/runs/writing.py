@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -54,6 +55,17 @@ def check_writable(path: str | PathLike[str]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Indented, with numbers that are not finite as Python's own reader takes them (NaN)."""
+    """Indented; see `plain`."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
+        temporary.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def plain(content: Any) -> Any:
+    """What a reader of JSON gets back, in which numbers that are not finite are "NaN", "Infinity" and "-Infinity"."""
+    if isinstance(content, Mapping):
+        return {str(key): plain(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [plain(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return json.dumps(float(content))
+    return content

@@ -171,7 +171,7 @@ class LabelMapping:
             Shape (N, categories), float64.
 
         Raises:
-            ValueError: If the number of classes does not fit or the aggregation is unknown.
+            ValueError: If the number of classes does not fit, the aggregation is unknown, or a logit is not finite.
 
         References:
             Geirhos et al. 2019, arXiv:1811.12231 (mean probability).
@@ -180,6 +180,8 @@ class LabelMapping:
             raise ValueError(f"aggregation={aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
         self.check_outputs(logits.shape[1])
         values = np.asarray(logits, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("logits: some are not finite; leave these images out")
         if aggregation != "mean-logit":
             values = special.softmax(values, axis=1)
         combiners: dict[str, Callable[..., Any]] = {"sum-probability": np.sum, "max-probability": np.max}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from analysis.images.files import ImageError
 from analysis.images.inputs import Inputs
-from analysis.images.preparing import evaluation_transform
+from analysis.images.preparing import check_normalization, evaluation_transform
 from analysis.images.stimuli import StimulusSet, load_stimuli
 from analysis.models.batches import classify, run_batches, split_decided
 from analysis.models.layers import evaluation_mode
@@ -132,8 +132,7 @@ def preprocessing_of(
     own = as_loaded(model)
     chosen_mean, chosen_std = tuple(mean or own.mean), tuple(std or own.std)
     size = input_size if input_size is not None else own.input_size
-    if len(chosen_mean) != 3 or len(chosen_std) != 3 or min(chosen_std) <= 0:
-        raise ValueError(f"mean={chosen_mean}, std={chosen_std}: expected three numbers each, std positive")
+    check_normalization(chosen_mean, chosen_std)
     if size is not None and size < 1:
         raise ValueError(f"input_size={size}: expected a positive number of pixels")
     # In the alphabetical order that the fingerprints of saved results have.

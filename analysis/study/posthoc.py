@@ -4,7 +4,6 @@ Batch norms keep the statistics of the whole kernels, as every layer keeps its w
 outer taps do in this network, not what a network trained with smaller kernels would do.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -26,6 +25,7 @@ from analysis.receptive_field.measuring import effective_receptive_field
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.identity import hash_weights
 from analysis.runs.results import Result, ResultError
+from analysis.runs.writing import plain
 from analysis.shape_bias.categories import IMAGENET, MAPPING, LabelMapping
 from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, preprocessing_of
 from analysis.study.design import Study
@@ -332,7 +332,7 @@ def measure_variants(
     model = loaded.module
     if not isinstance(model, replknet.RepLKNet):
         raise ValueError(f"model={loaded.name!r}: expected a RepLKNet, not {type(model).__name__}")
-    recorded = json.loads(json.dumps({"weights": hash_weights(model), **(settings or {})}))
+    recorded = plain({"weights": hash_weights(model), **(settings or {})})
     results = []
     for number, variant in enumerate(variants):
         if progress is not None:

@@ -32,7 +32,7 @@ from analysis.receptive_field.result import ErfResult
 from analysis.runs.identity import describe_environment, hash_weights, processor_name
 from analysis.runs.processes import by_first, num_processes
 from analysis.runs.results import ResultError
-from analysis.runs.writing import write_json
+from analysis.runs.writing import plain, write_json
 from analysis.shape_bias.categories import MAPPING
 from analysis.shape_bias.measuring import evaluate_shape_bias
 from analysis.shape_bias.result import ShapeBiasResult
@@ -143,7 +143,7 @@ def cell_settings(study: Study, cell: Cell, images: StudyImages) -> dict[str, An
         content.pop(name)
     content |= {"cell": asdict(cell), "config": asdict(study.config(cell, len(images.train.classes)))}
     content["images"] = images.fingerprint
-    settings: dict[str, Any] = json.loads(json.dumps(content))
+    settings: dict[str, Any] = plain(content)
     return settings
 
 

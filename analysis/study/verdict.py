@@ -52,6 +52,8 @@ def _finding(table: pd.DataFrame, measure: Measure, asked: Question) -> Finding:
     elif not tested.decidable:
         number = f"{tested.num_repeats} seed{'s' * (tested.num_repeats > 1)}"
         answer = f"No answer: no result of {number} with {len(kernels)} kernels could be significant."
+    elif np.isnan(tested.p_value):
+        answer = "No answer: the seeds differ by the same amount, of which the test has no p-value."
     elif tested.direction == 0:
         answer = "No evidence of a trend."
     else:
@@ -65,7 +67,7 @@ def _finding(table: pd.DataFrame, measure: Measure, asked: Question) -> Finding:
         if tested.num_repeats > 1:
             change += f" [{_number(tested.low, percent, sign=True)}, {_number(tested.high, percent, sign=True)}]"
         parts.append(f"{change} over {tested.num_repeats} seed{'s' * (tested.num_repeats > 1)}")
-    if tested.test != "none":
+    if not np.isnan(tested.p_value):
         parts.append(f"{tested.test}, p = {tested.p_value:.2g}")
     if tested.direction and tested.low <= 0 <= tested.high:
         parts.append("the test goes by the order of all kernels; the difference of the two ends alone is uncertain")
@@ -146,5 +148,6 @@ def interval_text(values: Sequence[float], *, percent: bool = False, lowest: flo
 def summary_text(values: Sequence[float], measure: Measure) -> str:
     """A measure of the seeds of one setting, as a table shows it."""
     if measure.typical is not None:
-        return measure.typical(float(np.median(values)))
+        finite = [value for value in values if np.isfinite(value)]
+        return measure.typical(float(np.median(finite))) if finite else "-"
     return interval_text(values, percent=measure.scale == 100, lowest=measure.lowest)

@@ -92,7 +92,8 @@ def train(
 
     Raises:
         ValueError: If the images have other classes than the validation images, or a batch cannot be divided.
-        TrainingError: If the loss is not finite, or another process is gone.
+        TrainingError: If the loss, the gradient or a score of a validation image is not finite, or another process is
+            gone.
         DataError: If an image cannot be read.
         StateError: If the checkpoint cannot be written.
 
@@ -141,7 +142,9 @@ def train(
             mean_loss, correct, signalled = (total(found) / num_processes()).tolist()
             if not math.isfinite(mean_loss):
                 raise TrainingError(f"step {step}: the loss is {mean_loss}; try a lower learning_rate")
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
+            gradient_norm = float(nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm))
+            if not math.isfinite(gradient_norm):
+                raise TrainingError(f"step {step}: the gradient's norm is {gradient_norm}; try a lower learning_rate")
             state.optimizer.step()
             if state.average is not None:
                 state.average.update_parameters(model)
@@ -178,6 +181,9 @@ def accuracy(
     """Part of the images that are named correctly; the model runs in evaluation mode, which is restored.
 
     In a process group each process takes every n-th batch, and all have the buffers of the first process afterwards.
+
+    Raises:
+        TrainingError: If the logits of an image are not finite.
     """
     reference = next(model.parameters())
     copy_buffers(model)
@@ -188,7 +194,10 @@ def accuracy(
         def num_correct(_: int) -> int:
             pixels, labels = next(loader)
             inputs = normalize(pixels.to(reference.device), mean, std).to(reference.dtype)
-            return int((model(inputs).argmax(1).cpu() == labels).sum())
+            logits = model(inputs)
+            if not logits.isfinite().all():
+                raise TrainingError("accuracy: the network's logits are not finite")
+            return int((logits.argmax(1).cpu() == labels).sum())
 
         return sum(in_turns(len(batches), num_correct)) / len(images)
 

@@ -46,6 +46,11 @@ def test_equal_differences_have_no_t() -> None:
     assert trend(np.array([[1.0, 1.0], [2.0, 2.0]])).p_value == 1
 
 
+def test_a_repeat_that_is_not_finite_does_not_count() -> None:
+    values = np.array([[1.0, 2.0, 3.0], [2.0, 3.0, 5.0], [1.0, 2.0, np.inf], [np.nan, 1.0, 2.0]])
+    assert trend(values) == trend(values[:2])
+
+
 def test_one_repeat_is_no_test() -> None:
     found = trend(np.array([[1.0, 2, 3], [np.nan, 2, 3]]))
     assert (found.test, found.direction, found.num_repeats) == ("none", 0, 1)

@@ -78,6 +78,8 @@ def test_erf_writes_results_table_and_figures(photos: Path, tmp_path: Path, caps
         ([MODEL, "--num-images", "0"], "--num-images=0"),
         ([MODEL, "--mean", "1,2"], "--mean='1,2'"),
         ([MODEL, "--std", "0,1,1"], "--std='0,1,1'"),
+        ([MODEL, "--std", "nan,1,1"], "--std='nan,1,1'"),
+        ([MODEL, "--mean", "inf,1,1"], "--mean='inf,1,1'"),
         ([MODEL, "--layers", "nope"], "--layers='nope'"),
         ([MODEL, "--checkpoint", "w.pth"], "applies to RepLKNets by name only"),
         ([MODEL, MODEL], "not all different"),
@@ -175,6 +177,23 @@ def test_a_small_kernel_that_does_not_fit_is_left_out_with_a_note() -> None:
     assert kept.input_size == 224
 
 
+def off() -> nn.Module:
+    network = nn.Conv2d(3, 1, 3, padding=1)
+    nn.init.constant_(network.bias, -99.0)  # type: ignore[arg-type]
+    return nn.Sequential(network)
+
+
+def test_what_is_undefined_is_not_printed_as_a_number(tmp_path: Path, capsys: Any) -> None:
+    run("erf", "tests.cli.test_erf:off", "--size", "16", "--num-images", "1", "--out", tmp_path / "off")
+    printed = capsys.readouterr()
+    assert "nan" not in printed.out
+    assert "does not react to any image" in printed.err
+    run("erf", MODEL, "--size", "16", "--num-images", "1", "--out", tmp_path / "one")
+    printed = capsys.readouterr()
+    assert "nan" not in printed.out
+    assert "raw map." in printed.err  # no interval of one image
+
+
 def test_plots_show_the_data_of_the_result() -> None:
     images = torch.rand(2, 3, 32, 32)
     result = analysis.effective_receptive_field(small_network(), images)
@@ -182,6 +201,9 @@ def test_plots_show_the_data_of_the_result() -> None:
     shown = np.asarray(ax.images[0].get_array())
     np.testing.assert_allclose(shown, np.maximum(result.mean_map / result.mean_map.max(), 1e-4))
     assert ax.patches[0].get_width() == result.side(0.5)  # type: ignore[attr-defined]
+    ax = plot_erf(analysis.effective_receptive_field(off(), images))
+    assert not ax.patches
+    assert "99 % in an undefined part" in ax.get_xlabel()
     line = plot_contribution([result]).lines[0]
     areas, shares = result.contribution_curve()
     np.testing.assert_allclose(np.asarray(line.get_xdata()), 100 * np.sqrt(areas))

@@ -118,8 +118,11 @@ def test_convert_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     run("export replknet_nano_k3 --out", tmp_path / "n.onnx")
-    assert "run by onnxruntime" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "tried with onnxruntime" in printed
+    assert "1 x 3 x 32 x 32" in printed
     run("export replknet_nano_k3 --out", tmp_path / "n.pt2")
+    assert "it refuses 1 x 3 x 32 x 32" in capsys.readouterr().out
     run("predict", tmp_path / "n.pt2", tmp_path / "n.onnx", code=2)  # no image
     assert "none of 1 files is a usable image" in capsys.readouterr().err
 

@@ -52,6 +52,8 @@ def test_empty_and_missing_folders(tmp_path: Path) -> None:
         load_images(size=4, num_images=0)
     with pytest.raises(ValueError, match="std="):
         load_images(size=4, std=(1, 0, 1))
+    with pytest.raises(ValueError, match="std="):
+        load_images(size=4, std=(float("nan"), 1, 1))
 
 
 @pytest.mark.parametrize(

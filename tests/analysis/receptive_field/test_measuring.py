@@ -30,8 +30,9 @@ def test_a_pointwise_layer_sees_one_pixel() -> None:
     expected[10, 10] = 1
     np.testing.assert_array_equal(result.mean_map, expected)
     assert result.unit == (10, 10)
-    assert [result.side(t) for t in (0.2, 0.5, 0.99)] == [1, 1, 1]
-    assert result.area_ratio(0.99) == pytest.approx(1 / 441)
+    assert [result.side(t) for t in (0.2, 0.5, 0.99)] == pytest.approx([0.2**0.5, 0.5**0.5, 0.99**0.5])
+    assert [result.side(t, "log") for t in (0.2, 0.5, 0.99)] == [1, 1, 1]
+    assert result.area_ratio(0.99) == pytest.approx(0.99 / 441)
     assert result.rms_radius() == 0
 
 
@@ -39,7 +40,9 @@ def test_a_box_and_a_triangle() -> None:
     one = effective_receptive_field(box(5), ONES)
     assert one.mean_map.sum() == 25
     assert one.mean_map[8:13, 8:13].min() == 1
-    assert (one.side(0.3), one.side(0.37), one.side(0.99)) == (3, 5, 5)  # the 3x3 square holds 9/25
+    assert [one.side(t) for t in (9 / 25, 0.64, 0.99)] == pytest.approx([3, 4, 5 * 0.99**0.5])
+    official = effective_receptive_field(box(5), ONES, protocol="official")
+    assert [official.side(t) for t in (0.3, 0.37, 0.99)] == [3, 5, 5]  # the 3x3 square holds 9/25
     assert one.rms_radius() == pytest.approx(2.0)  # variance of {-2..2} is 2 along each axis
     assert one.anisotropy() == pytest.approx(1)
     two = effective_receptive_field(box(5, layers=2), ONES)
@@ -76,7 +79,7 @@ def test_only_the_log_ratio_depends_on_the_scale_of_the_gradient() -> None:
         result = gaussian_result((12.8, 12.8), amplitude)
         raw.append(result.area_ratio(0.5))
         log.append(result.area_ratio(0.5, scale="log"))
-    assert len(set(raw)) == 1
+    assert raw == pytest.approx([raw[0]] * 4, rel=1e-12)
     assert log == sorted(log)
     assert log[3] > 3 * log[0]
 
@@ -98,10 +101,10 @@ def test_a_threshold_that_is_never_passed_gives_the_whole_image() -> None:
     uniform = nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2), nn.Conv2d(1, 1, 129, padding=64)).double()
     nn.init.ones_(uniform.get_parameter("2.weight"))
     result = effective_receptive_field(uniform, torch.ones(1, 1, 32, 48, dtype=torch.float64))
-    assert result.area_ratio(0.999999) == 1
+    assert result.area_ratio(0.999999, "log") == 1
     assert result.fills_image()
     # Squares on a wide map stop growing in area at its upper and lower edge.
-    assert result.area_ratio(0.5) == pytest.approx(0.5, abs=0.06)
+    assert result.area_ratio(0.5, "log") == pytest.approx(0.5, abs=0.06)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +134,15 @@ def test_rule_on_outputs_and_explicit_unit() -> None:
     negative.get_parameter("0.weight").data.neg_()
     off = effective_receptive_field(negative, ONES)
     assert off.mean_map.sum() == 0
-    assert off.side(0.5) == 0
-    undefined = [off.area_ratio(0.5), *off.area_ratio_interval(0.5), off.rms_radius(), off.fwhm(), off.anisotropy()]
+    undefined = [
+        off.side(0.5),
+        off.side(0.5, "log"),
+        off.area_ratio(0.5),
+        *off.area_ratio_interval(0.5),
+        off.rms_radius(),
+        off.fwhm(),
+        off.anisotropy(),
+    ]
     assert np.isnan([*undefined, *off.gaussian_fit().values()]).all()
     assert not off.fills_image()
     on = effective_receptive_field(negative, ONES, output_rule="identity", unit=(0, 20))
@@ -220,7 +230,7 @@ def test_the_model_is_restored(fail: bool) -> None:
 
 def test_layers_by_name() -> None:
     model = box(3, layers=3)
-    sizes = [effective_receptive_field(model, ONES, layer=name).side(0.99) for name in ("0", "1", "2")]
+    sizes = [effective_receptive_field(model, ONES, layer=name).side(0.99, "log") for name in ("0", "1", "2")]
     assert sizes == [3, 5, 7]
     with pytest.raises(LayerError, match="layer='9': the model has no such module"):
         effective_receptive_field(model, ONES, layer="9")

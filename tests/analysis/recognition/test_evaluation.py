@@ -208,16 +208,19 @@ def test_a_folder_may_have_any_synonym_that_no_other_class_has(data: Path, tmp_p
     names = [name for _, name in imagenet_classes()]
     imagenet = tmp_path / "val"
     # Numbers of classes from the published list of ImageNet-1K.
-    for name, index in (("robin", 15), ("Turdus migratorius", 15), ("goldfish", 1), ("maillot", 638)):
+    for name, index in (("robin", 15), ("Turdus migratorius", 15), ("goldfish", 1)):
         shutil.copytree(data / "red", imagenet / name)
         assert set(labelled_files(imagenet, names).labels) == {index}
         shutil.rmtree(imagenet)
-    shutil.copytree(data / "red", imagenet / "panther")  # of the leopard's kin and of the cougar's
-    with pytest.raises(
-        DataError, match=r"'panther' is no class of the model.*\(1000 in all\), or labels=FILE"
-    ) as raised:
-        labelled_files(imagenet, names)
-    assert len(str(raised.value)) < 400
+    for name, reason in (
+        ("panther", "'panther' may be output 286 .* or 290 "),  # of the cougar's synonyms, and of the jaguar's
+        ("robyn", r"'robyn' is no class of the model.*\(1000 in all\), or labels=FILE"),
+    ):
+        shutil.copytree(data / "red", imagenet / name)
+        with pytest.raises(DataError, match=reason) as raised:
+            labelled_files(imagenet, names)
+        assert len(str(raised.value)) < 400
+        shutil.rmtree(imagenet)
 
 
 def test_what_is_not_evaluated_is_told(data: Path) -> None:

@@ -226,6 +226,13 @@ def test_scores_that_are_not_finite_are_no_answer(folder: Path, tmp_path: Path) 
     assert found.skipped == (("image-1", "the logits are not finite"),)
     with pytest.raises(ValueError, match="none of 1 files is a usable image; image-0: the logits are not finite"):
         predict(COLOURS, batch[1:])
+    # Features, too.
+    features = extract_features(COLOURS, batch)
+    assert features.images == ("image-0",)
+    assert features.skipped == (("image-1", "the features are not finite"),)
+    assert np.isfinite(features.arrays["pooled"]).all()
+    with pytest.raises(ValueError, match="none of 1 files is a usable image; image-0: the features are not finite"):
+        extract_features(COLOURS, batch[1:])
 
 
 def _without_head(name: str) -> nn.Module:

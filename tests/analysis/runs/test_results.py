@@ -40,6 +40,7 @@ class Outer(Result):
     several: tuple[Options, ...]
     settings: dict[str, Any]
     number: float
+    other: float | None
     first: Inner
     second: Inner | None = field(metadata={"folder": "another"})
 
@@ -54,6 +55,7 @@ def outer(second: bool = True) -> Outer:
         several=(Options(), Options(where="there")),
         settings={"list": [1, 2], "nested": {"a": None}},
         number=float("nan"),
+        other=float("-inf"),
         first=Inner(name="x", values=np.arange(3.0)),
         second=Inner(name="y", values=np.eye(2)) if second else None,
     )
@@ -67,8 +69,18 @@ def test_every_field_comes_back_as_it_was(second: bool, tmp_path: Path) -> None:
     assert (found.pairs, found.options, found.several) == (made.pairs, made.options, made.several)
     assert found.settings == made.settings
     assert np.isnan(found.number)
+    assert found.other == float("-inf")
     np.testing.assert_array_equal(found.first.values, made.first.values)
     assert (found.second is not None) == second
+    # JSON has no numbers that are not finite; former versions wrote Python's own.
+    file = tmp_path / "out" / "measures" / "result.json"
+    written = json.loads(file.read_text(), parse_constant=pytest.fail)
+    assert (written["number"], written["options"]["factors"]) == ("NaN", [0.5, "Infinity"])
+    file.write_text(file.read_text().replace('"NaN"', "NaN").replace('"Infinity"', "Infinity"))
+    assert "NaN," in file.read_text()
+    again = Outer.load(tmp_path / "out")
+    assert np.isnan(again.number)
+    assert again.options == made.options
     folders = {path.name for path in (tmp_path / "out").iterdir()}
     assert folders == ({"first", "another", "measures"} if second else {"first", "measures"})
 

@@ -57,9 +57,15 @@ def test_chosen_categories_alone() -> None:
 
 def test_many_categories_are_not_all_listed() -> None:
     mapping = LabelMapping.from_dict({index: f"kind{index:03}" for index in range(1000)})
-    with pytest.raises(ValueError, match=r"kind004, \.\.\. \(1000\)") as raised:
+    with pytest.raises(ValueError, match=r"kind015, \.\.\. \(1000 in all\)") as raised:
         mapping.check_stimuli(["cat1-dog1.png"], ["cat"], ["dog"])
-    assert "kind005" not in str(raised.value)
+    assert "kind016" not in str(raised.value)
+
+
+def test_a_logit_that_is_not_finite_decides_nothing() -> None:
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="logits: some are not finite"):
+            ANIMALS.decide(np.array([[0.0, 1.0, value, 1.0, 0.0]]))
 
 
 def test_a_mapping_is_validated() -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from analysis.runs.results import ResultError
 from analysis.study import record, report
+from analysis.study.measures import MEASURES
 from analysis.study.running import run_study
-from analysis.study.verdict import findings, interval_text, warnings_of
+from analysis.study.verdict import findings, interval_text, summary_text, warnings_of
 from tests.analysis.study.test_running import TINY
 
 
@@ -88,6 +89,15 @@ def test_interval_text() -> None:
     assert interval_text([0.5]) == "0.50"
     assert interval_text([np.nan]) == "-"
     assert interval_text([-0.5, 0.5], lowest=-1) == "0.00 [-1.00, 1.00]"
+    assert summary_text([np.nan, 0.0021, np.nan], MEASURES["seconds_per_step"]) == "2"
+    assert summary_text([np.nan], MEASURES["seconds_per_step"]) == "-"
+
+
+def test_equal_differences_are_no_answer() -> None:
+    equal = [[0.25, 0.5], [0.5, 0.75]]
+    found = {f.question: f for f in findings(table(bias=equal, area=equal, kernels=(3, 31)))}["Does it see shape?"]
+    assert found.answer.startswith("No answer: the seeds differ by the same amount")
+    assert "nan" not in found.detail
 
 
 class Page(HTMLParser):

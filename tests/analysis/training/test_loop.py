@@ -206,6 +206,26 @@ def test_a_loss_that_is_not_finite_ends_it() -> None:
     dict(model.named_parameters())["5.weight"].data.fill_(float("nan"))
     with pytest.raises(TrainingError, match="step 0"):
         train(model, Stripes(8), Stripes(2), RECIPE)
+    with pytest.raises(TrainingError, match="the network's logits are not finite"):
+        accuracy(model, Stripes(2))  # argmax would name the first NaN
+
+
+class Rooted(nn.Module):
+    """The root of 0 is finite, its derivative is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((1, 2, 3))[:, None] + self.scale.sqrt()
+
+
+def test_a_gradient_that_is_not_finite_ends_it_before_it_reaches_the_weights() -> None:
+    model = Rooted()
+    with pytest.raises(TrainingError, match="step 0: the gradient's norm is"):
+        train(model, Stripes(8), None, RECIPE)
+    assert model.scale.tolist() == [0, 0]
 
 
 def test_recipe_is_checked() -> None:
