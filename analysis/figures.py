@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
@@ -36,7 +37,10 @@ def axes_or_new(ax: Axes | None) -> Axes:
 
 
 def save_figure(figure: Figure, name: str, place: Callable[[str], AbstractContextManager[Path]]) -> None:
-    """As PNG and PDF, at the paths that `place` gives for the two names."""
+    """As PNG and PDF, at the paths that `place` gives for the two names; a dollar sign in a user's name is one."""
+    for text in figure.findobj(Text):
+        if "$" in text.get_text():
+            text.set_parse_math(False)
     for suffix in ("png", "pdf"):
         with place(f"{name}.{suffix}") as path:
             figure.savefig(path)

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import analysis
 from analysis import ErfResult
@@ -194,6 +195,15 @@ def test_what_is_undefined_is_not_printed_as_a_number(tmp_path: Path, capsys: An
     assert "raw map." in printed.err  # no interval of one image
 
 
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    images = torch.rand(1, 3, 16, 16)
+    results = [
+        analysis.effective_receptive_field(small_network(), images, name=name) for name in (r"net $\bad$", "[b]")
+    ]
+    analysis.save_figure(analysis.erf_figure(results), "erf", lambda name: nullcontext(tmp_path / name))
+    assert {path.name for path in tmp_path.iterdir()} == {"erf.png", "erf.pdf"}
+
+
 def test_plots_show_the_data_of_the_result() -> None:
     images = torch.rand(2, 3, 32, 32)
     result = analysis.effective_receptive_field(small_network(), images)
@@ -208,3 +218,68 @@ def test_plots_show_the_data_of_the_result() -> None:
     areas, shares = result.contribution_curve()
     np.testing.assert_allclose(np.asarray(line.get_xdata()), 100 * np.sqrt(areas))
     np.testing.assert_allclose(np.asarray(line.get_ydata()), 100 * shares)
+
+
+def test_a_network_of_one_size_alone(tmp_path: Path, capsys: Any) -> None:
+    """Its own size with a note where none was asked for; else one line, before anything is written."""
+    vit, out, image = "timm:vit_tiny_patch16_224", tmp_path / "out", tmp_path / "grey.png"
+    Image.new("RGB", (256, 256), "grey").save(image)
+    run("erf", vit, "--no-pretrained", "--num-images", "1", "--out", out)
+    error = capsys.readouterr().err
+    assert "does not run at 1024 pixels; everything is measured at its own 224" in error
+    table = pd.read_csv(out / "erf.csv")
+    assert (table["height"][0], table["theoretical_height"][0]) == (224, float("inf"))
+    for arguments in (("erf", vit, "--size", "256", "--out", out), ("predict", vit, "--size", "256", image)):
+        run(*arguments, "--no-pretrained", code=2)
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert "vit_tiny_patch16_224 (random weights) cannot take images of shape (1, 3, 256, 256)" in lines[-1]
+        assert "Input height (256)" in lines[-1]
+    run("erf", "timm:swin_tiny_patch4_window7_224", "--no-pretrained", "--size", "200", "--out", out, code=2)
+    assert "cannot take images of shape (1, 3, 200, 200)" in capsys.readouterr().err
+
+
+class Reordered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.cls = nn.Conv2d(3, 4, 8, stride=8), nn.Parameter(torch.zeros(1, 5, 4))
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = tokens[:, torch.arange(tokens.shape[1], device=x.device)]
+        out: Tensor = self.norm(torch.cat([self.cls, tokens], 1))
+        return out.mean(1)
+
+
+def reordered_network() -> nn.Module:
+    return Reordered()
+
+
+def test_the_grid_of_tokens_can_be_named(tmp_path: Path, capsys: Any) -> None:
+    command = ("erf", "tests.cli.test_erf:reordered_network", "--size", "32", "--num-images", "1", "--layers", "norm")
+    run(*command, "--out", tmp_path / "out", code=2)
+    assert "nothing says how the 21 tokens of its output (1, 21, 4)" in capsys.readouterr().err
+    run(*command, "--grid", "4x4", "--prefix-tokens", "5", "--out", tmp_path / "out")
+    (saved,) = (tmp_path / "out").glob("*/result.json")
+    result = ErfResult.load(saved.parent)
+    assert (result.grid, result.theoretical) == ((4, 4), None)
+    run(*command, "--grid", "5x5", "--out", tmp_path / "other", code=2)
+    assert "--grid=5x5: an output of shape (1, 21, 4) has no such units" in capsys.readouterr().err
+    run(*command, "--prefix-tokens", "5", "--out", tmp_path / "other", code=2)
+    assert "--prefix-tokens=5: needs the grid" in capsys.readouterr().err
+
+
+def test_untrained_networks_say_how_they_were_made(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    specs = ("timm:resnet18", "torchvision:resnet18")  # one name in two libraries
+    run("erf", *specs, "--no-pretrained", "--size", "64", "--num-images", "2", "--out", out)
+    error = " ".join(capsys.readouterr().err.split())
+    for library in ("timm", "torchvision"):
+        how = "own initialisation, seed 0, batch norms calibrated on 2 images"
+        assert f"note: {library}:resnet18 (random weights): {how}" in error
+    assert "8 norms or layer scales (layer1.0.bn2.weight" in error
+    assert "let 0 % through; --unit-scales sets them to one" in error
+    saved = [ErfResult.load(path.parent) for path in sorted(out.glob("*/result.json"))]
+    assert [result.initial for result in saved] == [how, how]
+    run("erf", *specs, "--no-pretrained", "--size", "64", "--num-images", "2", "--unit-scales", "--out", out, code=2)
+    assert "differs in models" in capsys.readouterr().err
