@@ -6,5 +6,5 @@ The names of this package are listed in `__init__.pyi`, each with the module tha
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Of the modules that the package wraps other libraries' networks in; see `analysis.runs.identity.hash_code`."""
