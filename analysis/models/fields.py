@@ -205,3 +205,23 @@ class Call:
 
 
 Rule = Callable[[Call], Iterable[Part]]
+
+
+def along(call: Call, first: int, change: Callable[[AxisField, int], AxisField | None]) -> Iterable[Part]:
+    """Of an operator along rows and columns, each on a dimension of its own.
+
+    Args:
+        call: The call, of which the first argument is followed.
+        first: The dimension from which on positions are changed.
+        change: From the field along an axis and its dimension to the new one, None where it stays.
+    """
+    for part in call.parts_of(0):
+        for axis, dim in enumerate(part.dims):
+            field = None if dim is None or dim < first else change(part.axes[axis], dim)
+            if field is None or dim is None:
+                continue
+            if part.flattened or not part.cells[axis]:
+                part = part.lost(call.name)
+                break
+            part = part.changed(axis, field, cells=call.output.shape[dim])
+        yield part

@@ -281,13 +281,14 @@ def _joined(
         if own and part is own[0]:
             continue
         for axis in (0, 1):
-            aligned = part.dims[axis] in (None, _DIMS[layout][axis]) and not part.flattened
+            placed = part.dims[axis] == _DIMS[layout][axis] and part.cells[axis] == grid[axis] and not part.flattened
+            aligned = part.dims[axis] is None or placed
             other = part.axes[axis] if aligned else part.axes[axis].unknown()
             known = not math.isnan(other.low)
             axes[axis] = axes[axis].union(other) if known or own else axes[axis].unknown()
             reasons += [] if aligned else ["positions in another order"]
     unknown = any(math.isnan(axis.low) for axis in axes)
-    reason = next((reason for reason in reasons if reason), "an operation that is not followed")
+    reason = next((reason for reason in reasons if reason), "positions in another order")
     return (axes[0], axes[1]), f"not traced through {reason}" if unknown else ""
 
 

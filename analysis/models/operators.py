@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from analysis.models.fields import Call, Part, Rule
+from analysis.models.fields import AxisField, Call, Part, Rule, along
 from analysis.models.rearranging import (
     joined,
     permuted,
@@ -49,18 +49,12 @@ def _windowed(call: Call, kernel: Any, stride: Any, padding: Any, dilation: Any)
     spatial = len(kernel)
     first = call.args[0].ndim - spatial
     numbers = [_spread(value, spatial) for value in (kernel, stride, padding, dilation)]
-    for part in call.parts_of(0):
-        for axis, dim in enumerate(part.dims):
-            if dim is None or dim < first:
-                continue
-            window = [values[dim - first] for values in numbers]
-            if window == [1, 1, 0, 1]:
-                continue
-            if part.flattened or not part.cells[axis]:
-                part = part.lost(call.name)
-                break
-            part = part.changed(axis, part.axes[axis].window(*window), cells=call.output.shape[dim])
-        yield part
+
+    def change(field: AxisField, dim: int) -> AxisField | None:
+        window = [values[dim - first] for values in numbers]
+        return None if window == [1, 1, 0, 1] else field.window(*window)
+
+    return along(call, first, change)
 
 
 def _spread(value: Any, count: int) -> list[int]:
@@ -82,26 +76,18 @@ def _transposed(call: Call, kernel: list[int]) -> Iterable[Part]:
     spatial = len(kernel)
     first = call.args[0].ndim - spatial
     strides, paddings, dilations = (_spread(call.arg(position), spatial) for position in (3, 4, 5))
-    for part in call.parts_of(0):
-        for axis, dim in enumerate(part.dims):
-            if dim is None or dim < first:
-                continue
-            if part.flattened or not part.cells[axis]:
-                part = part.lost(call.name)
-                break
-            stride, padding = strides[dim - first], paddings[dim - first]
-            reach = dilations[dim - first] * (kernel[dim - first] - 1)
-            last, count = part.cells[axis] - 1, call.output.shape[dim]
-            sources = [
-                (
-                    min(max(-(-(cell + padding - reach) // stride), 0), last),
-                    max(min((cell + padding) // stride, last), 0),
-                )
-                for cell in range(count)
-            ]
-            field = part.axes[axis].resampled(sources, (padding - reach / 2) / stride, 1 / stride)
-            part = part.changed(axis, field, cells=count)
-        yield part
+
+    def change(field: AxisField, dim: int) -> AxisField:
+        stride, padding = strides[dim - first], paddings[dim - first]
+        reach, last = dilations[dim - first] * (kernel[dim - first] - 1), call.args[0].shape[dim] - 1
+        ends = [
+            (-(-(cell + padding - reach) // stride), (cell + padding) // stride)
+            for cell in range(call.output.shape[dim])
+        ]
+        sources = [(min(max(low, 0), last), max(min(high, last), 0)) for low, high in ends]
+        return field.resampled(sources, (padding - reach / 2) / stride, 1 / stride)
+
+    return along(call, first, change)
 
 
 def _average_pooling(call: Call) -> Iterable[Part]:
@@ -160,33 +146,25 @@ def _resampled(
 ) -> Iterable[Part]:
     """The last two dimensions at another number of cells."""
     first = call.args[0].ndim - 2
-    for part in call.parts_of(0):
-        for axis, dim in enumerate(part.dims):
-            if dim is None or dim < first:
-                continue
-            before, after = call.args[0].shape[dim], call.output.shape[dim]
-            cells, start, step = sources(before, after, dim - first)
-            if before == after and all(cell == (index, index) for index, cell in enumerate(cells)):
-                continue
-            if part.flattened or not part.cells[axis]:
-                part = part.lost(call.name)
-                break
-            part = part.changed(axis, part.axes[axis].resampled(cells, start, step), cells=after)
-        yield part
+
+    def change(field: AxisField, dim: int) -> AxisField | None:
+        before, after = call.args[0].shape[dim], call.output.shape[dim]
+        cells, start, step = sources(before, after, dim - first)
+        same = before == after and all(cell == (index, index) for index, cell in enumerate(cells))
+        return None if same else field.resampled(cells, start, step)
+
+    return along(call, first, change)
 
 
 def _padding(call: Call) -> Iterable[Part]:
     ndim, amounts = call.args[0].ndim, call.arg(1)
     before = {ndim - 1 - index: amount for index, amount in enumerate(amounts[::2])}
-    for part in call.parts_of(0):
-        for axis, dim in enumerate(part.dims):
-            if dim is None or (call.args[0].shape[dim] == call.output.shape[dim] and not before.get(dim)):
-                continue
-            if part.flattened or not part.cells[axis]:
-                part = part.lost(call.name)
-                break
-            part = part.changed(axis, part.axes[axis].shifted(-before.get(dim, 0)), cells=call.output.shape[dim])
-        yield part
+
+    def change(field: AxisField, dim: int) -> AxisField | None:
+        same = call.args[0].shape[dim] == call.output.shape[dim] and not before.get(dim)
+        return None if same else field.shifted(-before.get(dim, 0))
+
+    return along(call, 0, change)
 
 
 def _mixes(position: int, *, kept: bool = False) -> Rule:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from analysis.models.fields import AxisField, Call, Part, Rule
+from analysis.models.fields import AxisField, Call, Part, Rule, along
 
 
 def permuted(call: Call) -> Iterable[Part]:
@@ -217,19 +217,12 @@ def repeated(call: Call) -> Iterable[Part]:
 
 def shuffled(call: Call) -> Iterable[Part]:
     """Between channels and positions: each block of positions is one, or one becomes a block."""
-    first, factor = call.args[0].ndim - 2, call.arg(1)
-    for part in call.parts_of(0):
-        for axis, dim in enumerate(part.dims):
-            if dim is None or dim < first:
-                continue
-            if part.flattened or not part.cells[axis]:
-                part = part.lost(call.name)
-                break
-            field: AxisField = part.axes[axis]
-            if call.name == "pixel_unshuffle":
-                field = field.window(factor, factor, 0, 1)
-            else:
-                cells = [(cell // factor, cell // factor) for cell in range(call.output.shape[dim])]
-                field = field.resampled(cells, (1 / factor - 1) / 2, 1 / factor)
-            part = part.changed(axis, field, cells=call.output.shape[dim])
-        yield part
+    factor = call.arg(1)
+
+    def change(field: AxisField, dim: int) -> AxisField:
+        if call.name == "pixel_unshuffle":
+            return field.window(factor, factor, 0, 1)
+        cells = [(cell // factor, cell // factor) for cell in range(call.output.shape[dim])]
+        return field.resampled(cells, (1 / factor - 1) / 2, 1 / factor)
+
+    return along(call, call.args[0].ndim - 2, change)
