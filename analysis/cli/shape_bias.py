@@ -92,6 +92,9 @@ def shape_bias(
     names = [item.name for item in loaded] + [result.observer for result in recorded]
     if len(set(names)) < len(names):
         raise ValueError(f"model: {', '.join(names)} are not all different")
+    twice = sorted({*names}.intersection(result.observer for result in people))
+    if twice:
+        raise ValueError(f"--humans={str(humans)!r}: {twice[0]} is among the models, too")
     changes: dict[str, Any] = {
         "mean": parse_three("--mean", mean),
         "std": parse_three("--std", std),

@@ -197,7 +197,7 @@ def report(comparison: Comparison, notes: Sequence[str]) -> None:
     print_notes(note_of_counts(f"answers outside the categories count as neither ({common})", counts))
     for result in results:
         chance = 0.0 if result.mapping is None else 1 / len(result.categories)
-        if result.congruent_accuracy < max(LOW_CONGRUENT_ACCURACY, 1.5 * chance):
+        if result.congruent_accuracy < min(max(LOW_CONGRUENT_ACCURACY, 1.5 * chance), 1.0):
             print_line(
                 f"warning: {result.observer} names only {100 * result.congruent_accuracy:.1f} % of the images without "
                 f"conflict correctly{f' (chance {100 * chance:.1f} %)' if chance else ''}; its shape bias means little"

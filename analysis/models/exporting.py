@@ -1,8 +1,11 @@
 """Networks for other engines: ONNX, TorchScript and programs of torch.export, each verified by running it."""
 
 import json
+import logging
+import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -100,14 +103,14 @@ def export_model(
         outputs = run(module, images, loaded.name)
         description = describe_preparation(loaded, outputs.shape[1] if isinstance(outputs, Tensor) else 0)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _quiet_torch():
                 warnings.simplefilter("ignore")  # tracing warns of every shape that it takes for fixed
                 save = _TRACERS[format](module, images)
                 save(temporary, description)
         except ImportError as error:
             raise ValueError(f"format={format!r}: needs {error.name} (extra 'export')") from error
         except Exception as error:  # each exporter has its own types
-            reason = " ".join(str(error).split())[:300]
+            reason = textwrap.shorten(str(error).strip().partition("\n")[0], 300, placeholder=" ...")
             raise ValueError(f"model: {loaded.name} cannot be exported as {format} ({reason})") from error
         what = f"model: {loaded.name} as {format}"
         report = _compared(module, temporary, format, _shapes(side, own), what)
@@ -115,6 +118,18 @@ def export_model(
         save(temporary, json.dumps(json.loads(description) | {"tried": tried}))
         _compared(module, temporary, format, report.shapes[:1], what)
     return report
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """An exporter that fails prints its whole program; our error says it once."""
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _shapes(side: int, own: int) -> list[Shape]:

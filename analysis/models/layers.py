@@ -6,7 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+
+from analysis.runs.identity import check_values
 
 
 @runtime_checkable
@@ -31,11 +32,10 @@ def own_code(model: nn.Module, images: Tensor, name: str = "") -> Iterator[None]
         yield
     except (ForwardError, LayerError):
         raise
-    except Exception as error:  # of any type: it is not our code
-        reason = str(error).strip().partition("\n")[0]
+    except (Exception, SystemExit) as error:  # of any type: it is not our code
+        reason = ": ".join(filter(None, (type(error).__name__, str(error).strip().partition("\n")[0])))
         raise ForwardError(
-            f"model: {name or type(model).__name__} cannot take images of shape {tuple(images.shape)} "
-            f"({type(error).__name__}: {reason})"
+            f"model: {name or type(model).__name__} cannot take images of shape {tuple(images.shape)} ({reason})"
         ) from error
 
 
@@ -88,11 +88,13 @@ def layer_calls(
     output, as an in-place ReLU does. Inside TorchScript nothing is seen, which calls no hooks and refuses them.
     """
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        return lambda module, inputs, output: keep(name, module, _copied(inputs), _copied(output))
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        return lambda module, inputs, named, output: keep(
+            name, module, _copied((*inputs, *named.values())), _copied(output)
+        )
 
     handles = [
-        module.register_forward_hook(hook(name))
+        module.register_forward_hook(hook(name), with_kwargs=True)
         for name, module in model.named_modules()
         if chosen(name, module) and not isinstance(module, torch.jit.ScriptModule)
     ]
@@ -160,12 +162,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     Raises:
         ForwardError: If parameters have no values yet.
     """
-    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
-    if lazy:
-        raise ForwardError(
-            f"model: {type(model).__name__} has parameters without values ({', '.join(lazy[:3])}: lazy layers); run it "
-            "once on an image first"
-        )
+    try:
+        check_values(model)
+    except ValueError as error:
+        raise ForwardError(str(error)) from None
     modes = [(module, module.training) for module in model.modules()]
     # Weights made in inference mode never require a gradient, and cannot be told to.
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters() if not parameter.is_inference()]

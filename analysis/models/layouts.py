@@ -93,9 +93,9 @@ def find_feature_map(
 ) -> FeatureMap:
     """Find the units of a layer by following the image through the forward pass.
 
-    The model is run once on PyTorch's meta device, without data. Where it leaves no trace of rows and columns, a map of
-    four dimensions is recognised by the image's aspect ratio, and tokens by `grid`, or by the patch size and the number
-    of prefix tokens that a model in timm's manner names.
+    The model is run once on PyTorch's meta device, without data. Where it leaves no trace of rows and columns, tokens
+    are recognised by the patch size and the number of prefix tokens that a model in timm's manner names, and anything
+    else by `grid` alone. Where it cannot be run without data, maps of four dimensions go by the image's aspect ratio.
 
     Args:
         model: Any module that takes an image batch. It is not changed.
@@ -119,7 +119,7 @@ def find_feature_map(
     image = torch.zeros(1, in_channels, *image_size, device="meta", dtype=place.dtype)
     with evaluation_mode(model), torch.no_grad():
         try:
-            with own_code(model, image, name), _on_meta(model), Tracer(image) as tracer:
+            with own_code(model, image, name), _on_meta(model) as weights, Tracer(image, weights) as tracer:
                 return _found(model, image, layer, asked, tracer, name=name)
         except ForwardError as error:
             # Without data a forward pass that reads values, or makes tensors on another device, cannot run. A real one
@@ -147,12 +147,13 @@ def _found(
             raise LayerError(
                 f"layer={where!r}: its output ({_described(output)}) is no feature map; expected (N, C, H, W) or tokens"
             )
+        seen = None if tracer is None else _seen(output, tracer.parts(output))
         if asked[0] is not None:
-            layout, prefix, grid = _as_asked(output, asked[0], asked[1])
-        elif tracer is not None and (seen := _seen(output, tracer.parts(output))):
+            layout, prefix, grid = _as_asked(output, asked[0], asked[1], seen)
+        elif seen is not None:
             layout, prefix, grid = seen
         else:
-            layout, prefix, grid = _by_shape(output, size, model, where)
+            layout, prefix, grid = _stated(output, size, model, where, guess=tracer is None)
         axes, why = (None, reason) if tracer is None else _joined(tracer.parts(output), layout, prefix, grid, size)
         return FeatureMap(layer=layer, layout=layout, prefix_tokens=prefix, grid=grid, axes=axes, reason=why)
 
@@ -174,11 +175,14 @@ def _found(
     with layer_calls(model, keep):
         run(model, image, name)
     if not found:
-        raise LayerError("layer=None: no module returns a feature map; name a layer")
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+        why = "; TorchScript lets no layer be seen, torch.export (.pt2) does" if scripted else "; name a layer"
+        raise LayerError(f"layer=None: no module returns a feature map{why}")
     if beyond:
         raise LayerError(
             f"layer=None: rows and columns of the image are followed to layer {found[0].layer!r}, but not beyond, "
-            f"where {beyond[0]!r} may have some; name a layer, and the grid and prefix_tokens if it needs them"
+            f"where {beyond[0] or 'the output'!r} may have some; name a layer, and the grid and prefix_tokens if it "
+            "needs them"
         )
     return found[0]
 
@@ -214,8 +218,17 @@ def _seen(output: Tensor, parts: Sequence[Part]) -> _Placed | None:
     return None
 
 
-def _as_asked(output: Tensor, grid: tuple[int, int], prefix_tokens: int | None) -> _Placed:
+def _as_asked(output: Tensor, grid: tuple[int, int], prefix_tokens: int | None, seen: _Placed | None) -> _Placed:
+    """As the user says, which must not contradict what was followed."""
     shape = tuple(output.shape)
+    units = f"{grid[0]}x{grid[1]}" + ("" if prefix_tokens is None else f" after {prefix_tokens} prefix tokens")
+    if seen is not None:
+        if seen[2] == grid and prefix_tokens in (None, seen[1]):
+            return seen
+        raise LayerError(
+            f"grid={units}: the image's way through the network shows that the units of this layer are "
+            f"{seen[2][0]}x{seen[2][1]} after {seen[1]} prefix tokens"
+        )
     for layout in _layouts(output):
         first = _DIMS[layout][0]
         prefix = shape[1] - math.prod(grid) if prefix_tokens is None else prefix_tokens
@@ -223,34 +236,29 @@ def _as_asked(output: Tensor, grid: tuple[int, int], prefix_tokens: int | None) 
             return layout, prefix, grid
         if layout != "tokens" and shape[first : first + 2] == grid:
             return layout, 0, grid
-    after = "" if prefix_tokens is None else f" after {prefix_tokens} prefix tokens"
-    raise LayerError(f"grid={grid[0]}x{grid[1]}: an output of shape {shape} has no such units{after}")
+    raise LayerError(f"grid={units}: an output of shape {shape} has no such units")
 
 
-def _by_shape(output: Tensor, image_size: tuple[int, int], model: nn.Module, layer: str) -> _Placed:
-    """The layout of a map by the image's aspect ratio, of tokens by what the model says."""
+def _stated(output: Tensor, image_size: tuple[int, int], model: nn.Module, layer: str, *, guess: bool) -> _Placed:
+    """The layout of tokens by what the model says; with `guess` that of a map by the image's aspect ratio."""
     shape = tuple(output.shape)
-    if output.ndim == 4:
-        fitting = [
-            (layout, 0, (shape[first], shape[first + 1]))
-            for layout in _layouts(output)
-            for first in _DIMS[layout][:1]
-            if _same_aspect((shape[first], shape[first + 1]), image_size)
-        ]
+    if guess and output.ndim == 4 and shape[0] == 1:
+        fitting: list[_Placed] = []
+        for layout in _layouts(output):
+            first = _DIMS[layout][0]
+            grid = (shape[first], shape[first + 1])
+            if _same_aspect(grid, image_size):
+                fitting.append((layout, 0, grid))
         if fitting:
             return min(fitting, key=lambda found: _aspect_error(found[2], image_size))
-        raise LayerError(
-            f"layer={layer!r}: neither axes 2, 3 nor 1, 2 of its output {shape} have the aspect ratio of a "
-            f"{image_size} image; name another layer, or its grid"
-        )
     patch = model.patch_embed.patch_size if isinstance(model, PatchModel) else None
-    if isinstance(patch, tuple):
+    if output.ndim == 3 and isinstance(patch, tuple) and isinstance(model, PatchModel):
         rows, columns = (pixels // side for pixels, side in zip(image_size, patch, strict=True))
-        if isinstance(model, PatchModel) and shape[1] == model.num_prefix_tokens + rows * columns:
+        if shape[:2] == (1, model.num_prefix_tokens + rows * columns):
             return "tokens", model.num_prefix_tokens, (rows, columns)
     raise LayerError(
-        f"layer={layer!r}: nothing says how the {shape[1]} tokens of its output {shape} lie on a {image_size} image; "
-        "name another layer, or its grid and prefix_tokens"
+        f"layer={layer!r}: nothing says how its output {shape} lies on a {image_size[0]}x{image_size[1]} image; name "
+        "another layer, or its grid and prefix_tokens"
     )
 
 
@@ -293,8 +301,8 @@ def _joined(
 
 
 @contextmanager
-def _on_meta(model: nn.Module) -> Iterator[None]:
-    """Replace every parameter and buffer by its shape; the same objects come back on leaving.
+def _on_meta(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Replace every parameter and buffer by its shape, which are yielded; the same objects come back on leaving.
 
     So does all that the forward pass keeps on its modules: anchors, say, and positions of the last image size.
     """
@@ -309,7 +317,7 @@ def _on_meta(model: nn.Module) -> Iterator[None]:
         for store, name, tensor in saved:
             meta = tensor.detach().to("meta")
             store[name] = nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
-        yield
+        yield [*model.parameters(), *model.buffers()]
     finally:
         for own, before in kept:
             own.clear()

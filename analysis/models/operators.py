@@ -44,9 +44,8 @@ def _same(call: Call) -> Iterable[Part]:
     return call.parts_of(0)
 
 
-def _windowed(call: Call, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Iterable[Part]:
-    """A window over the last dimensions."""
-    spatial = len(kernel)
+def _windowed(call: Call, kernel: Any, stride: Any, padding: Any, dilation: Any, spatial: int = 2) -> Iterable[Part]:
+    """A window over the last dimensions, of which a list of one number means all."""
     first = call.args[0].ndim - spatial
     numbers = [_spread(value, spatial) for value in (kernel, stride, padding, dilation)]
 
@@ -66,7 +65,7 @@ def _convolution(call: Call) -> Iterable[Part]:
     weight, stride, padding, dilation, transposed = (call.arg(position) for position in (1, 3, 4, 5, 6))
     kernel, groups = list(weight.shape[2:]), call.arg(8)
     channels = 1 if call.args[0].ndim == len(kernel) + 2 else 0
-    found = _transposed(call, kernel) if transposed else _windowed(call, kernel, stride, padding, dilation)
+    found = _transposed(call, kernel) if transposed else _windowed(call, kernel, stride, padding, dilation, len(kernel))
     for part in (*found, *call.others()):
         mixed = part.on(channels) if groups == 1 else []
         yield part.everywhere(mixed) if groups == 1 or not part.on(channels) else part.lost(call.name)
@@ -123,8 +122,9 @@ def _resize(reach: float, *, antialias: bool = False, nearest: bool = False) -> 
             scale = given[axis] if len(given) == 2 else None
             step = 1 / scale if scale else before / after
             first = 0.5 * step - 0.5
-            if corners:
-                step, first = (before - 1) / max(after - 1, 1), 0.0
+            if corners:  # which the antialiased kernels take for the step alone
+                step = (before - 1) / max(after - 1, 1)
+                first = 0.5 * step - 0.5 if antialias else 0.0
             spread = reach * max(step, 1.0) if antialias else reach
             cells = []
             for cell in range(after):
@@ -260,7 +260,7 @@ CONSTANTS = frozenset(
 """Operators that take nothing but the shape of a tensor."""
 
 RULES: dict[str, Rule] = {
-    "convolution": _convolution,
+    **dict.fromkeys(("convolution", "_convolution"), _convolution),
     "max_pool2d_with_indices": _max_pooling,
     "avg_pool2d": _average_pooling,
     "_adaptive_avg_pool2d": _adaptive_pooling,
@@ -309,8 +309,8 @@ RULES: dict[str, Rule] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_scaled_dot_product_flash_attention": _attention,
     "_scaled_dot_product_efficient_attention": _attention,
-    **dict.fromkeys(("alias", "detach", "_to_copy", "clone", "contiguous", "lift_fresh", "channel_shuffle"), _same),
-    "native_channel_shuffle": _same,
+    **dict.fromkeys(("alias", "detach", "_to_copy", "clone", "contiguous", "lift_fresh"), _same),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), untouched(None, 1)),
     **dict.fromkeys(("hardswish", "copy", "where", "masked_fill"), _pointwise),
 }
 

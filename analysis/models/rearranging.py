@@ -193,12 +193,12 @@ def joined(call: Call) -> Iterable[Part]:
         before += 1 if stacked else tensor.shape[dim] if tensor.ndim else 0
 
 
-def untouched(position: int, default: int | None = None) -> Rule:
+def untouched(position: int | None, default: int | None = None) -> Rule:
     """Along the dimensions that an argument names entries are moved or chosen: all is as it was along the others."""
 
     def rule(call: Call) -> Iterable[Part]:
         ndim = call.args[0].ndim
-        named = call.arg(position, "dim", default)
+        named = default if position is None else call.arg(position, "dim", default)
         dims = range(ndim) if named in (None, []) else [named] if isinstance(named, int) else named
         for part in call.parts_of(0):
             yield part.lost(call.name, [axis for dim in dims for axis in part.on(dim % ndim)])
@@ -225,4 +225,6 @@ def shuffled(call: Call) -> Iterable[Part]:
         cells = [(cell // factor, cell // factor) for cell in range(call.output.shape[dim])]
         return field.resampled(cells, (1 / factor - 1) / 2, 1 / factor)
 
-    return along(call, call.args[0].ndim - 2, change)
+    channels = call.args[0].ndim - 3
+    for part in along(call, channels + 1, change):
+        yield part.lost(call.name, part.on(channels))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from analysis.images.files import ImageError
 from analysis.images.inputs import Images
@@ -23,7 +23,7 @@ from analysis.models.loaded import OWN, LoadedModel, place_of
 from replknet.networks.folding import copy_of, is_reparametrized
 
 _SMALL = 0.1
-_SCALE_NAME = re.compile(r"gamma|scale|gain|lambda|alpha|^ls\d*$")
+_SCALE_NAME = re.compile(r"gamma|layer_?scale|skipinit_gain|res(idual)?_?scale|\b(lambda_?\d|ls\d*|alpha)\b")
 _BATCH_SIZE = 8
 
 
@@ -58,7 +58,7 @@ def untrained_copy(loaded: LoadedModel, *, seed: int = 0) -> LoadedModel:
             )
         module = copy.deepcopy(loaded.module)
         kept = _reset(module)
-        if len(kept) == len(list(module.parameters())):
+        if set(kept).issuperset(name for name, _ in module.named_parameters()):
             raise ValueError(f"model: {loaded.name} has no layer that can be initialised anew; name it by its library")
         how = f"each layer's default initialisation in PyTorch, seed {seed}"
         if kept:
@@ -67,14 +67,18 @@ def untrained_copy(loaded: LoadedModel, *, seed: int = 0) -> LoadedModel:
 
 
 def _reset(module: nn.Module) -> list[str]:
-    """Initialise every layer; returns the names of the parameters that belong to none that can."""
+    """Initialise every layer; returns the names of the parameters and statistics that belong to none that can."""
     kept: list[str] = []
     for name, layer in module.named_modules():
         reset = getattr(layer, "reset_parameters", None)
         if callable(reset):
             reset()
         else:
-            kept.extend(f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False))
+            own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+            saved = layer.state_dict().keys()
+            kept.extend(
+                f"{name}.{key}" if name else key for key, value in own if key in saved and value.is_floating_point()
+            )
     return kept
 
 
@@ -115,6 +119,10 @@ def calibrated(
         notes = (*notes, f"{loaded.name}: {what} {effect}; {outcome}")
     if unit_scales:
         set_to_one(module, scales)
+    frozen = [name for name, layer in module.named_modules() if _is_frozen(layer)]
+    if frozen:
+        more = ", ..." if len(frozen) > 3 else ""
+        notes = (*notes, f"{loaded.name}: {', '.join(frozen[:3])}{more} keep their statistics: frozen norms")
     used = _calibrate_on(module, inputs, num_images, loaded.name)
     how = loaded.initial + (", small scales set to one" if unit_scales and scales else "")
     if used:
@@ -154,34 +162,42 @@ def calibrate(module: nn.Module, batches: Iterable[Tensor], name: str = "") -> N
         try:
             for norm in norms:
                 norm.reset_running_stats()
-                norm.momentum = None  # the mean over all batches
                 norm.train()
-            for batch in batches:
+            for number, batch in enumerate(batches, 1):
+                for norm in norms:
+                    norm.momentum = 1 / number  # the mean over all batches
                 run(module, batch, name)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
 
 
-def _norms(module: nn.Module) -> list[_BatchNorm]:
-    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+def _norms(module: nn.Module) -> list[_NormBase]:
+    """Those whose statistics are of the data: batch norms, and instance norms that keep them."""
+    return [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.track_running_stats]
+
+
+def _is_frozen(layer: nn.Module) -> bool:
+    """Whether it is a norm by statistics that no data change."""
+    names = {name for name, _ in layer.named_buffers(recurse=False)}
+    return {"running_mean", "running_var"} <= names and not isinstance(layer, _NormBase)
 
 
 def small_scales(module: nn.Module) -> dict[str, float]:
-    """Norm weights and layer scales whose mean absolute value is below a tenth: the fraction that they let through.
+    """Norm weights and layer scales that begin below a tenth: the fraction that they let through.
 
-    Found by what they are: one value for each channel, in a norm's `weight` or under a name such as `gamma`, `scale`,
-    `gain` or `lambda`.
+    Found by what they are: one value for each channel, the same for all, in a norm's `weight` or under a name such as
+    `gamma`, `layer_scale`, `lambda_1` or `skipinit_gain`.
     """
     found = {}
     for prefix, layer in module.named_modules():
         for name, parameter in layer.named_parameters(recurse=False):
             one_each = parameter.numel() == max(parameter.shape, default=1)
             is_norm = name == "weight" and parameter.ndim == 1
-            if one_each and (is_norm or _SCALE_NAME.search(name)):
-                fraction = float(parameter.detach().abs().mean())
-                if fraction < _SMALL:
-                    found[f"{prefix}.{name}" if prefix else name] = round(fraction, 12)
+            if one_each and (is_norm or _SCALE_NAME.search(f"{prefix.rpartition('.')[2]}.{name}")):
+                values = parameter.detach().flatten()
+                if bool((values == values[0]).all()) and abs(float(values[0])) < _SMALL:
+                    found[f"{prefix}.{name}" if prefix else name] = round(abs(float(values[0])), 12)
     return found
 
 

@@ -3,6 +3,7 @@
 A measure that is marked with `tabulated` is a column of `ErfResult.summary`, and so of the table of `replknet erf`.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -256,7 +257,11 @@ def gaussian_fit(result: Field, scale: Scale = "raw") -> dict[str, float]:
 
     try:
         start = np.array([1.0, *result.center, spread, spread, 0.0])
-        found, _ = optimize.curve_fit(gaussian, np.arange(values.size), values.ravel() / peak, p0=start, maxfev=4000)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optimize.OptimizeWarning)  # of the covariance, which is not used
+            found, _ = optimize.curve_fit(
+                gaussian, np.arange(values.size), values.ravel() / peak, p0=start, maxfev=4000
+            )
     except (RuntimeError, ValueError, TypeError):
         return {name: float("nan") for name in (*names, "r_squared")}
     residual = values.ravel() / peak - gaussian(np.arange(values.size), *found)

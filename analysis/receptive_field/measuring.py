@@ -163,7 +163,7 @@ def effective_receptive_field(
         progress=progress,
     )
     if not measured.used:
-        raise ValueError(f"images: none of {len(inputs)} gave a finite gradient; {measured.skipped[0]}")
+        raise ValueError(f"images: none of {len(inputs)} gave a finite gradient; {': '.join(measured.skipped[0])}")
     return ErfResult(
         model=name or loaded.name,
         layer=layer or LAST,

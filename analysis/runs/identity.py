@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,27 @@ def identify(model: nn.Module) -> NetworkIdentity:
     return NetworkIdentity(hash_weights(model), hash_code(model))
 
 
+def check_values(model: nn.Module) -> None:
+    """Refuse a network whose parameters have no values yet.
+
+    Raises:
+        ValueError: Naming some of them.
+    """
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ValueError(
+            f"model: {type(model).__name__} has parameters without values ({', '.join(lazy[:3])}: lazy layers); run it "
+            "once on an image first"
+        )
+
+
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256, in hexadecimal, of every parameter and buffer with its name, dtype and shape."""
+    """SHA-256, in hexadecimal, of every parameter and buffer with its name, dtype and shape.
+
+    Raises:
+        ValueError: If parameters have no values yet.
+    """
+    check_values(model)
     digest = hashlib.sha256()
     for key, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):

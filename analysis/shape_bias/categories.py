@@ -232,8 +232,10 @@ def select_categories(wanted: Sequence[str], known: Sequence[str]) -> tuple[str,
     Raises:
         ValueError: If one is unknown or given twice, or there is none.
     """
-    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(known):
-        raise ValueError(f"categories={','.join(wanted)}: expected different ones of {few(known, MOST_SHOWN)}")
+    unknown = [name for name in wanted if name not in known]
+    if not wanted or len(set(wanted)) < len(wanted) or unknown:
+        why = f"no {unknown[0]!r} among them" if unknown else "one twice" if wanted else "none"
+        raise ValueError(f"categories={','.join(wanted)}: expected different ones of {few(known, MOST_SHOWN)} ({why})")
     return tuple(sorted(wanted))
 
 

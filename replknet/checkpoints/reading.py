@@ -188,5 +188,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
                 f"{where}: the entry {str(key)!r} is {unpickling.path_of(value)}, not a tensor; expected weights, "
                 f"such as module.state_dict(), at the top level or under one of {known}"
             )
+        if value.is_complex():
+            raise CheckpointError(f"{where}: the entry {str(key)!r} is of {value.dtype}; expected real weights")
         state[name] = value
     return state

@@ -258,7 +258,7 @@ def reordered_network() -> nn.Module:
 def test_the_grid_of_tokens_can_be_named(tmp_path: Path, capsys: Any) -> None:
     command = ("erf", "tests.cli.test_erf:reordered_network", "--size", "32", "--num-images", "1", "--layers", "norm")
     run(*command, "--out", tmp_path / "out", code=2)
-    assert "nothing says how the 21 tokens of its output (1, 21, 4)" in capsys.readouterr().err
+    assert "nothing says how its output (1, 21, 4) lies on a 32x32 image" in capsys.readouterr().err
     run(*command, "--grid", "4x4", "--prefix-tokens", "5", "--out", tmp_path / "out")
     (saved,) = (tmp_path / "out").glob("*/result.json")
     result = ErfResult.load(saved.parent)

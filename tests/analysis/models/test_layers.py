@@ -126,12 +126,14 @@ class Fails(nn.Module):
     def forward(self, x: Tensor, *other: Any) -> Any:
         if self.how == "an assertion":
             assert x.shape[-1] == 7, "Input height (16) doesn't match model (7)"
+        if self.how == "an exit":
+            raise SystemExit(7)
         if self.how == "a key":
             return {"a": x}["b"]
         if self.how == "two inputs":
             return x + other[0]
         if self.how == "an index":
-            return self.conv(x)[:, [9]]
+            return [self.conv][len(x)](x)
         if self.how == "a lazy layer":
             return self.lazy(self.conv(x).flatten(1))
         if self.how == "no gradient":
@@ -140,7 +142,7 @@ class Fails(nn.Module):
         return self.conv(x)
 
 
-FAILURES = ["an assertion", "a key", "two inputs", "an index", "a lazy layer"]
+FAILURES = ["an assertion", "a key", "an exit", "two inputs", "an index", "a lazy layer"]
 
 
 @pytest.mark.parametrize("how", [*FAILURES, "no gradient"])
@@ -177,6 +179,19 @@ def test_weights_of_inference_mode_and_complex_ones() -> None:
 
     assert theoretical_receptive_field(Filtered(), (8, 8)).size == (float("inf"), float("inf"))
     assert effective_receptive_field(Filtered(), torch.rand(1, 3, 8, 8)).grid == (8, 8)
+
+
+def test_what_enters_a_head_that_is_called_by_keyword() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.fc(input=x.mean((2, 3)))
+
+    images = torch.rand(2, 3, 8, 8)
+    np.testing.assert_allclose(extract_features(Named(), images).arrays["pooled"], images.mean((2, 3)), rtol=1e-6)
 
 
 def test_a_layer_that_is_not_run_or_gives_no_map() -> None:

@@ -49,7 +49,7 @@ def test_tokens_are_where_the_image_went(before: int, after: int, size: tuple[in
 
 def test_tokens_in_an_unknown_order_are_refused_unless_their_grid_is_named() -> None:
     model, images = Tokens(5, shuffled=True), torch.rand(1, 3, 16, 16)  # 21 tokens: 1 + 4x5, 5 + 4x4, 0 + 3x7?
-    with pytest.raises(LayerError, match=r"nothing says how the 21 tokens .* name another layer, or its grid"):
+    with pytest.raises(LayerError, match=r"nothing says how its output .*21.* name another layer, or its grid"):
         effective_receptive_field(model, images, layer="patches")
     named = effective_receptive_field(model, images, layer="patches", grid=(4, 4))
     assert (named.grid, named.theoretical) == ((4, 4), None)
@@ -66,6 +66,40 @@ def test_tokens_in_an_unknown_order_are_refused_unless_their_grid_is_named() -> 
         effective_receptive_field(model, images, layer="patches", prefix_tokens=1)
 
 
+def test_a_grid_that_contradicts_the_images_way_is_refused() -> None:
+    model, images = Tokens(1), torch.rand(1, 3, 16, 16)
+    right = effective_receptive_field(model, images, layer="patches")
+    named = effective_receptive_field(model, images, layer="patches", grid=(4, 4), prefix_tokens=1)
+    np.testing.assert_array_equal(right.mean_map, named.mean_map)
+    for grid, prefix in (((4, 4), 0), ((2, 8), None), ((2, 8), 1)):
+        with pytest.raises(LayerError, match="shows that the units of this layer are 4x4 after 1 prefix tokens"):
+            effective_receptive_field(model, images, layer="patches", grid=grid, prefix_tokens=prefix)
+
+
+class Attention(nn.Module):
+    """Attention by hand, with modules that see matrices of queries and keys, and heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.drop, self.heads = nn.Conv2d(3, 12, 4, stride=4), nn.Dropout(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.patches(x)
+        tokens = self.heads(y.view(1, 3, 4, -1).transpose(2, 3))  # (1, 3, h * w, 4)
+        mixed = self.drop((tokens @ tokens.transpose(2, 3)).softmax(-1)) @ tokens
+        out: Tensor = y + mixed.transpose(2, 3).reshape(y.shape)
+        return out
+
+
+def test_queries_by_keys_and_heads_are_no_map() -> None:
+    assert layout_of(find_feature_map(Attention(), (16, 16))) == ("nchw", 0, (4, 4))
+    for layer in ("drop", "heads"):
+        with pytest.raises(LayerError, match="nothing says how its output"):
+            find_feature_map(Attention(), (16, 16), layer)
+        with pytest.raises(LayerError):
+            extract_features(Attention(), torch.rand(1, 3, 16, 16), [layer], average=True)
+
+
 def test_pooled_vectors_are_no_map() -> None:
     """(N, 1024, 1) at 128 pixels could be 32x32 tokens of width 1; it is a pooled vector."""
 
@@ -79,7 +113,7 @@ def test_pooled_vectors_are_no_map() -> None:
             return pooled.flatten(1)
 
     assert layout_of(find_feature_map(Pools(), (128, 128))) == ("nchw", 0, (4, 4))
-    with pytest.raises(LayerError, match="nothing says how the 1024 tokens"):
+    with pytest.raises(LayerError, match=r"nothing says how its output \(1, 1024,"):
         find_feature_map(Pools(), (128, 128), "pooler")
 
 
@@ -113,9 +147,9 @@ def test_what_a_model_in_timms_manner_says_holds_where_the_trace_does_not() -> N
             self.patch_embed.patch_size = (patch, patch)  # type: ignore[assignment]
 
     assert layout_of(find_feature_map(Says(4), (16, 24), "patches")) == ("tokens", 5, (4, 6))
-    with pytest.raises(LayerError, match="nothing says how the 29 tokens"):  # 2x3 patches would be six
+    with pytest.raises(LayerError, match=r"nothing says how its output \(1, 29,"):  # 2x3 patches would be six
         find_feature_map(Says(8), (16, 24), "patches")
-    with pytest.raises(LayerError, match="nothing says how the 1 tokens"):
+    with pytest.raises(LayerError, match=r"nothing says how its output \(1, 1, 256\)"):
         find_feature_map(timm.create_model("pit_ti_224"), (224, 224))  # returns its class token alone
 
 

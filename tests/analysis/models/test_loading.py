@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 import analysis
 import replknet
+import replknet.timm_models
 from analysis import effective_receptive_field, load_model
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD, imagenet_classes
 from analysis.models.files import save_network
@@ -54,6 +55,7 @@ def test_bare_weights_of_a_shipped_network_are_prepared_as_its_own(tmp_path: Pat
     assert "published ones are replknet_31b.in1k_224" in load_model("replknet_31b").notes[0]
     with torch.device("meta"):
         assert load_model("replknet_xl").mean == load_model("replknet_xl").std == (0.5, 0.5, 0.5)
+    assert replknet.timm_models  # registers the family
     module = timm.create_model("replknet_nano_k3", pretrained=True)
     assert as_loaded(module).input_size == 64
     # Trained on whole images: no way of loading it crops or magnifies one of 64 pixels.

@@ -96,6 +96,8 @@ class Scales(nn.Module):
         super().__init__()
         self.conv, self.norm, self.act = nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.PReLU()
         self.layer_scale = nn.Parameter(torch.full((4, 1, 1), -1e-4))
+        self.lambda_q1 = nn.Parameter(torch.linspace(-0.1, 0.1, 4))  # of differential attention
+        self.temperature_scale = nn.Parameter(torch.tensor(0.05))
         self.cls_token, self.skipinit_gain = nn.Parameter(torch.zeros(1, 1, 4)), nn.Parameter(torch.tensor(0.0))
         nn.init.zeros_(self.norm.weight)
 
@@ -117,6 +119,19 @@ def test_small_scales_are_named_with_the_fraction_that_they_let_through() -> Non
     assert not loaded.module.get_parameter("norm.weight").any()
     for name, count in (("convnext_atto", 12), ("resnet18", 8), ("cait_xxs24_224", 24 * 2 + 2 * 2)):
         assert len(small_scales(timm.create_model(name))) == count
+
+
+def test_statistics_of_frozen_norms_are_named_and_those_of_instance_norms_calibrated() -> None:
+    frozen = torchvision.ops.FrozenBatchNorm2d(4)
+    frozen.weight.fill_(7)
+    loaded = LoadedModel(name="frozen", module=nn.Sequential(nn.Conv2d(3, 4, 3), frozen))
+    copied = untrained_copy(loaded)
+    assert "not reset in the untrained copy: 1.weight, 1.bias, 1.running_mean, 1.running_var" in copied.notes[0]
+    assert "1 keep their statistics: frozen norms" in calibrated(copied, IMAGES).notes[1]
+    norm = nn.InstanceNorm2d(3, track_running_stats=True)
+    known = calibrated(LoadedModel(name="instance", module=norm, initial="own"), 5 + 3 * IMAGES)
+    means = [5 + 3 * batch.mean((0, 2, 3)) for batch in (IMAGES[:8], IMAGES[8:])]
+    torch.testing.assert_close(known.module.get_buffer("running_mean"), sum(means) / 2)
 
 
 @pytest.mark.parametrize("name", ["fcn_resnet50", "lraspp_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_fpn"])
