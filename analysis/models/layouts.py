@@ -95,7 +95,8 @@ def find_feature_map(
 
     The model is run once on PyTorch's meta device, without data. Where it leaves no trace of rows and columns, tokens
     are recognised by the patch size and the number of prefix tokens that a model in timm's manner names, and anything
-    else by `grid` alone. Where it cannot be run without data, maps of four dimensions go by the image's aspect ratio.
+    else by `grid` alone. What `forward_features` returns in four dimensions, and any such map where the model cannot be
+    run without data, go by the image's aspect ratio.
 
     Args:
         model: Any module that takes an image batch. It is not changed.
@@ -153,7 +154,7 @@ def _found(
         elif seen is not None:
             layout, prefix, grid = seen
         else:
-            layout, prefix, grid = _stated(output, size, model, where, guess=tracer is None)
+            layout, prefix, grid = _stated(output, size, model, where, guess=tracer is None or layer is None)
         axes, why = (None, reason) if tracer is None else _joined(tracer.parts(output), layout, prefix, grid, size)
         return FeatureMap(layer=layer, layout=layout, prefix_tokens=prefix, grid=grid, axes=axes, reason=why)
 

@@ -32,6 +32,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, tuple[Parts, int, int]] = {}
         self._written: dict[int, tuple[str, int]] = {}
         self._constants: set[int] = set()
+        self._followed: set[int] = set()
         for tensor in constants:
             self._note(tensor, ())
         self._note(image, (self._image,))
@@ -60,8 +61,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         outputs = list(_tensors((result,)))
         if not inputs:
-            for output in outputs:
-                self._note(output, ())
+            for output in outputs:  # which may be made of the memory of another
+                self._note(output, (self._image.lost(name),) if _storage(output) in self._followed else ())
             return result
         first = (outputs or targets or given)[0]
         call = Call(name, args, kwargs, first, inputs)
@@ -85,6 +86,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[id(tensor)] = (parts, self._clock, storage)
         self._alive.append(tensor)
         if parts:
+            self._followed.add(storage)
             self._constants.discard(storage)
         elif self._written.get(storage) is None:
             self._constants.add(storage)
