@@ -27,12 +27,7 @@ def test_tensors_of_every_kind(tmp_path: Path, zipped: bool) -> None:
         "none": torch.empty(0, 3),
         "one": whole[0, 0],
     }
-    state |= {
-        "parameter": nn.Parameter(whole),
-        "marked": marked,
-        "learnt": learnt,
-        "conjugate": torch.tensor(1j).conj(),
-    }
+    state |= {"parameter": nn.Parameter(whole), "marked": marked, "learnt": learnt}
     dtypes = [torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.bool]
     if zipped:  # newer than the older format
         dtypes += [torch.float8_e4m3fn, torch.uint16]
@@ -46,6 +41,9 @@ def test_tensors_of_every_kind(tmp_path: Path, zipped: bool) -> None:
         assert found[key].stride() == value.stride()
         assert found[key].tolist() == value.tolist()
         assert not found[key].requires_grad
+    torch.save(state | {"conjugate": torch.tensor(1j).conj()}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(replknet.CheckpointError, match=r"the entry 'conjugate' is of torch\.complex64; expected real"):
+        replknet.load_state_dict(path)
 
 
 class Attack:
