@@ -1,11 +1,9 @@
 """Networks for other engines: ONNX, TorchScript and programs of torch.export, each verified by running it."""
 
 import json
-import logging
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 import replknet
 from analysis.models.files import PREPARATION, describe_preparation
 from analysis.models.layers import evaluation_mode, run
+from analysis.models.libraries import quiet
 from analysis.models.loaded import LoadedModel
 from analysis.runs.writing import check_writable, replacing
 
@@ -103,7 +102,7 @@ def export_model(
         outputs = run(module, images, loaded.name)
         description = describe_preparation(loaded, outputs.shape[1] if isinstance(outputs, Tensor) else 0)
         try:
-            with warnings.catch_warnings(), _quiet_torch():
+            with warnings.catch_warnings(), quiet("torch"):
                 warnings.simplefilter("ignore")  # tracing warns of every shape that it takes for fixed
                 save = _TRACERS[format](module, images)
                 save(temporary, description)
@@ -118,18 +117,6 @@ def export_model(
         save(temporary, json.dumps(json.loads(description) | {"tried": tried}))
         _compared(module, temporary, format, report.shapes[:1], what)
     return report
-
-
-@contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """An exporter that fails prints its whole program; our error says it once."""
-    log = logging.getLogger("torch")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _shapes(side: int, own: int) -> list[Shape]:

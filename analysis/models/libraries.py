@@ -26,7 +26,7 @@ def _load_timm(name: str, pretrained: bool) -> LoadedModel:
             f"model='timm:{name}': timm has no such model" + (f"; near are {', '.join(near)}" if near else "")
         )
     try:
-        with _quiet_hub():
+        with quiet("huggingface_hub"):
             module = timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # the hub's client raises its own, requests' and httpx's types
         config = timm.models.get_pretrained_cfg(name)
@@ -122,7 +122,7 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
         raise ValueError(f"model='hf:{name}': needs the package transformers (extra 'transformers')") from error
     family = transformers.AutoModelForImageClassification
     try:
-        with _quiet_hub():
+        with quiet("huggingface_hub"):
             config = transformers.AutoConfig.from_pretrained(name)  # first: without a network one wait is enough
             processor = transformers.AutoImageProcessor.from_pretrained(name)
             network = family.from_pretrained(name) if pretrained else family.from_config(config)
@@ -156,9 +156,9 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
 
 
 @contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """The hub's client prints every retry; our error says it once."""
-    log = logging.getLogger("huggingface_hub")
+def quiet(library: str) -> Iterator[None]:
+    """Keep what a library logs to itself, a hub's every retry, an exporter's whole program: our error says it once."""
+    log = logging.getLogger(library)
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
