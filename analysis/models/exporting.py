@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import replknet
 from analysis.models.files import PREPARATION, describe_preparation
-from analysis.models.layers import evaluation_mode, run
+from analysis.models.layers import ForwardError, evaluation_mode, run
 from analysis.models.libraries import quiet
 from analysis.models.loaded import LoadedModel
 from analysis.runs.writing import check_writable, replacing
@@ -143,8 +143,8 @@ def _compared(module: nn.Module, path: Path, format: Format, shapes: Sequence[Sh
     for shape in shapes:
         batch = _batch(shape)
         try:
-            expected = module(batch)
-        except Exception:  # whatever a network raises at a size that it does not take
+            expected = run(module, batch)
+        except ForwardError:  # a size that the network does not take
             if shape == shapes[0]:
                 raise
             continue

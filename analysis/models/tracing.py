@@ -111,7 +111,7 @@ def _storage(tensor: Tensor) -> int:
     """Which memory a tensor lies in; that of a sparse or quantised one, which has none of this kind, is its own."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
+    except NotImplementedError:
         return -1 - id(tensor)
 
 

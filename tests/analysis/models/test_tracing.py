@@ -197,7 +197,9 @@ OPERATIONS: dict[str, Operation] = {
     "one number for both": lambda x, w: F.avg_pool2d(F.max_pool2d(x, [3], [1], [1]), (2,)),
     "channel shuffle": lambda x, w: F.channel_shuffle(x, 2),
     "rows shuffled": lambda x, w: F.channel_shuffle(x.transpose(1, 2), 2).transpose(1, 2) if x.shape[2] % 2 == 0 else x,
-    "antialiased corners": lambda x, w: torch.ops.aten._upsample_bilinear2d_aa(x, [5, 3], True, None, None),
+    "antialiased corners": lambda x, w: F.interpolate(
+        x, size=(5, 3), mode="bilinear", antialias=True, align_corners=True
+    ),
     "3x3": lambda x, w: F.conv2d(x, w(CHANNELS, CHANNELS, 3, 3), padding=1),
     "5x3 strided": lambda x, w: F.conv2d(x, w(CHANNELS, CHANNELS, 5, 3), stride=(2, 1), padding=(2, 1)),
     "dilated": lambda x, w: F.conv2d(x, w(CHANNELS, 1, 3, 3), padding=2, dilation=2, groups=CHANNELS),
