@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -42,5 +43,7 @@ def save_figure(figure: Figure, name: str, place: Callable[[str], AbstractContex
         if "$" in text.get_text():
             text.set_parse_math(False)
     for suffix in ("png", "pdf"):
+        content = BytesIO()  # on a disk that is full, the writer of PDFs fails in its own way
+        figure.savefig(content, format=suffix)
         with place(f"{name}.{suffix}") as path:
-            figure.savefig(path)
+            path.write_bytes(content.getvalue())

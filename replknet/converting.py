@@ -1,6 +1,5 @@
 """Weight files on disk: what one holds, and the same weights in another form, naming or format."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -8,13 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from replknet.checkpoints.describing import architecture_of, described_config, infer_config
 from replknet.checkpoints.naming import Naming, convert_state_dict, weight_form
 from replknet.checkpoints.published import PUBLISHED, sha256_of
 from replknet.checkpoints.reading import CheckpointError, load_state_dict, read_metadata, read_weights
+from replknet.checkpoints.writing import clear_leftovers, replacing, write_pickled, write_safetensors
 from replknet.creating import load_checkpoint
 from replknet.networks.reparameterize import Form, reparameterize
 from replknet.networks.replknet import RepLKNet, RepLKNetConfig
@@ -172,8 +171,8 @@ def convert_checkpoint(
         raise ValueError(
             "to='mmpretrain': its code has no place for folded batch norms; re-parameterise the kernels only"
         )
-    temporary = destination.with_name(f"{destination.stem}.new{destination.suffix}")
-    try:
+    clear_leftovers(destination.parent, of=destination.name)
+    with replacing(destination) as temporary:
         _write(convert_state_dict(state, to=to), temporary, to, read_metadata(source))
         difference = _largest_difference(before, load_checkpoint(temporary).eval())
         if not difference <= (0.0 if level is None else _TOLERANCE):  # NaN is refused, too
@@ -181,22 +180,16 @@ def convert_checkpoint(
                 f"source={str(source)!r}: the converted network differs by {difference:.1e} of the largest output; an "
                 f"architecture that the shapes do not tell is kept by {SAFETENSORS} files with official names only"
             )
-        os.replace(temporary, destination)  # noqa: PTH105
-    finally:
-        temporary.unlink(missing_ok=True)
     old, new = (sum(parameter.numel() for parameter in model.parameters()) for model in (before, after))
     return Conversion(num_parameters_before=old, num_parameters=new, difference=difference)
 
 
 def _write(state: Mapping[str, Tensor], path: Path, naming: Naming, metadata: Mapping[str, str]) -> None:
-    tensors = {key: value.detach().contiguous() for key, value in state.items()}
     if path.suffix == SAFETENSORS:
-        save_file(tensors, path, metadata=dict(metadata) if naming == "official" else None)
-        path.chmod(0o644)
-    elif naming == "mmpretrain":
-        torch.save({"meta": {}, "state_dict": tensors}, path)
-    else:
-        torch.save(tensors, path)
+        write_safetensors(path, state, metadata if naming == "official" else None)
+        return
+    tensors = {key: value.detach().contiguous() for key, value in state.items()}
+    write_pickled(path, {"meta": {}, "state_dict": tensors} if naming == "mmpretrain" else tensors)
 
 
 @torch.no_grad()

@@ -3,13 +3,16 @@
 import importlib
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from re import Match
+from types import FrameType
 from typing import Any
 
 import typer
@@ -76,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         ARGUMENTS.set(tuple(given))
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, end_by_signal)
         with _all_processes(given):
             code = app(args=given, prog_name="replknet", standalone_mode=False)
     except _UsageError as error:
@@ -87,6 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if code == _INTERRUPTED:  # Typer returns it or raises, depending on its version
         typer.echo("replknet: interrupted; the same command resumes", err=True)
     sys.exit(code or 0)
+
+
+def end_by_signal(number: int, frame: FrameType | None) -> None:
+    """Handles a signal: ends the process as Ctrl-C does, so that nothing unfinished is left."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"replknet: ended by {signal.Signals(number).name}; the same command resumes", err=True)
+    sys.exit(128 + number)
 
 
 def _write_any_name(stream: Any) -> None:

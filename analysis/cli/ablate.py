@@ -13,9 +13,9 @@ from analysis.cli.study import (
     Data,
     Preset,
     changed_preset,
-    claim_study,
     print_states,
     study_fields,
+    study_folder,
     sweep,
 )
 from analysis.runs.folder import RunFolder
@@ -119,15 +119,15 @@ def _submit(
         typer.echo(job_script(chosen, out, options))
         print_notes([f"the cells would be {', '.join(names) or 'none: all are done or on their way'}"])
         return
-    claim_study(study, out, device, overwrite, FOLDER)
-    if not chosen:
-        print_notes(["every cell is done or on its way; nothing is submitted"])
-    elif options.executor == "local":
-        with progress_bar("cells") as progress:
-            run_locally(chosen, out, options, progress)
-    else:
-        numbers = submit(chosen, out, options)
-        print_line(f"submitted {len(numbers)} cells as {numbers[0].partition('_')[0]}")
+    with study_folder(study, out, device, overwrite, FOLDER):
+        if not chosen:
+            print_notes(["every cell is done or on its way; nothing is submitted"])
+        elif options.executor == "local":
+            with progress_bar("cells") as progress:
+                run_locally(chosen, out, options, progress)
+        else:
+            numbers = submit(chosen, out, options)
+            print_line(f"submitted {len(numbers)} cells as {numbers[0].partition('_')[0]}")
     print_states(cell_states(study, out))
     typer.echo(f"replknet ablate status {out} looks again; replknet report {out} makes the page")
 

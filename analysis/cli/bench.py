@@ -1,5 +1,6 @@
 """`replknet bench`."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from analysis.benchmark.networks import network_cases
 from analysis.benchmark.timing import Case, compare, environment, slowness
 from analysis.cli.console import print_line, print_table, progress_bar
 from analysis.cli.options import parse_numbers
-from analysis.runs.writing import replacing, write_json
+from analysis.runs.writing import clear_leftovers, replacing, write_json
 
 app = typer.Typer()
 bench = typer.Typer(help="Time RepLKNet and its convolution beside other libraries (install the extra 'bench').")
@@ -106,10 +107,7 @@ def _bench(
     hopeless: float = math.inf,
 ) -> None:
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        for suffix in ("csv", "json", "png", "pdf"):
-            if (out / f"{name}.{suffix}").exists():
-                raise FileExistsError(f"out={out}: {name}.{suffix} is there already; choose another folder")
+        _check_free(out, name)
     with progress_bar(f"bench {name}") as progress:
         table = compare(cases, repeats=rounds, seconds=seconds, hopeless=hopeless, progress=progress)
     record = environment(threads)
@@ -125,9 +123,7 @@ def _bench(
     from analysis.benchmark import plots
     from analysis.figures import paper_style, save_figure
 
-    with replacing(out / f"{name}.csv") as path:
-        table.to_csv(path, index=False, float_format="%.6g")
-    write_json(out / f"{name}.json", record)
+    write_json(out / f"{name}.json", record | {"outputs": _outputs(name)})
     with paper_style():
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
         axes = figure.add_subplot()
@@ -136,7 +132,29 @@ def _bench(
         else:
             plots.plot_benchmark(table, ax=axes)
         save_figure(figure, name, lambda file: replacing(out / file))
+    with replacing(out / f"{name}.csv") as path:
+        table.to_csv(path, index=False, float_format="%.6g")
     typer.echo(f"{name}.csv, .json, .png and .pdf are in {out}")
+
+
+def _outputs(name: str) -> list[str]:
+    """In the order in which they are written."""
+    return [f"{name}.{suffix}" for suffix in ("json", "png", "pdf", "csv")]
+
+
+def _check_free(out: Path, name: str) -> None:
+    """Refuse to replace anything but what an interrupted run has left."""
+    first, *others = _outputs(name)
+    try:
+        begun = json.loads((out / first).read_text())["outputs"] == _outputs(name)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        begun = False
+    for file in others[-1:] if begun else (first, *others):
+        if (out / file).exists():
+            raise FileExistsError(f"out={out}: {file} is there already; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (first, *others):
+        clear_leftovers(out, of=file)
 
 
 def _print_slowest(table: pd.DataFrame, caption: str) -> None:

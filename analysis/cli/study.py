@@ -1,7 +1,8 @@
 """`replknet study` and `replknet report`, and what they share with `replknet ablate`."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from analysis.models.loaded import check_device
 from analysis.runs.folder import RunFolder
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
+from analysis.runs.writing import clear_leftovers
 from analysis.study.design import Study, preset
 from analysis.study.images import StudyImages
 from analysis.study.jobs import CellState
@@ -116,8 +118,11 @@ def report(
     _write_report(directory)
 
 
-def claim_study(study: Study, out: Path, device: str, overwrite: bool, *folders: str) -> None:
+@contextmanager
+def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders: str) -> Iterator[None]:
     """Make OUT the folder of this study, with folders for its cells and others, if its images are fit."""
+    from analysis.study.report import FIGURES, REPORT, TABLE
+
     check_device(device)
     settings = asdict(study)
     for name in ("kernels", "small_kernels", "shortcuts", "num_seeds"):
@@ -128,14 +133,18 @@ def claim_study(study: Study, out: Path, device: str, overwrite: bool, *folders:
     with run_folder(out, "study", settings, overwrite=overwrite) as folder:
         for name in ("cells", *folders):
             by_first(partial(folder.add, name)).mkdir(exist_ok=True)
+        for name in folders:
+            by_first(partial(clear_leftovers, out / name, alone=True))
+        for name in (REPORT, TABLE, FIGURES):  # `report` may be called meanwhile
+            by_first(partial(folder.add, name))
         by_first(lambda: save_study(study, command_line(), folder.add(STUDY_FILE).parent))
+        yield
 
 
 def sweep(study: Study, out: Path, workers: int, device: str, overwrite: bool) -> int:
     """Run a study in OUT; returns the number of failed cells."""
     keep_freed_memory()
-    claim_study(study, out, device, overwrite)
-    with clear_errors_for_files(out), progress_bar("study") as progress:
+    with study_folder(study, out, device, overwrite), progress_bar("study") as progress:
         outcomes = run_study(study, out, num_workers=workers, device=device, progress=progress)
     reused = sum(outcome.reused for outcome in outcomes)
     if reused:
@@ -170,9 +179,7 @@ def _write_report(directory: Path) -> None:
             return write_report(directory)
         for name in (REPORT, TABLE, FIGURES):
             folder.add(name)
-        path = write_report(directory)
-        folder.close()
-        return path
+        return write_report(directory)
 
     with clear_errors_for_files(directory, "directory"):
         path = by_first(write)

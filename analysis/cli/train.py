@@ -1,13 +1,10 @@
 """`replknet train`."""
 
 import json
-import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import pandas as pd
@@ -15,6 +12,7 @@ import typer
 from rich.table import Table
 
 import replknet
+from analysis.cli import end_by_signal
 from analysis.cli.console import print_notes, print_table, progress_bar, run_folder, skipped_notes
 from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, takes
 from analysis.images.files import is_hidden
@@ -128,8 +126,8 @@ def train_command(
         if finished is not None:
             _report(finished, chosen, ("finished before",), out)
             return
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, _say_goodbye)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, end_by_signal)
         by_first(lambda: [folder.add(name) for name in (_STATE, f"{_STATE}.previous")])
         record, missing = _recorder(folder)
         with progress_bar(loaded.name) as progress:
@@ -171,12 +169,6 @@ def _finished(out: Path, recipe: Recipe) -> Training | None:
         return None
     curve = Curve(**{name: tuple(table[name].tolist()) for name in table.columns})
     return Training(curve=curve, seconds_per_step=float(summary["seconds_per_step"]))
-
-
-def _say_goodbye(number: int, frame: FrameType | None) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(f"replknet: ended by {signal.Signals(number).name}; the same command continues", err=True)
-    sys.exit(128 + number)
 
 
 def _recorder(folder: RunFolder) -> tuple[Callable[[Curve], None], tuple[str, ...]]:

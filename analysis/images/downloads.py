@@ -10,8 +10,10 @@ import pooch
 import requests
 
 from analysis.images.stimuli import published_sets
+from analysis.runs.writing import clear_leftovers, scratch_folder
 
 _CONNECTIONS = 8
+_SCRATCH = "downloads"
 _TRIES = 3
 _TIMEOUT = 30.0
 """Seconds without an answer."""
@@ -66,11 +68,19 @@ def download_stimuli(
     if progress is not None:
         progress(done, len(registry))
     for folder in {Path(path).parent for path in wanted}:
-        (root / folder).mkdir(parents=True, exist_ok=True)  # pooch's threads would race for it
+        (root / folder).mkdir(parents=True, exist_ok=True)
     pooch.get_logger().setLevel(logging.ERROR)  # it would print a line for every file
-    source = pooch.create(root, base_url=url.rstrip("/") + "/", registry=registry, retry_if_failed=_TRIES - 1)
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        waiting = {pool.submit(source.fetch, path, downloader=_fetch): path for path in wanted}
+    clear_leftovers(root, of=_SCRATCH)
+    with scratch_folder(root / _SCRATCH) as scratch, ThreadPoolExecutor(_CONNECTIONS) as pool:
+        source = pooch.create(scratch, base_url=url.rstrip("/") + "/", registry=registry, retry_if_failed=_TRIES - 1)
+        for folder in {Path(path).parent for path in wanted}:
+            (scratch / folder).mkdir(parents=True, exist_ok=True)  # pooch's threads would race for it
+
+        def fetch(path: str) -> None:
+            source.fetch(path, downloader=_fetch)
+            (scratch / path).replace(root / path)
+
+        waiting = {pool.submit(fetch, path): path for path in wanted}
         try:
             for future in as_completed(waiting):
                 try:

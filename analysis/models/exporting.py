@@ -1,5 +1,6 @@
 """Networks for other engines: ONNX, TorchScript and programs of torch.export, each verified by running it."""
 
+import io
 import json
 import textwrap
 import warnings
@@ -106,6 +107,8 @@ def export_model(
                 warnings.simplefilter("ignore")  # tracing warns of every shape that it takes for fixed
                 save = _TRACERS[format](module, images)
                 save(temporary, description)
+        except OSError:
+            raise
         except ImportError as error:
             raise ValueError(f"format={format!r}: needs {error.name} (extra 'export')") from error
         except Exception as error:  # each exporter has its own types
@@ -207,16 +210,24 @@ def _trace_torchscript(module: nn.Module, images: Tensor) -> Save:
     traced = torch.jit.trace(module, images, check_trace=False)  # type: ignore[no-untyped-call]
 
     def save(path: Path, description: str) -> None:
+        content = io.BytesIO()  # PyTorch's own file would end the process on a disk that is full
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript is on its way out
-            torch.jit.save(traced, path, _extra_files={PREPARATION: description})
+            torch.jit.save(traced, content, _extra_files={PREPARATION: description})
+        path.write_bytes(content.getbuffer())
 
     return save
 
 
 def _trace_program(module: nn.Module, images: Tensor) -> Save:
     program = torch.export.export(module, (images,), dynamic_shapes=_dynamic_shapes())
-    return lambda path, description: torch.export.save(program, path, extra_files={PREPARATION: description})
+
+    def save(path: Path, description: str) -> None:
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files={PREPARATION: description})
+        path.write_bytes(content.getbuffer())
+
+    return save
 
 
 def _run_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:

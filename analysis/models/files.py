@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
 import replknet
@@ -23,6 +22,7 @@ from analysis.runs.writing import replacing
 from replknet.checkpoints.describing import DESCRIPTION, architecture_of
 from replknet.checkpoints.naming import weight_form
 from replknet.checkpoints.reading import read_metadata
+from replknet.checkpoints.writing import write_safetensors
 from replknet.creating import Misfit
 from replknet.networks import build
 from replknet.networks.reparameterize import match_form
@@ -100,10 +100,8 @@ def save_network(
 
 def save_weights(path: str | PathLike[str], module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
     """Write the weights of any module to a safetensors file, whole or not at all."""
-    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(state, temporary, metadata=dict(metadata or {}))
-        temporary.chmod(0o644)
+        write_safetensors(temporary, module.state_dict(), metadata)
 
 
 def load_file(path: Path) -> LoadedModel:

@@ -5,13 +5,14 @@ import platform
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from analysis.runs.identity import commit, versions
+from analysis.runs.locking import LOCK_FILE, Lock
 from analysis.runs.processes import by_first, rank
-from analysis.runs.writing import plain, remove, replacing, write_json
+from analysis.runs.writing import clear_leftovers, is_unfinished, plain, remove, replacing, write_json
 
 RUN_FILE = "run.json"
 SCHEMA_VERSION = 3
@@ -24,12 +25,13 @@ class RunFolder:
     was called (command line, date, versions, commit), and what was written: the name of each file and folder, recorded
     before it appears. Nothing else is ever removed.
 
-    In a process group every process has one, and the first alone writes.
+    No other process has it at the same time. In a process group every process has one, and the first alone writes.
     """
 
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+    def __init__(self, path: Path, content: dict[str, Any], lock: Lock | None = None) -> None:
         self.path = path
         self._content = content
+        self._lock = lock
 
     @classmethod
     def claim(
@@ -53,16 +55,40 @@ class RunFolder:
             keep: Names that are not removed then.
 
         Raises:
-            ValueError: If the folder holds something else, or another run and `overwrite` is false.
+            ValueError: If the folder holds something else, or another run and `overwrite` is false, or another process
+                has it.
         """
-        normal = plain(settings)
-        return cls(path, by_first(lambda: _claim(path, command, command_line, normal, overwrite, keep)))
+        normal, locks = plain(settings), list[Lock]()
+
+        def work() -> dict[str, Any]:
+            is_new = not path.exists()
+            _former(path, command, normal, overwrite)
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = Lock.on(path, command_line)
+                try:
+                    content = _claim(path, command, command_line, normal, overwrite, keep)
+                except BaseException:
+                    lock.release()
+                    raise
+            except OSError:
+                if is_new:  # a disk that is full before anything is written
+                    with suppress(OSError):
+                        path.rmdir()
+                raise
+            locks.append(lock)
+            return content
+
+        return cls(path, by_first(work), locks[0] if locks else None)
 
     @classmethod
     def existing(cls, path: Path) -> Self | None:
-        """The folder of a run that was claimed before; None of another folder."""
-        content = _read(path / RUN_FILE) if (path / RUN_FILE).is_file() else {}
-        return cls(path, content) if "outputs" in content else None
+        """The folder of a run that was claimed before; None of another folder.
+
+        Raises:
+            ValueError: If its `run.json` is damaged.
+        """
+        return cls(path, _read(path)) if (path / RUN_FILE).is_file() else None
 
     def add(self, name: str) -> Path:
         """The path of something that is written by other means; its name is recorded.
@@ -85,44 +111,31 @@ class RunFolder:
             yield temporary
 
     def close(self) -> None:
-        """Forget what is not there any more, such as the state of what is finished."""
+        """Forget what is not there any more, such as the state of what is finished, and let others in."""
         if rank() > 0:
             return
         present = [name for name in self._content["outputs"] if (self.path / name).exists()]
-        if present != self._content["outputs"]:
-            self._content["outputs"] = present
-            write_json(self.path / RUN_FILE, self._content)
+        try:
+            if present != self._content["outputs"]:
+                self._content["outputs"] = present
+                write_json(self.path / RUN_FILE, self._content)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
 
 def _claim(
     path: Path, command: str, command_line: str, settings: dict[str, Any], overwrite: bool, keep: Collection[str]
 ) -> dict[str, Any]:
-    written: list[str] = []
-    calls: list[dict[str, Any]] = []
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"out={str(path)!r}: exists and is not a folder")
-    if (path / RUN_FILE).is_file():
-        known = _read(path / RUN_FILE)
-        if known.get("command") != command:
-            raise ValueError(f"out={str(path)!r}: holds results of something else; choose another folder")
-        written, calls = known.get("outputs", []), known.get("calls", [])
-        former = known.get("settings", {})
-        if former != settings:
-            if not overwrite:
-                differing = [key for key in {**former, **settings} if former.get(key) != settings.get(key)]
-                older = known.get("schema_version", 1) < SCHEMA_VERSION
-                why = ", and was made by a former version, which named the networks' code otherwise" if older else ""
-                raise ValueError(
-                    f"out={str(path)!r}: holds another run, which differs in {', '.join(differing)}{why}; "
-                    "choose another folder, or overwrite=True replaces it"
-                )
-            for name in written:
-                if name not in keep and (path / name).parent == path:
-                    remove(path / name)
-            calls = []
-    elif path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"out={str(path)!r}: holds files of something else; choose another folder")
-    path.mkdir(parents=True, exist_ok=True)
+    known = _former(path, command, settings, overwrite)
+    written, calls = (known["outputs"], known["calls"]) if known else ([], [])
+    for name in (RUN_FILE, *written):
+        clear_leftovers(path, of=name, alone=True)
+    if known and known["settings"] != settings:
+        for name in written:
+            if name not in keep:
+                remove(path / name)
+        calls = []
     content = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
@@ -134,6 +147,38 @@ def _claim(
     return content
 
 
+def _former(path: Path, command: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """What `run.json` tells of the run that the folder holds; nothing of a folder that is free.
+
+    Raises:
+        ValueError: If the folder holds something else, or another run and `overwrite` is false.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"out={str(path)!r}: exists and is not a folder")
+    if not (path / RUN_FILE).is_file():
+        if path.is_dir() and not all(_is_of_a_first_write(item.name) for item in path.iterdir()):
+            raise ValueError(f"out={str(path)!r}: holds files of something else; choose another folder")
+        return {}
+    known = _read(path)
+    if known["command"] != command:
+        raise ValueError(f"out={str(path)!r}: holds results of something else; choose another folder")
+    former = known["settings"]
+    if former != settings and not overwrite:
+        differing = [key for key in {**former, **settings} if former.get(key) != settings.get(key)]
+        older = known.get("schema_version", 1) != SCHEMA_VERSION
+        why = ", and was made by a former version, which named the networks' code otherwise" if older else ""
+        raise ValueError(
+            f"out={str(path)!r}: holds another run, which differs in {', '.join(differing)}{why}; "
+            "choose another folder, or overwrite=True replaces it"
+        )
+    return known
+
+
+def _is_of_a_first_write(name: str) -> bool:
+    """Of a process that was killed before `run.json` had its name."""
+    return name == LOCK_FILE or is_unfinished(name, RUN_FILE)
+
+
 def _describe_call(command_line: str) -> dict[str, Any]:
     return {
         "command_line": command_line,
@@ -143,12 +188,36 @@ def _describe_call(command_line: str) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(folder: Path) -> dict[str, Any]:
+    """The content of `run.json`.
+
+    Raises:
+        ValueError: If it is not what a run writes.
+    """
     try:
-        content = json.loads(path.read_text())
-    except ValueError:
-        content = None
-    return content if isinstance(content, dict) else {}
+        content = json.loads((folder / RUN_FILE).read_bytes())
+        if isinstance(content, dict):
+            content = {"settings": {}, "calls": [], "outputs": []} | content
+        wrong = _misfit(content)
+    except (ValueError, RecursionError) as error:
+        wrong = str(error)
+    if wrong:
+        raise ValueError(f"out={str(folder)!r}: {RUN_FILE} is damaged ({wrong}); choose another folder")
+    found: dict[str, Any] = content
+    return found
+
+
+def _misfit(content: Any) -> str:
+    """What is wrong with the content of a `run.json`; nothing is removed of which it says a name that is not plain."""
+    if not isinstance(content, dict):
+        return f"expected an object, found {type(content).__name__}"
+    for key, kind in (("command", str), ("settings", dict), ("calls", list), ("outputs", list)):
+        if not isinstance(content.get(key), kind):
+            return f"{key!r}: expected {kind.__name__}, found {type(content.get(key)).__name__}"
+    for name in content["outputs"]:
+        if not isinstance(name, str) or name in ("", ".", "..", RUN_FILE, LOCK_FILE) or re.search(r"[/\\\0]", name):
+            return f"'outputs': {name!r} is no name of something in the folder"
+    return ""
 
 
 def folder_name(label: str) -> str:

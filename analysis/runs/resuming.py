@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.runs.processes import by_first, in_turns, rank
-from analysis.runs.writing import replacing
+from analysis.runs.writing import clear_leftovers, replacing
 
 Row = Mapping[str, NDArray[Any]]
 """What was measured on one item, by name."""
@@ -86,7 +86,7 @@ def measure(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
-    found = Measured() if partial is None else by_first(lambda: _load(Path(partial), fingerprint) or Measured())
+    found = Measured() if partial is None else by_first(lambda: _found(Path(partial), fingerprint))
     total, first = len(names), found.done
     if progress is not None:
         progress(first, total)
@@ -151,6 +151,11 @@ def _store(path: Path, fingerprint: str, found: Measured) -> None:
     sums = {f"sum of {name}": value for name, value in found.sums.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, header=json.dumps(header), **arrays, **sums)  # type: ignore[arg-type]
+
+
+def _found(path: Path, fingerprint: str) -> Measured:
+    clear_leftovers(path.parent, of=path.name)
+    return _load(path, fingerprint) or Measured()
 
 
 def _load(path: Path, fingerprint: str) -> Measured | None:

@@ -1,46 +1,31 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all; see `replknet.checkpoints.writing`."""
 
 import json
 import math
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from replknet.checkpoints.writing import clear_leftovers, is_unfinished, remove, replacing, scratch_folder
 
-@contextmanager
-def replacing(path: str | PathLike[str]) -> Iterator[Path]:
-    """A path beside `path`, with the same ending, to make a file or a folder at.
-
-    Unless something is raised, what was made there takes the place of `path` at the end.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.new{path.suffix}")
-    remove(temporary)  # what a killed process has left
-    try:
-        yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)  # noqa: PTH105
-    finally:
-        remove(temporary)
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder with all that is in it, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+__all__ = [
+    "check_writable",
+    "clear_leftovers",
+    "is_unfinished",
+    "plain",
+    "remove",
+    "replacing",
+    "scratch_folder",
+    "write_json",
+]
 
 
 def check_writable(path: str | PathLike[str]) -> None:
     """Find out before the work whether a file can be written there; its folder is made.
+
+    What a killed process has left of the file goes.
 
     Raises:
         ValueError: If it cannot.
@@ -48,6 +33,7 @@ def check_writable(path: str | PathLike[str]) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path.parent, of=path.name)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:

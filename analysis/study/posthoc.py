@@ -25,7 +25,7 @@ from analysis.receptive_field.measuring import effective_receptive_field
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.identity import hash_weights
 from analysis.runs.results import Result, ResultError
-from analysis.runs.writing import plain
+from analysis.runs.writing import clear_leftovers, plain
 from analysis.shape_bias.categories import IMAGENET, MAPPING, LabelMapping
 from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, preprocessing_of
 from analysis.study.design import Study
@@ -333,6 +333,7 @@ def measure_variants(
     if not isinstance(model, replknet.RepLKNet):
         raise ValueError(f"model={loaded.name!r}: expected a RepLKNet, not {type(model).__name__}")
     recorded = plain({"weights": hash_weights(model), **(settings or {})})
+    clear_leftovers(Path(directory))
     results = []
     for number, variant in enumerate(variants):
         if progress is not None:

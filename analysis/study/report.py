@@ -11,7 +11,7 @@ import matplotlib as mpl
 import pandas as pd
 
 from analysis.figures import OKABE_ITO, paper_style, save_figure
-from analysis.runs.writing import replacing
+from analysis.runs.writing import clear_leftovers, replacing
 from analysis.study.design import Study
 from analysis.study.measures import REPORTED, Measure, shown
 from analysis.study.panels import PANELS, SECTIONS, Panel, View
@@ -40,6 +40,9 @@ def write_report(directory: str | PathLike[str]) -> Path:
     """
     directory = Path(directory)
     record = load_study(directory)
+    for name in (REPORT, TABLE):
+        clear_leftovers(directory, of=name)
+    clear_leftovers(directory / FIGURES)
     if not record.results:
         return _write_page(directory / REPORT, _render(record, None, []))
     table = study_table(record.results)

@@ -7,10 +7,10 @@ one continues, and a cell that fails is reported while the others go on.
 import copy
 import importlib.metadata
 import json
-import shutil
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -30,9 +30,10 @@ from analysis.models.untrained import calibrate
 from analysis.receptive_field.measuring import effective_receptive_field
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.identity import describe_environment, hash_weights, processor_name
+from analysis.runs.locking import LOCK_FILE, Lock
 from analysis.runs.processes import by_first, num_processes
 from analysis.runs.results import ResultError
-from analysis.runs.writing import plain, write_json
+from analysis.runs.writing import clear_leftovers, plain, remove, replacing, write_json
 from analysis.shape_bias.categories import MAPPING
 from analysis.shape_bias.measuring import evaluate_shape_bias
 from analysis.shape_bias.result import ShapeBiasResult
@@ -126,14 +127,28 @@ def run_cell(
     found = by_first(lambda: _finished(target, settings))
     if found is not None:
         return Outcome(cell=cell, result=found, reused=True)
+    locks: list[Lock] = []
     try:
+        by_first(lambda: _lock(target, cell, locks))
         result = _run_cell(study, cell, images, settings, target, num_workers, torch.device(device), report)
     except Exception as error:  # whatever it is, the other cells do not depend on it
-        (target / "error.txt").write_text(traceback.format_exc())
+        if locks:
+            with suppress(OSError), replacing(target / "error.txt") as path:
+                path.write_text(traceback.format_exc())
         if num_processes() > 1:
             raise  # the other processes may know nothing of it: whoever started them ends all
         return Outcome(cell=cell, result=None, error=f"{type(error).__name__}: {error}")
+    finally:
+        for lock in locks:
+            lock.release()
     return Outcome(cell=cell, result=result)
+
+
+def _lock(target: Path, cell: Cell, locks: list[Lock]) -> None:
+    """In the first process alone."""
+    target.mkdir(parents=True, exist_ok=True)
+    locks.append(Lock.on(target, f"cell {cell.name}", argument="directory"))
+    clear_leftovers(target, alone=True)
 
 
 def cell_settings(study: Study, cell: Cell, images: StudyImages) -> dict[str, Any]:
@@ -243,8 +258,9 @@ def _run_cell(
 def _begin_cell(target: Path, settings: dict[str, Any]) -> None:
     record = target / "cell.json"
     if record.is_file() and _read_json(record) != settings:
-        shutil.rmtree(target)  # an unfinished cell of another study
-    target.mkdir(parents=True, exist_ok=True)
+        for path in list(target.iterdir()):  # an unfinished cell of another study
+            if path.name != LOCK_FILE:
+                remove(path)
     (target / "error.txt").unlink(missing_ok=True)
     write_json(record, settings)
 
@@ -255,7 +271,8 @@ def _save_training(
     save_network(
         target / "network.safetensors", network, classes=classes, input_size=study.size, training=_described(study)
     )
-    pd.DataFrame(asdict(curve)).to_csv(target / "curve.csv", index=False)
+    with replacing(target / "curve.csv") as path:
+        pd.DataFrame(asdict(curve)).to_csv(path, index=False)
 
 
 def _environment(device: torch.device) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The state of an unfinished training on disk.
 
-A new state is written to a file of its own, flushed to the disk and renamed, and the one before it is kept: whenever
-the machine stops, one of the two is whole.
+A new state is written to a file of its own, and the one before it is kept: whenever the machine stops, one of the two
+is whole.
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from analysis.runs.writing import replacing
+from replknet.checkpoints.writing import write_pickled
 
 
 class StateError(ValueError):
@@ -26,18 +27,13 @@ def store_state(path: Path, state: dict[str, Any]) -> None:
     """
     try:
         with replacing(path) as temporary:
-            with temporary.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
+            write_pickled(temporary, state)
             if path.exists():
                 os.replace(path, previous_of(path))  # noqa: PTH105
-        _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
-        reason = _innermost(error)
+    except OSError as error:
         raise StateError(
-            f"checkpoint={str(path)!r}: cannot be written ({reason}); the state before it is kept: the same "
-            "command goes on from there"
+            f"checkpoint={str(path)!r}: cannot be written ({error.strerror or error}); the state before it is kept: "
+            "the same command goes on from there"
         ) from error
 
 
@@ -69,19 +65,3 @@ def remove_state(path: Path) -> None:
 def previous_of(path: Path) -> Path:
     """Where the state before the last one is kept."""
     return path.with_name(path.name + ".previous")
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the renaming itself last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _innermost(error: BaseException) -> str:
-    """The system's own message, where PyTorch's writer hides it behind another."""
-    while error.__context__ is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return str(error).partition("\n")[0]

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import torch
 from torch.hub import download_url_to_file
 
+from replknet.checkpoints.writing import clear_leftovers, scratch_folder
+
 BASE_URL = "https://download.openmmlab.com/mmclassification/v0/replknet/"
 _HALF = (0.5, 0.5, 0.5)
 _CHUNK = 1 << 20
@@ -165,7 +167,11 @@ def download_weights(name: str, *, url: str | None = None, progress: bool = True
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(address, str(target), hash_prefix=weights.sha256, progress=progress)
+        clear_leftovers(target.parent, of=target.name)
+        clear_leftovers(target.parent, of=target.name)
+        with scratch_folder(target) as folder:  # a killed download leaves its file beside its target
+            download_url_to_file(address, str(folder / target.name), hash_prefix=weights.sha256, progress=progress)
+            (folder / target.name).replace(target)
     except RuntimeError as error:  # torch's word for a wrong hash; a cut transfer ends in one, too
         raise DownloadError(
             f"{full}: {address} arrived cut or is not the published file ({error}); try again, or {by_hand}"

@@ -14,7 +14,7 @@ from PIL import Image
 from analysis.images.stimuli import StimulusSet
 from analysis.images.synthetic.drawing import SyntheticOptions, draw_image
 from analysis.images.synthetic.outlines import CLASSES
-from analysis.runs.writing import replacing
+from analysis.runs.writing import clear_leftovers, replacing
 
 Kind = Literal["congruent", "conflict", "shape-only", "texture-only"]
 KINDS: tuple[Kind, ...] = ("congruent", "conflict", "shape-only", "texture-only")
@@ -151,6 +151,8 @@ def save_stimuli(
     written = 0
     if Path(directory).exists() and not Path(directory).is_dir():
         raise ValueError(f"directory={str(directory)!r}: exists and is not a folder")
+    for name in CLASSES:
+        clear_leftovers(Path(directory) / name)
     for index in range(len(images)):
         path = Path(directory) / CLASSES[images.cues(index)[0]] / stimulus_name(images, index)
         if not path.exists():
