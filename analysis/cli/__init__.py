@@ -79,9 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         ARGUMENTS.set(tuple(given))
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, end_by_signal)
-        with _all_processes(given):
+        with _ended_by_signals(), _all_processes(given):
             code = app(args=given, prog_name="replknet", standalone_mode=False)
     except _UsageError as error:
         _fail(error.format_message())
@@ -99,6 +97,18 @@ def end_by_signal(number: int, frame: FrameType | None) -> None:
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"replknet: ended by {signal.Signals(number).name}; the same command resumes", err=True)
     sys.exit(128 + number)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end_by_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _write_any_name(stream: Any) -> None:

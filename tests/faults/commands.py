@@ -57,10 +57,10 @@ COMMANDS = {
     ),
     "shape-bias": Case("shape-bias replknet_nano_k3 --stimuli {inputs}/conflict --out out/run"),
     "train": Case(
-        "train replknet_nano_k3 --recipe finetune-384 --set image_size=32 --set batch_size=2 --set autocast=none "
+        "train replknet_nano_k3 --recipe finetune-384 --set image_size=32 --set batch_size=2 --set autocast= "
         "--set epochs=2 --data {inputs}/data --out out/run"
     ),
-    "study": Case(f"study {_STUDY.replace(' --size 32 --layers 1,1 --channels 4,8', '')} --steps 2 --out out/run"),
+    "study": Case("study --preset quick --kernels 3 --seeds 1 --steps 2 --out out/run"),
     "report": Case("report out/run", former=f"ablate train {_STUDY} --steps 2 --batch-size 4 --out out/run"),
     "ablate train": Case(f"ablate train {_STUDY} --steps 2 --batch-size 4 --out out/run"),
     "ablate train, anew": Case(

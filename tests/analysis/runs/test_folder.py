@@ -10,7 +10,8 @@ import pytest
 
 from analysis.runs.folder import RUN_FILE, RunFolder, folder_name, folder_names
 from analysis.runs.identity import commit
-from analysis.runs.writing import replacing, write_json
+from analysis.runs.locking import LOCK_FILE
+from analysis.runs.writing import write_json
 
 
 def record(out: Path) -> dict[str, Any]:
@@ -64,15 +65,90 @@ def test_overwriting_removes_what_was_written_and_no_more(tmp_path: Path) -> Non
         folder.add(name).write_text(name)
     (folder.add("result") / "inner").mkdir(parents=True)
     (out / "notes.txt").write_text("mine")
-    outside = tmp_path / "thesis.tex"
-    outside.write_text("years of work")
-    write_json(out / RUN_FILE, record(out) | {"outputs": [*record(out)["outputs"], "../thesis.tex"]})
-    RunFolder.claim(out, "erf", {"size": 4}, overwrite=True, keep=["kept.npz"])
-    assert {path.name for path in out.iterdir()} == {"kept.npz", "notes.txt", RUN_FILE}
-    assert outside.read_text() == "years of work"
-    again = RunFolder.claim(out, "erf", {"size": 4})
+    for name in ("linked", "linked.csv"):
+        target = tmp_path / f"target of {name}"
+        target.mkdir()
+        (target / "thesis.tex").write_text("years of work")
+        folder.add(name).symlink_to(target)
+    folder.close()
+    again = RunFolder.claim(out, "erf", {"size": 4}, overwrite=True, keep=["kept.npz"])
     with pytest.raises(ValueError, match=r"notes\.txt is not of this command"):
         again.add("notes.txt")
+    again.close()
+    assert {path.name for path in out.iterdir()} == {"kept.npz", "notes.txt", RUN_FILE}
+    assert len(list(tmp_path.glob("target of */thesis.tex"))) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "../thesis.tex", "inner/..", "/", RUN_FILE, LOCK_FILE, "a\0b", "a\\b", 3, None, ["a"]]
+)
+def test_a_name_that_no_run_writes_removes_nothing(tmp_path: Path, name: object) -> None:
+    out = tmp_path / "out"
+    folder = RunFolder.claim(out, "erf", {"size": 3})
+    folder.add("a.csv").write_text("a")
+    folder.close()
+    (tmp_path / "thesis.tex").write_text("years of work")
+    write_json(out / RUN_FILE, record(out) | {"outputs": ["a.csv", name]})
+    for overwrite in (False, True):
+        with pytest.raises(
+            ValueError, match=r"run\.json is damaged \('outputs': .* is no name of something in the folder"
+        ):
+            RunFolder.claim(out, "erf", {"size": 4}, overwrite=overwrite)
+    assert {path.name for path in out.iterdir()} == {RUN_FILE, "a.csv"}
+    assert (tmp_path / "thesis.tex").is_file()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "null", "{", "[" * 100_000, "\ud800", '{"command": 3}', '{"command": "erf", "calls": {}}', "\0"],
+)
+def test_a_damaged_record_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / RUN_FILE).write_bytes(content.encode(errors="surrogatepass"))
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"out=.*run\.json is damaged \("):
+            RunFolder.claim(tmp_path, "erf", {}, overwrite=overwrite)
+    with pytest.raises(ValueError, match="damaged"):
+        RunFolder.existing(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [RUN_FILE]
+
+
+def test_what_a_killed_first_write_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / ".new.1.run.json").write_text("{")
+    (tmp_path / LOCK_FILE).write_text("")
+    RunFolder.claim(tmp_path, "erf", {}).close()
+    assert [path.name for path in tmp_path.iterdir()] == [RUN_FILE]
+
+
+def test_a_second_process_is_told_who_has_the_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    program = (
+        "import os, sys, time; from pathlib import Path; from analysis.runs.folder import RunFolder\n"
+        "RunFolder.claim(Path(sys.argv[1]), 'erf', {}, command_line='replknet erf'); print(os.getpid(), flush=True)\n"
+        "child = os.fork()\n"  # as workers that load images, which may live on for a while
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(out)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        number = other.stdout.readline().strip()
+        with pytest.raises(
+            ValueError, match=rf"out=.*: is in use by process {number} on .* \(replknet erf\); wait for"
+        ):
+            RunFolder.claim(out, "erf", {})
+        other.kill()
+        other.wait()
+        RunFolder.claim(out, "erf", {}).close()  # the dead have no locks
+    assert [path.name for path in out.iterdir()] == [RUN_FILE]
+
+
+def test_the_lock_of_a_hostile_folder_changes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    RunFolder.claim(out, "erf", {}).close()
+    (tmp_path / "thesis.tex").write_text("years of work")
+    (out / LOCK_FILE).symlink_to(tmp_path / "thesis.tex")
+    with pytest.raises(OSError, match="symbolic links"):
+        RunFolder.claim(out, "erf", {})
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_a_folder_or_file_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -93,32 +169,3 @@ def test_names_of_folders() -> None:
     for reserved in ("run.json", "tables"):
         with pytest.raises(ValueError, match="two results would be called"):
             folder_names([reserved], reserved=["tables"])
-
-
-def test_a_failure_leaves_the_file_and_the_folder_as_they_were(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("before")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "a.txt") as path:
-        path.write_text("half")
-        raise RuntimeError
-    with replacing(tmp_path / "folder") as path:
-        path.mkdir()
-        (path / "one").write_text("1")
-    with replacing(tmp_path / "folder") as path:  # a folder takes the place of one with other files
-        path.mkdir()
-        (path / "two").write_text("2")
-    assert (tmp_path / "a.txt").read_text() == "before"
-    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["two"]
-    assert {file.name for file in tmp_path.iterdir()} == {"a.txt", "folder"}
-
-
-def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
-    program = (
-        "import os, sys; from pathlib import Path; from analysis.runs.writing import replacing\n"
-        "with replacing(Path(sys.argv[1])) as path: path.write_text('half'); os.kill(os.getpid(), 9)"
-    )
-    root = str(Path(__file__).parents[3])
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.txt")], cwd=root, check=False)
-    assert len(list(tmp_path.iterdir())) == 1
-    with replacing(tmp_path / "a.txt") as path:
-        path.write_text("whole")
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "whole")]
