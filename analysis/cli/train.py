@@ -2,8 +2,10 @@
 
 import json
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -187,7 +189,9 @@ def _recorder(folder: RunFolder) -> tuple[Callable[[Curve], None], tuple[str, ..
             table.to_csv(path, index=False)
         if notes:
             return
-        if writer is None:  # events after the state that was resumed from are not valid any more
+        if writer is None:
+            threading.excepthook = partial(_without_tensorboard, threading.excepthook)
+            # Events after the state that was resumed from are not valid any more.
             writer = SummaryWriter(str(folder.add(_EVENTS)), purge_step=curve.step[-1])
         row = table.iloc[-1]
         for column in table.columns.drop("step"):
@@ -196,6 +200,12 @@ def _recorder(folder: RunFolder) -> tuple[Callable[[Curve], None], tuple[str, ..
         writer.flush()
 
     return record, notes if rank() == 0 else ()
+
+
+def _without_tensorboard(tell: Callable[[threading.ExceptHookArgs], object], error: threading.ExceptHookArgs) -> None:
+    """What TensorBoard's thread cannot write is raised by the next call, too; once is enough."""
+    if type(error.thread).__name__ != "_AsyncWriterThread":
+        tell(error)
 
 
 def _save(

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
 import replknet
-from analysis.benchmark import convolutions
+from analysis.cli import bench
 from analysis.images import downloads
 from analysis.images.stimuli import PublishedSet
 from analysis.images.synthetic.sets import SyntheticImages, save_stimuli
@@ -82,7 +83,7 @@ COMMANDS = {
     "data synthetic": Case("data synthetic --to out/images --num-images 6"),
     "data weights": Case(f"data weights {_WEIGHTS} --url file://{{inputs}}/weights.pth", prepared="small_weights"),
     "data cue-conflict": Case("data cue-conflict --to out/images --url {server}", prepared="few_stimuli"),
-    "bench conv": Case("bench conv --rounds 1 --seconds 0.1 --threads 1 --out out/bench", prepared="one_convolution"),
+    "bench conv": Case("bench conv --rounds 1 --seconds 0.1 --threads 1 --out out/bench", prepared="known_times"),
 }
 """By name of the command; after a comma a variant."""
 
@@ -130,6 +131,8 @@ def few_stimuli(words: Sequence[str]) -> None:
     downloads.published_sets = lambda: {"cue-conflict": few}  # type: ignore[assignment]
 
 
-def one_convolution(words: Sequence[str]) -> None:
-    """Let one small convolution stand for those of the benchmark."""
-    convolutions.HEADLINE, convolutions.WIDEST = ((1, 4, 14, 5),), ()  # type: ignore[assignment]
+def known_times(words: Sequence[str]) -> None:
+    """Let the contenders have taken these times."""
+    row = {"images": 1, "channels": 4, "size": 14, "kernel": 5, "direction": "both", "contender": "replknet"}
+    times = {"median_ms": 2.0, "min_ms": 1.0, "max_ms": 3.0, "rounds": 2, "ratio": 1.0, "peak_mib": 1.0}
+    bench.compare = lambda *arguments, **options: pd.DataFrame([row | times])  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import struct
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ _FOR_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _NOTIFY, _ALLOW = 0x7FC00000, 0x7FFF0000
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _CONTINUE = 1
+_LONGEST = 600.0
+"""Seconds after which a child that hangs is ended."""
 _SET_FILTER, _NEW_LISTENER, _SECCOMP, _NO_NEW_PRIVILEGES = 1, 8, 317, 38
 
 
@@ -167,6 +170,7 @@ def _listen() -> int:
 
 def _attend(child: int, listener: int, folders: Sequence[str], kind: Kind, at: int) -> Ended:
     points: list[Point] = []
+    began = time.monotonic()
     waiting = select.poll()
     waiting.register(listener, select.POLLIN)
     while True:
@@ -174,6 +178,8 @@ def _attend(child: int, listener: int, folders: Sequence[str], kind: Kind, at: i
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 return Ended(_exit_code(status), tuple(points))
+            if time.monotonic() - began > _LONGEST:
+                os.kill(child, signal.SIGABRT)
             continue
         notice = bytearray(80)
         try:
