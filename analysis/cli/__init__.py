@@ -72,7 +72,7 @@ def _root() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors a user can mend are one line and exit code 2."""
     _write_any_name(sys.stdout)
-    sys.path.append(str(Path.cwd()))  # so that package.module:callable finds the user's own files
+    _leave_out_current_folder()
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         ARGUMENTS.set(tuple(given))
@@ -87,6 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if code == _INTERRUPTED:  # Typer returns it or raises, depending on its version
         typer.echo("replknet: interrupted; the same command resumes", err=True)
     sys.exit(code or 0)
+
+
+def _leave_out_current_folder() -> None:
+    """Python processes that this one starts would look for modules there first; see also `replknet.starting`."""
+    try:
+        at_home = Path.cwd() == Path(__file__).parents[2]
+    except FileNotFoundError:  # a folder that was deleted
+        at_home = False
+    if not at_home:
+        os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def _write_any_name(stream: Any) -> None:
@@ -107,6 +117,7 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
     return (
         message.replace("overwrite=True", "--overwrite")
         .replace("pretrained=False", "--no-pretrained")
+        .replace("trust=True", "--trust")
         .replace("labels=FILE", "--labels FILE")
         .replace("mapping=LabelMapping(...)", "--labels")
     )

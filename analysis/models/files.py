@@ -17,9 +17,11 @@ from torch import nn
 import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.models.layers import missing_head
+from analysis.models.libraries import quiet
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
 from analysis.runs.texts import printable
 from analysis.runs.writing import replacing
+from replknet.checkpoints.archives import check_exported, program_in
 from replknet.checkpoints.describing import DESCRIPTION, architecture_of
 from replknet.checkpoints.naming import weight_form
 from replknet.checkpoints.reading import read_metadata
@@ -30,11 +32,10 @@ from replknet.networks.reparameterize import match_form
 NETWORK_SUFFIX = ".safetensors"
 STUDY_NETWORK = "network"
 """Name, without its suffix, of the file of a cell of a study, which is then named for its folder."""
-EXPORTED_SUFFIX = ".pt2"
 ONNX_SUFFIX = ".onnx"
 PREPARATION = "replknet.json"
 """Name inside an exported program of the description of its preprocessing."""
-SUFFIXES = (NETWORK_SUFFIX, ".pth", ".pt", ".tar", ".bin", ".ckpt", ".ts", EXPORTED_SUFFIX)
+SUFFIXES = (NETWORK_SUFFIX, ".pth", ".pt", ".tar", ".bin", ".ckpt", ".ts", ".pt2", ONNX_SUFFIX)
 
 
 def family_preparation(architecture: str) -> dict[str, Any]:
@@ -106,22 +107,34 @@ def save_weights(path: str | PathLike[str], module: nn.Module, metadata: Mapping
         temporary.chmod(0o644)
 
 
-def load_file(path: Path) -> LoadedModel:
-    """The network in a file.
+def load_file(path: Path, *, trust: bool = False) -> LoadedModel:
+    """The network in a file, of the kind that its content shows.
+
+    Args:
+        path: The file.
+        trust: Load programs.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds none, or its description does not fit.
+        ValueError: If it holds none, its description does not fit, or it is a program that is not trusted.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"model={str(path)!r}: no such file")
-    if path.suffix == EXPORTED_SUFFIX:
-        return _load_program(path, lambda kept: torch.export.unflatten(torch.export.load(path, extra_files=kept)))
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            scripted = any("/code/" in name for name in archive.namelist())
-        if scripted:
-            return _load_program(path, lambda kept: _Scripted(torch.jit.load(path, "cpu", kept)))  # type: ignore[no-untyped-call]
+        raise FileNotFoundError(f"model={str(path)!r}: {'is a folder' if path.is_dir() else 'no such file'}")
+    try:
+        program = program_in(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        raise ValueError(f"model={str(path)!r}: a damaged zip archive ({error})") from error
+    if program and not trust:
+        raise ValueError(
+            f"model={str(path)!r}: a {program}, which may run code and write files; if you trust whoever made it, "
+            "trust=True loads it"
+        )
+    if program:
+        return _load_program(path, _load_scripted if program == "TorchScript program" else _load_exported)
+    if path.suffix == ONNX_SUFFIX:
+        raise ValueError(
+            f"model={str(path)!r}: ONNX files cannot be read back into PyTorch; export to .pt or .pt2 for that"
+        )
     if path.suffix == NETWORK_SUFFIX:
         try:
             description = read_metadata(path).get(DESCRIPTION)
@@ -177,12 +190,21 @@ class _Scripted(nn.Module):
         return self.program(x)
 
 
-def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> LoadedModel:
+def _load_scripted(path: Path, kept: dict[str, Any]) -> nn.Module:
+    return _Scripted(torch.jit.load(path, "cpu", kept))  # type: ignore[no-untyped-call]
+
+
+def _load_exported(path: Path, kept: dict[str, Any]) -> nn.Module:
+    check_exported(path)
+    return torch.export.unflatten(torch.export.load(path, extra_files=kept))
+
+
+def _load_program(path: Path, load: Callable[[Path, dict[str, Any]], nn.Module]) -> LoadedModel:
     kept: dict[str, Any] = {PREPARATION: ""}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet("torch"):
             warnings.simplefilter("ignore")  # TorchScript is on its way out; its files are still there
-            module = load(kept)
+            module = load(path, kept)
     except Exception as error:  # torch raises RuntimeErrors, KeyErrors and its own types here
         raise ValueError(
             f"model={str(path)!r}: cannot be loaded ({str(error).strip().partition(chr(10))[0]})"

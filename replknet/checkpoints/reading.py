@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from replknet.checkpoints import unpickling
+from replknet.checkpoints.archives import program_in
 from replknet.checkpoints.naming import (
     BOOKKEEPING,
     EMA_WRAPPERS,
@@ -160,8 +161,9 @@ def _other_archive(path: Path) -> str:
         return "a cut zip archive; the download or copy did not finish"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-    if any("/code/" in name for name in names):
-        return "a TorchScript program, not weights alone"
+    program = program_in(path)
+    if program:
+        return f"a {program}, not weights alone"
     if not any(name.endswith("/data.pkl") for name in names):
         return f"a zip archive of other files, such as {names[0]!r}" if names else "an empty zip archive"
     return ""

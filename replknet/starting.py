@@ -1,0 +1,25 @@
+"""What `python -m replknet` may import: no file of the current folder, where Python would look first.
+
+The package imports this before all else, and this imports nothing that a file there could stand for.
+"""
+
+import os
+import sys
+
+
+def _leave_out_current_folder() -> None:
+    # The first argument is "-m" just while Python looks for the module that was named.
+    if sys.argv[:1] != ["-m"] or sys.orig_argv[-len(sys.argv)].removeprefix("-m") != __package__:
+        return
+    try:
+        here = os.getcwd()  # noqa: PTH109  pathlib could be a file there
+    except FileNotFoundError:  # then Python put nothing there
+        return
+    if sys.flags.safe_path or sys.path[0] != here:
+        return
+    del sys.path[0]
+    if here == os.path.dirname(os.path.dirname(__file__)):  # noqa: PTH120
+        sys.path.append(here)  # the packages themselves are there
+
+
+_leave_out_current_folder()
