@@ -13,8 +13,9 @@ def _leave_out_current_folder() -> None:
         return
     try:
         here = os.getcwd()  # noqa: PTH109  pathlib could be a file there
-    except FileNotFoundError:  # then Python put nothing there
-        return
+    except FileNotFoundError:  # PyTorch would end the process, or hang
+        sys.stderr.write("replknet: the current folder was deleted; change to one that is there\n")
+        sys.exit(2)
     if sys.flags.safe_path or sys.path[0] != here:
         return
     del sys.path[0]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from re import Match
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -92,10 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _leave_out_current_folder() -> None:
     """Python processes that this one starts would look for modules there first; see also `replknet.starting`."""
     try:
-        at_home = Path.cwd() == Path(__file__).parents[2]
-    except FileNotFoundError:  # a folder that was deleted
-        at_home = False
-    if not at_home:
+        here = Path.cwd()
+    except FileNotFoundError:
+        _fail("the current folder was deleted; change to one that is there")
+    if here != Path(__file__).parents[2]:
         os.environ["PYTHONSAFEPATH"] = "1"
 
 
@@ -123,7 +123,7 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
     )
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     typer.echo("replknet: " + " ".join(message.split()), err=True)
     sys.exit(2)
 

@@ -118,10 +118,8 @@ def load_file(path: Path, *, trust: bool = False) -> LoadedModel:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds none, its description does not fit, or it is a program that is not trusted.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"model={str(path)!r}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
-        program = program_in(path)
+        program = program_in(path) if path.is_file() else ""
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise ValueError(f"model={str(path)!r}: a damaged zip archive ({error})") from error
     if program and not trust:
@@ -135,6 +133,8 @@ def load_file(path: Path, *, trust: bool = False) -> LoadedModel:
         raise ValueError(
             f"model={str(path)!r}: ONNX files cannot be read back into PyTorch; export to .pt or .pt2 for that"
         )
+    if not path.is_file():
+        raise FileNotFoundError(f"model={str(path)!r}: {'is a folder' if path.is_dir() else 'no such file'}")
     if path.suffix == NETWORK_SUFFIX:
         try:
             description = read_metadata(path).get(DESCRIPTION)

@@ -128,12 +128,8 @@ def _importable(spec: str, module_name: str) -> tuple[str, Path]:
     if not all(name.split(".")) or (file is not None and "." in name):
         raise ValueError(f"model={spec!r}: cannot be imported: {name!r} is no name of a Python module")
     first = name.partition(".")[0]
-    try:
-        folder = Path.cwd() if file is None else file.resolve().parent
-        if importlib.util.find_spec(first) is None:
-            sys.path.append(str(folder))
-    except FileNotFoundError:  # a current folder that was deleted
-        pass
+    if importlib.util.find_spec(first) is None:
+        sys.path.append(str(Path.cwd() if file is None else file.resolve().parent))
     found = importlib.util.find_spec(first)
     if found is None:
         raise ValueError(

@@ -197,26 +197,6 @@ def test_a_thousand_labels_are_imagenets_only_by_their_names(tmp_path: Path) -> 
         assert class_names(loaded, 1000)[0] == (classes or names)[0]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*:FutureWarning")
-def test_programs(tmp_path: Path) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)).eval()
-    images = torch.rand(2, 3, 32, 32)
-    expected = effective_receptive_field(network, images).mean_map
-    torch.jit.trace(network, images).save(str(tmp_path / "traced.pt"))  # type: ignore[no-untyped-call]
-    program = torch.export.export(
-        network, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
-    )
-    torch.export.save(program, tmp_path / "program.pt2")
-    for name in ("traced.pt", "program.pt2"):
-        loaded = load_model(str(tmp_path / name))
-        assert loaded.name == Path(name).stem
-        found: Any = effective_receptive_field(loaded.module, images)
-        np.testing.assert_allclose(found.mean_map, expected, rtol=1e-5)
-    (tmp_path / "broken.pt2").write_text("nothing")
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        load_model(str(tmp_path / "broken.pt2"))
-
-
 def test_device_and_dtype(tmp_path: Path) -> None:
     loaded = load_model("replknet_nano_k3")
     with pytest.raises(ValueError, match="dtype=int8: expected one of float32"):
