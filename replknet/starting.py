@@ -16,11 +16,9 @@ def _leave_out_current_folder() -> None:
     except FileNotFoundError:  # PyTorch would end the process, or hang
         sys.stderr.write("replknet: the current folder was deleted; change to one that is there\n")
         sys.exit(2)
-    if sys.flags.safe_path or sys.path[0] != here:
-        return
-    del sys.path[0]
-    if here == os.path.dirname(os.path.dirname(__file__)):  # noqa: PTH120
-        sys.path.append(here)  # the packages themselves are there
+    at_home = here == os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120  in a checkout of the project
+    if sys.path[0] == here and not sys.flags.safe_path and not at_home:
+        del sys.path[0]
 
 
 _leave_out_current_folder()

@@ -16,14 +16,15 @@ from torch import nn
 
 import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.images.preparing import check_normalization
 from analysis.models.layers import missing_head
 from analysis.models.libraries import quiet
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
 from analysis.runs.texts import printable
 from analysis.runs.writing import replacing
-from replknet.checkpoints.archives import check_exported, program_in
 from replknet.checkpoints.describing import DESCRIPTION, architecture_of
 from replknet.checkpoints.naming import weight_form
+from replknet.checkpoints.programs import check_exported, program_in
 from replknet.checkpoints.reading import read_metadata
 from replknet.creating import Misfit
 from replknet.networks import build
@@ -51,9 +52,27 @@ def family_preparation(architecture: str) -> dict[str, Any]:
 
 
 def _described_preparation(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a file of `save_network`; networks of a study are trained and tested on whole images."""
-    mean, std = tuple(content["mean"]), tuple(content["std"])
-    return {"mean": mean, "std": std, "input_size": content["input_size"], "crop": content.get("crop", 1.0)}
+    """Of a file of `save_network`, or an exported program; networks of a study are trained and tested on whole images.
+
+    Raises:
+        KeyError: If a part is missing.
+        TypeError: If one is of another type.
+        ValueError: If one is out of range.
+    """
+    mean, std, size, crop = tuple(content["mean"]), tuple(content["std"]), content["input_size"], content.get("crop", 1)
+    check_normalization(mean, std)
+    if size is not None and not (type(size) is int and size > 0):
+        raise ValueError(f"input_size={size!r}: expected a positive number of pixels")
+    if crop is not None and not 0 < crop <= 1:
+        raise ValueError(f"crop={crop!r}: expected a number in (0, 1]")
+    return {"mean": mean, "std": std, "input_size": size, "crop": crop}
+
+
+def _described_classes(content: Mapping[str, Any]) -> tuple[str, ...]:
+    names = content["classes"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("classes: expected a list of names")
+    return tuple(names)
 
 
 def save_network(
@@ -154,8 +173,8 @@ def _load_described(path: Path, description: str) -> LoadedModel:
             name=printable(path.parent.name if path.stem == STUDY_NETWORK else path.stem),
             module=module,
             fresh=lambda: replknet.RepLKNet(module.config),
-            classes=tuple(content["classes"]),
-            training=content["training"],
+            classes=_described_classes(content),
+            training=dict(content["training"]),
             **_described_preparation(content),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -212,22 +231,18 @@ def _load_program(path: Path, load: Callable[[Path, dict[str, Any]], nn.Module])
     if not kept[PREPARATION]:
         note = f"{path.name}: names no preprocessing; ImageNet's at {DEFAULT_SIZE} pixels is used"
         return LoadedModel(name=printable(path.stem), module=module, notes=(note,))
-    known = json.loads(kept[PREPARATION])
-    if known.get("headless"):
+    try:
+        known = json.loads(kept[PREPARATION])
+        prepared = _described_preparation(known) | {"classes": _described_classes(known)}
+        headless, own_transform = known.get("headless"), known["own_transform"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"model={str(path)!r}: its description does not fit ({error})") from error
+    if headless:
         vars(module)["num_classes"] = 0  # as timm says it, for `missing_head`
     notes: tuple[str, ...] = ()
-    if known["own_transform"]:
+    if own_transform:
         notes = (f"{path.name}: the file keeps size, mean and standard deviation, not the library's own resizing",)
-    return LoadedModel(
-        name=printable(path.stem),
-        module=module,
-        mean=tuple(known["mean"]),
-        std=tuple(known["std"]),
-        input_size=known["input_size"],
-        crop=known["crop"],
-        classes=tuple(known["classes"]),
-        notes=notes,
-    )
+    return LoadedModel(name=printable(path.stem), module=module, notes=notes, **prepared)
 
 
 def describe_preparation(loaded: LoadedModel, num_outputs: int) -> str:

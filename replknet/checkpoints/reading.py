@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from replknet.checkpoints import unpickling
-from replknet.checkpoints.archives import program_in
 from replknet.checkpoints.naming import (
     BOOKKEEPING,
     EMA_WRAPPERS,
@@ -25,6 +24,7 @@ from replknet.checkpoints.naming import (
     strip_parallel,
     weight_keys,
 )
+from replknet.checkpoints.programs import program_in
 
 _TORCH_BEFORE_ZIP = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 """In the first bytes of what `torch.save` wrote before version 1.6."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from analysis import effective_receptive_field, load_model
 from analysis.models.files import load_file
-from replknet.checkpoints.archives import program_in
+from replknet.checkpoints.programs import program_in
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.*:FutureWarning", "ignore:.*TorchScript:DeprecationWarning", "ignore:.*torch.jit:FutureWarning"
@@ -195,4 +195,17 @@ def test_what_is_no_program_is_no_program(tmp_path: Path) -> None:
     path = tmp_path / "broken.pt2"
     path.write_text("nothing")
     with pytest.raises(ValueError, match="not a readable weight file"):
+        load_model(str(path), trust=True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", "{", '{"mean": 1}', "[" * 100_000])
+def test_what_a_program_says_of_its_preprocessing_is_checked(programs: Path, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "told.pt2"
+    shutil.copy(programs / "program.pt2", path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/extra/replknet.json", text)
+    if not text:
+        assert "names no preprocessing" in load_model(str(path), trust=True).notes[0]
+        return
+    with pytest.raises(ValueError, match="its description does not fit"):
         load_model(str(path), trust=True)
