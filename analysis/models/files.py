@@ -144,7 +144,7 @@ def load_file(path: Path, *, trust: bool = False) -> LoadedModel:
     if program and not trust:
         raise ValueError(
             f"model={str(path)!r}: a {program}, which may run code and write files; if you trust whoever made it, "
-            "trust=True loads it"
+            "load it with trust=True"
         )
     if program:
         return _load_program(path, _load_scripted if program == "TorchScript program" else _load_exported)

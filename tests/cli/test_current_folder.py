@@ -73,6 +73,7 @@ def planted(commands: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     (names,) = [line.split()[1:] for line in printed if line.startswith("NAMES")]
     assert {"torch", "typer", "pyarrow", "numexpr", "json", "transformers"} < set(names)
     folder = tmp_path_factory.mktemp("planted")
+    (folder / "matplotlibrc").write_text("text.usetex: True\nbackend: module://planted\n")  # LaTeX is a program, too
     for name in {*names, "bottleneck", "sitecustomize", "usercustomize"}:
         (folder / f"{name}.py").write_text(f"open({str(folder / 'RAN')!r}, 'a').write('{name} ')\nraise ImportError\n")
     return folder
