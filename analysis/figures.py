@@ -27,6 +27,7 @@ def paper_style() -> Iterator[None]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "savefig.dpi": 200,
+        "text.usetex": False,  # a matplotlibrc in the current folder could start LaTeX, with lines of its own
     }
     with mpl.rc_context(style):
         yield

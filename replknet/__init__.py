@@ -1,5 +1,6 @@
 """Large-kernel networks, their re-parameterisation, everyone's checkpoints, and a fast large-kernel convolution."""
 
+from replknet import starting  # noqa: F401  first: it decides where the others are looked for
 from replknet.checkpoints.naming import convert_state_dict
 from replknet.checkpoints.published import PUBLISHED, DownloadError, PublishedWeights, download_weights
 from replknet.checkpoints.reading import CheckpointError, load_state_dict

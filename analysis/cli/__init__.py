@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from re import Match
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -75,7 +75,7 @@ def _root() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors a user can mend are one line and exit code 2."""
     _write_any_name(sys.stdout)
-    sys.path.append(str(Path.cwd()))  # so that package.module:callable finds the user's own files
+    _leave_out_current_folder()
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         ARGUMENTS.set(tuple(given))
@@ -111,6 +111,16 @@ def _ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _leave_out_current_folder() -> None:
+    """Python processes that this one starts would look for modules there first; see also `replknet.starting`."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        _fail("the current folder was deleted; change to one that is there")
+    if here != Path(__file__).parents[2]:
+        os.environ["PYTHONSAFEPATH"] = "1"
+
+
 def _write_any_name(stream: Any) -> None:
     """File names need not be valid text, and none may end a command whose work is done."""
     if hasattr(stream, "reconfigure"):
@@ -129,12 +139,13 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
     return (
         message.replace("overwrite=True", "--overwrite")
         .replace("pretrained=False", "--no-pretrained")
+        .replace("trust=True", "--trust")
         .replace("labels=FILE", "--labels FILE")
         .replace("mapping=LabelMapping(...)", "--labels")
     )
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     typer.echo("replknet: " + " ".join(message.split()), err=True)
     sys.exit(2)
 

@@ -207,6 +207,7 @@ class ModelChoice:
         small_kernel: Parallel kernel of a RepLKNet; 0 for none.
         pretrained: Published weights; otherwise the network's own initialisation, its batch norms calibrated on the
             images.
+        trust: Open TorchScript files and exported programs (.pt2), which may run code and write files.
         unit_scales: Set the norms and layer scales of untrained networks that begin near zero to one.
         device: Where to compute: cpu, cuda, cuda:1, mps, ...
         dtype: Of weights and images: float32, float64, bfloat16, float16.
@@ -217,6 +218,7 @@ class ModelChoice:
     kernel_sizes: list[str] | None = None
     small_kernel: int | None = None
     pretrained: bool = True
+    trust: bool = False
     unit_scales: bool = False
     device: str = "cpu"
     dtype: str = "float32"
@@ -256,6 +258,7 @@ class ModelChoice:
                         kernel_sizes=sizes,
                         small_kernel=self.small_kernel if ours else None,
                         pretrained=self.pretrained,
+                        trust=self.trust,
                         seed=self.seed,
                     )
                 )
@@ -293,7 +296,8 @@ class ModelChoice:
 
 MODEL_HELP = (
     "replknet_31b and siblings, replknet_31b.in1k_224 and other published weights (replknet models), timm:NAME, "
-    "torchvision:NAME, hf:NAME, package.module:callable, or a file: weights, TorchScript or an exported program."
+    "torchvision:NAME, hf:NAME, package.module:callable, or a file: weights, TorchScript or an exported program "
+    "(--trust)."
 )
 BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=1)]
 Workers = Annotated[int, typer.Option(help="Processes that read images; without effect on the results.", min=0)]

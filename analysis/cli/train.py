@@ -52,7 +52,7 @@ def _group() -> None:
 
 
 @app.command("train")
-@takes(choice=Fields(ModelChoice, without=("pretrained", "dtype")))
+@takes(choice=Fields(ModelChoice, without=("pretrained", "trust", "dtype")))
 def train_command(
     model: Annotated[
         str,

@@ -14,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from analysis.runs.texts import printable
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of what those are; others it reads by starting programs, such as Ghostscript for EPS."""
 _CLUTTER = {"$recycle.bin", "@eadir", "__macosx", "__pycache__", "desktop.ini", "lost+found", "thumbs.db"}
 """Files and folders that systems leave among a user's own, in small letters."""
 _BITS, _PHOTOMETRIC = 258, 262
@@ -141,7 +143,7 @@ def read_rgb(file: Path | IO[bytes]) -> Image.Image:
     """
     suffix = file.suffix.lower() if isinstance(file, Path) else ""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return as_rgb(image)
@@ -150,7 +152,10 @@ def read_rgb(file: Path | IO[bytes]) -> Image.Image:
     except UnidentifiedImageError:
         if suffix in (".tif", ".tiff"):
             raise ImageError("corrupt, or a kind of TIFF that is not known, such as three channels of floats") from None
-        raise ImageError("corrupt" if suffix in IMAGE_SUFFIXES else "not an image") from None
+        known = suffix in IMAGE_SUFFIXES
+        raise ImageError(
+            "corrupt" if known else f"not an image of a kind that is read: {', '.join(_FORMATS)}"
+        ) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"corrupt ({error})") from None
 

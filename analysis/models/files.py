@@ -15,12 +15,15 @@ from torch import nn
 
 import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.images.preparing import check_normalization
 from analysis.models.layers import missing_head
+from analysis.models.libraries import quiet
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
 from analysis.runs.texts import printable
 from analysis.runs.writing import replacing
 from replknet.checkpoints.describing import DESCRIPTION, architecture_of
 from replknet.checkpoints.naming import weight_form
+from replknet.checkpoints.programs import check_exported, program_in
 from replknet.checkpoints.reading import read_metadata
 from replknet.checkpoints.writing import write_safetensors
 from replknet.creating import Misfit
@@ -30,11 +33,10 @@ from replknet.networks.reparameterize import match_form
 NETWORK_SUFFIX = ".safetensors"
 STUDY_NETWORK = "network"
 """Name, without its suffix, of the file of a cell of a study, which is then named for its folder."""
-EXPORTED_SUFFIX = ".pt2"
 ONNX_SUFFIX = ".onnx"
 PREPARATION = "replknet.json"
 """Name inside an exported program of the description of its preprocessing."""
-SUFFIXES = (NETWORK_SUFFIX, ".pth", ".pt", ".tar", ".bin", ".ckpt", ".ts", EXPORTED_SUFFIX)
+SUFFIXES = (NETWORK_SUFFIX, ".pth", ".pt", ".tar", ".bin", ".ckpt", ".ts", ".pt2", ONNX_SUFFIX)
 
 
 def family_preparation(architecture: str) -> dict[str, Any]:
@@ -50,9 +52,27 @@ def family_preparation(architecture: str) -> dict[str, Any]:
 
 
 def _described_preparation(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a file of `save_network`; networks of a study are trained and tested on whole images."""
-    mean, std = tuple(content["mean"]), tuple(content["std"])
-    return {"mean": mean, "std": std, "input_size": content["input_size"], "crop": content.get("crop", 1.0)}
+    """Of a file of `save_network`, or an exported program; networks of a study are trained and tested on whole images.
+
+    Raises:
+        KeyError: If a part is missing.
+        TypeError: If one is of another type.
+        ValueError: If one is out of range.
+    """
+    mean, std, size, crop = tuple(content["mean"]), tuple(content["std"]), content["input_size"], content.get("crop", 1)
+    check_normalization(mean, std)
+    if size is not None and not (type(size) is int and size > 0):
+        raise ValueError(f"input_size={size!r}: expected a positive number of pixels")
+    if crop is not None and not 0 < crop <= 1:
+        raise ValueError(f"crop={crop!r}: expected a number in (0, 1]")
+    return {"mean": mean, "std": std, "input_size": size, "crop": crop}
+
+
+def _described_classes(content: Mapping[str, Any]) -> tuple[str, ...]:
+    names = content["classes"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("classes: expected a list of names")
+    return tuple(names)
 
 
 def save_network(
@@ -104,22 +124,34 @@ def save_weights(path: str | PathLike[str], module: nn.Module, metadata: Mapping
         write_safetensors(temporary, module.state_dict(), metadata)
 
 
-def load_file(path: Path) -> LoadedModel:
-    """The network in a file.
+def load_file(path: Path, *, trust: bool = False) -> LoadedModel:
+    """The network in a file, of the kind that its content shows.
+
+    Args:
+        path: The file.
+        trust: Load programs.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds none, or its description does not fit.
+        ValueError: If it holds none, its description does not fit, or it is a program that is not trusted.
     """
+    try:
+        program = program_in(path) if path.is_file() else ""
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        raise ValueError(f"model={str(path)!r}: a damaged zip archive ({error})") from error
+    if program and not trust:
+        raise ValueError(
+            f"model={str(path)!r}: a {program}, which may run code and write files; if you trust whoever made it, "
+            "load it with trust=True"
+        )
+    if program:
+        return _load_program(path, _load_scripted if program == "TorchScript program" else _load_exported)
+    if path.suffix == ONNX_SUFFIX:
+        raise ValueError(
+            f"model={str(path)!r}: ONNX files cannot be read back into PyTorch; export to .pt or .pt2 for that"
+        )
     if not path.is_file():
-        raise FileNotFoundError(f"model={str(path)!r}: no such file")
-    if path.suffix == EXPORTED_SUFFIX:
-        return _load_program(path, lambda kept: torch.export.unflatten(torch.export.load(path, extra_files=kept)))
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            scripted = any("/code/" in name for name in archive.namelist())
-        if scripted:
-            return _load_program(path, lambda kept: _Scripted(torch.jit.load(path, "cpu", kept)))  # type: ignore[no-untyped-call]
+        raise FileNotFoundError(f"model={str(path)!r}: {'is a folder' if path.is_dir() else 'no such file'}")
     if path.suffix == NETWORK_SUFFIX:
         try:
             description = read_metadata(path).get(DESCRIPTION)
@@ -139,8 +171,8 @@ def _load_described(path: Path, description: str) -> LoadedModel:
             name=printable(path.parent.name if path.stem == STUDY_NETWORK else path.stem),
             module=module,
             fresh=lambda: replknet.RepLKNet(module.config),
-            classes=tuple(content["classes"]),
-            training=content["training"],
+            classes=_described_classes(content),
+            training=dict(content["training"]),
             **_described_preparation(content),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -175,12 +207,21 @@ class _Scripted(nn.Module):
         return self.program(x)
 
 
-def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> LoadedModel:
+def _load_scripted(path: Path, kept: dict[str, Any]) -> nn.Module:
+    return _Scripted(torch.jit.load(path, "cpu", kept))  # type: ignore[no-untyped-call]
+
+
+def _load_exported(path: Path, kept: dict[str, Any]) -> nn.Module:
+    check_exported(path)
+    return torch.export.unflatten(torch.export.load(path, extra_files=kept))
+
+
+def _load_program(path: Path, load: Callable[[Path, dict[str, Any]], nn.Module]) -> LoadedModel:
     kept: dict[str, Any] = {PREPARATION: ""}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet("torch"):
             warnings.simplefilter("ignore")  # TorchScript is on its way out; its files are still there
-            module = load(kept)
+            module = load(path, kept)
     except Exception as error:  # torch raises RuntimeErrors, KeyErrors and its own types here
         raise ValueError(
             f"model={str(path)!r}: cannot be loaded ({str(error).strip().partition(chr(10))[0]})"
@@ -188,22 +229,18 @@ def _load_program(path: Path, load: Callable[[dict[str, Any]], nn.Module]) -> Lo
     if not kept[PREPARATION]:
         note = f"{path.name}: names no preprocessing; ImageNet's at {DEFAULT_SIZE} pixels is used"
         return LoadedModel(name=printable(path.stem), module=module, notes=(note,))
-    known = json.loads(kept[PREPARATION])
-    if known.get("headless"):
+    try:
+        known = json.loads(kept[PREPARATION])
+        prepared = _described_preparation(known) | {"classes": _described_classes(known)}
+        headless, own_transform = known.get("headless"), known["own_transform"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"model={str(path)!r}: its description does not fit ({error})") from error
+    if headless:
         vars(module)["num_classes"] = 0  # as timm says it, for `missing_head`
     notes: tuple[str, ...] = ()
-    if known["own_transform"]:
+    if own_transform:
         notes = (f"{path.name}: the file keeps size, mean and standard deviation, not the library's own resizing",)
-    return LoadedModel(
-        name=printable(path.stem),
-        module=module,
-        mean=tuple(known["mean"]),
-        std=tuple(known["std"]),
-        input_size=known["input_size"],
-        crop=known["crop"],
-        classes=tuple(known["classes"]),
-        notes=notes,
-    )
+    return LoadedModel(name=printable(path.stem), module=module, notes=notes, **prepared)
 
 
 def describe_preparation(loaded: LoadedModel, num_outputs: int) -> str:

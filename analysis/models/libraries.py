@@ -2,11 +2,13 @@
 
 import inspect
 import logging
+import pickle
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,9 @@ from torch import nn
 
 from analysis.images.imagenet import NUM_IMAGENET_CLASSES, are_imagenet
 from analysis.models.loaded import OWN, LoadedModel
+
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+"""For transformers, which would otherwise ask whether to run the code of a repository or folder."""
 
 
 def _load_timm(name: str, pretrained: bool) -> LoadedModel:
@@ -69,9 +74,16 @@ def _load_torchvision(name: str, pretrained: bool) -> LoadedModel:
 
     try:
         with redirect_stdout(sys.stderr):  # it prints the address
+            if pretrained:  # the builder would unpickle whatever objects a file in the cache names
+                weights.get_state_dict(check_hash=True, weights_only=True)
             module = builder(weights=weights) if pretrained else fresh()
     except OSError as error:
         raise _unavailable(f"torchvision:{name}", error, weights.url) from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"model='torchvision:{name}': its file in {Path(torch.hub.get_dir()) / 'checkpoints'} is damaged, or holds "
+            f"more than tensors; without it, {weights.url} is fetched anew"
+        ) from error
     preset = weights.transforms()
     metrics = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}) if pretrained else {}
     return LoadedModel(
@@ -123,9 +135,10 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
     family = transformers.AutoModelForImageClassification
     try:
         with quiet("huggingface_hub"):
-            config = transformers.AutoConfig.from_pretrained(name)  # first: without a network one wait is enough
-            processor = transformers.AutoImageProcessor.from_pretrained(name)
-            network = family.from_pretrained(name) if pretrained else family.from_config(config)
+            # First: without a network one wait is enough.
+            config = transformers.AutoConfig.from_pretrained(name, **_NO_CODE)
+            processor = transformers.AutoImageProcessor.from_pretrained(name, **_NO_CODE)
+            network = family.from_pretrained(name, **_NO_CODE) if pretrained else family.from_config(config, **_NO_CODE)
     except (OSError, ValueError) as error:
         raise _unavailable(f"hf:{name}", error, f"https://huggingface.co/{name}") from error
     labels = network.config.id2label
@@ -144,7 +157,7 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
     return LoadedModel(
         name=name if pretrained else f"{name} (random weights)",
         module=_Logits(network),
-        fresh=lambda: _Logits(family.from_config(config)),
+        fresh=lambda: _Logits(family.from_config(config, **_NO_CODE)),
         initial="" if pretrained else OWN,
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),

@@ -1,25 +1,29 @@
 """One string to a model with its preprocessing."""
 
-import importlib
-from collections.abc import Callable, Sequence
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from analysis.models.files import ONNX_SUFFIX, SUFFIXES, load_file
+from analysis.models.files import SUFFIXES, load_file
 from analysis.models.libraries import LIBRARIES, from_timm
 from analysis.models.loaded import LoadedModel
 from analysis.models.replknets import is_replknet, load_replknet
 
 SPECS = (
     "a RepLKNet (replknet models lists them), timm:NAME, torchvision:NAME, hf:NAME (transformers), "
-    "package.module:callable, or a file: weights of a RepLKNet, TorchScript or an exported program (.pt2)"
+    "package.module:callable, file.py:callable, or a file: weights of a RepLKNet, TorchScript or an exported program "
+    "(.pt2)"
 )
 """What `load_model` takes, for messages."""
+_INSTALLED = "site-packages"
 
 
 def as_loaded(model: LoadedModel | nn.Module | str) -> LoadedModel:
@@ -43,6 +47,7 @@ def load_model(
     kernel_sizes: Sequence[int] | None = None,
     small_kernel: int | None = None,
     pretrained: bool = True,
+    trust: bool = False,
     seed: int = 0,
 ) -> LoadedModel:
     """A model by name.
@@ -50,18 +55,22 @@ def load_model(
     Args:
         spec: "replknet_31b" or a sibling (random weights without a checkpoint, but for the nano networks),
             "replknet_31b.in1k_224" or another of `replknet.PUBLISHED`, "timm:NAME", "torchvision:NAME", "hf:NAME" (an
-            image classifier of transformers, from the hub or a folder), "package.module:callable" (a function without
-            arguments that returns a module or a `LoadedModel`), or a file: weights of a RepLKNet in any format
-            (`save_network` also describes the network; each network of a study is such a file), TorchScript, or a
-            program of torch.export (.pt2).
+            image classifier of transformers, from the hub or a folder), "package.module:callable" or "file.py:callable"
+            (a function without arguments that returns a module or a `LoadedModel`; where no such module is installed,
+            the current folder or that of the file is added to `sys.path`, last), or a file: weights of a RepLKNet in
+            any format (`save_network` also describes the network; each network of a study is such a file),
+            TorchScript, or a program of torch.export (.pt2).
         checkpoint: A weight file; RepLKNets only.
         kernel_sizes: Large kernel of each stage; RepLKNets only. A small kernel that does not fit is left out.
         small_kernel: Parallel kernel, 0 for none; RepLKNets only. By default the published one.
         pretrained: Load the published weights, or those of the nano networks that come with the package.
+        trust: Load TorchScript and programs of torch.export. They may run code and write files, as a callable may;
+            weights cannot.
         seed: Of random weights.
 
     Raises:
-        ValueError: If the name is unknown, an option does not apply to it, or its weights cannot be had.
+        ValueError: If the name is unknown, an option does not apply to it, its weights cannot be had, it is a program
+            that is not trusted, or the user's own code fails.
 
     Example:
         >>> loaded = load_model("replknet_nano_k31")
@@ -81,10 +90,8 @@ def load_model(
         if prefix == "timm":
             from replknet import timm_models  # noqa: F401  the family among timm's own
         loaded = LIBRARIES[prefix](rest, pretrained)
-    elif spec.endswith(SUFFIXES):
-        loaded = load_file(Path(spec))
-    elif spec.endswith(ONNX_SUFFIX):
-        raise ValueError(f"model={spec!r}: ONNX files cannot be read back into PyTorch; export to .pt or .pt2 for that")
+    elif spec.endswith(SUFFIXES) or Path(spec).is_file():
+        loaded = load_file(Path(spec), trust=trust)
     elif rest:
         loaded = _load_callable(spec)
     else:
@@ -94,17 +101,58 @@ def load_model(
 
 
 def _load_callable(spec: str) -> LoadedModel:
-    module_name, _, function_name = spec.partition(":")
-    try:
-        function: Callable[[], Any] = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model={spec!r}: cannot be imported ({error})") from error
-    try:
+    module_name, _, function_name = spec.rpartition(":")
+    name, folder = _importable(spec, module_name)
+    with _users_code(spec, folder):
+        module = importlib.import_module(name)
+        function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(
+            f"model={spec!r}: cannot be imported: {module.__file__ or name} has no function {function_name!r}"
+        )
+    with _users_code(spec, folder):
         made = function()
-    except Exception as error:  # a user's own code
-        raise ValueError(f"model={spec!r}: failed with {type(error).__name__}: {error}") from error
     if isinstance(made, LoadedModel):
         return made
     if isinstance(made, nn.Module):
         return LoadedModel(name=function_name, module=made)
     raise ValueError(f"model={spec!r}: returned {type(made).__name__}; expected a torch.nn.Module or a LoadedModel")
+
+
+def _importable(spec: str, module_name: str) -> tuple[str, Path]:
+    """The name to import a module by, and the folder that it is in, which becomes importable after all others."""
+    file = Path(module_name) if module_name.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"model={spec!r}: no such file")
+    name = module_name if file is None else file.stem
+    if not all(name.split(".")) or (file is not None and "." in name):
+        raise ValueError(f"model={spec!r}: cannot be imported: {name!r} is no name of a Python module")
+    first = name.partition(".")[0]
+    if importlib.util.find_spec(first) is None:
+        sys.path.append(str(Path.cwd() if file is None else file.resolve().parent))
+    found = importlib.util.find_spec(first)
+    if found is None:
+        raise ValueError(
+            f"model={spec!r}: cannot be imported: no module {first!r} is installed or in the current folder"
+        )
+    origin = Path(found.origin or "")
+    if file is not None and not (origin.is_file() and file.samefile(origin)):
+        raise ValueError(f"model={spec!r}: Python has another module {name!r} ({found.origin}); rename the file")
+    return name, next(map(Path, found.submodule_search_locations or ()), origin.parent)
+
+
+@contextmanager
+def _users_code(spec: str, folder: Path) -> Iterator[None]:
+    """What the user's code raises, also to leave Python, as an error that names its last line in the folder."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError):
+            lines.append((error.filename or "", error.lineno))
+        inside = [(Path(file), line) for file, line in lines if folder in Path(file).parents]
+        own = [f" in {file}:{line}" for file, line in inside if _INSTALLED not in file.relative_to(folder).parts]
+        where = own[-1] if own else ""
+        raise ValueError(f"model={spec!r}: failed with {type(error).__name__}{where}: {error}") from error

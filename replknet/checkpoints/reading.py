@@ -24,6 +24,7 @@ from replknet.checkpoints.naming import (
     strip_parallel,
     weight_keys,
 )
+from replknet.checkpoints.programs import program_in
 
 _TORCH_BEFORE_ZIP = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 """In the first bytes of what `torch.save` wrote before version 1.6."""
@@ -160,8 +161,9 @@ def _other_archive(path: Path) -> str:
         return "a cut zip archive; the download or copy did not finish"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-    if any("/code/" in name for name in names):
-        return "a TorchScript program, not weights alone"
+    program = program_in(path)
+    if program:
+        return f"a {program}, not weights alone"
     if not any(name.endswith("/data.pkl") for name in names):
         return f"a zip archive of other files, such as {names[0]!r}" if names else "an empty zip archive"
     return ""

@@ -123,7 +123,9 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 x 3 x 32 x 32" in printed
     run("export replknet_nano_k3 --out", tmp_path / "n.pt2")
     assert "it refuses 1 x 3 x 32 x 32" in capsys.readouterr().out
-    run("predict", tmp_path / "n.pt2", tmp_path / "n.onnx", code=2)  # no image
+    run("predict", tmp_path / "n.pt2", tmp_path / "n.onnx", code=2)
+    assert "a program of torch.export, which may run code and write files; if you trust" in capsys.readouterr().err
+    run("predict", tmp_path / "n.pt2", tmp_path / "n.onnx", "--trust", code=2)  # no image
     assert "none of 1 files is a usable image" in capsys.readouterr().err
 
 

@@ -128,7 +128,7 @@ def few_stimuli(words: Sequence[str]) -> None:
     """Let three small files stand for the published stimuli."""
     digests = {path: hashlib.sha256(content).hexdigest() for path, content in STIMULI.items()}
     few = PublishedSet("cue-conflict", "three stimuli", "http://127.0.0.1:9", "none", "nobody", digests)
-    downloads.published_sets = lambda: {"cue-conflict": few}  # type: ignore[assignment]
+    downloads.published_sets = lambda: {"cue-conflict": few}  # type: ignore[assignment,attr-defined]
 
 
 def known_times(words: Sequence[str]) -> None:

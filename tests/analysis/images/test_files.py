@@ -194,3 +194,19 @@ def test_pixels_of_unknown_range_are_refused_by_name_never_black(tmp_path: Path)
     found = predict(COLOURS, [Image.new("RGB", (8, 8), "red"), picture])
     assert [item.image for item in found] == ["image-0"]
     assert found.skipped[0][1].startswith(floats)
+
+
+@pytest.mark.parametrize("name", ["drawing.eps", "drawing.png", "drawing.jpg"])
+def test_no_program_is_started_to_read_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    program = tmp_path / "gs"  # Ghostscript, which Pillow reads EPS with
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    Image.new("RGB", (8, 8)).save(tmp_path / name, format="EPS")
+    with pytest.raises(ImageError, match=r"corrupt|not an image"):
+        read_rgb(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(OSError), Image.open(tmp_path / name) as image:
+        image.load()
+    assert (tmp_path / "ran").exists()

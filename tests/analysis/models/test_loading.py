@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
 
@@ -197,26 +201,6 @@ def test_a_thousand_labels_are_imagenets_only_by_their_names(tmp_path: Path) -> 
         assert class_names(loaded, 1000)[0] == (classes or names)[0]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*:FutureWarning")
-def test_programs(tmp_path: Path) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)).eval()
-    images = torch.rand(2, 3, 32, 32)
-    expected = effective_receptive_field(network, images).mean_map
-    torch.jit.trace(network, images).save(str(tmp_path / "traced.pt"))  # type: ignore[no-untyped-call]
-    program = torch.export.export(
-        network, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
-    )
-    torch.export.save(program, tmp_path / "program.pt2")
-    for name in ("traced.pt", "program.pt2"):
-        loaded = load_model(str(tmp_path / name))
-        assert loaded.name == Path(name).stem
-        found: Any = effective_receptive_field(loaded.module, images)
-        np.testing.assert_allclose(found.mean_map, expected, rtol=1e-5)
-    (tmp_path / "broken.pt2").write_text("nothing")
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        load_model(str(tmp_path / "broken.pt2"))
-
-
 def test_device_and_dtype(tmp_path: Path) -> None:
     loaded = load_model("replknet_nano_k3")
     with pytest.raises(ValueError, match="dtype=int8: expected one of float32"):
@@ -249,3 +233,68 @@ def test_an_accelerator_gives_the_same_results(device: str, image: Image.Image, 
     images = torch.rand(1, 3, 64, 64)
     maps = [effective_receptive_field(model.module, images).mean_map for model in (here, there)]
     np.testing.assert_allclose(maps[1], maps[0], rtol=1e-2, atol=1e-4 * float(maps[0].max()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_size": -1},
+        {"input_size": "64"},
+        {"input_size": 1e9},
+        {"mean": ["a", "b", "c"]},
+        {"mean": [0.0, 0.0]},
+        {"std": [0.0, 1.0, 1.0]},
+        {"std": [None, 1.0, 1.0]},
+        {"crop": [1.0]},
+        {"crop": 2.0},
+        {"classes": "abc"},
+        {"classes": [1, 2]},
+        {"training": "long"},
+    ],
+)
+def test_a_description_with_a_value_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    model, path = tiny_model().float(), tmp_path / "small.safetensors"
+    save_network(path, model, classes=[f"c{index}" for index in range(model.config.num_classes)], input_size=64)
+    with safe_open(path, framework="pt") as file:
+        description = json.loads(file.metadata()["replknet"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
+    assert load_model(str(path)).input_size == 64
+    save_file(tensors, path, metadata={"replknet": json.dumps(description | change)})
+    with pytest.raises(ValueError, match="its description does not fit"):
+        load_model(str(path))
+
+
+class Planted:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def test_objects_in_the_cache_of_torchvision_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    weights = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
+    file = tmp_path / "checkpoints" / Path(weights.url).name
+    file.parent.mkdir()
+    model = torchvision.models.squeezenet1_1(weights=None)
+    torch.save(model.state_dict(), file)
+    loaded = load_model("torchvision:squeezenet1_1")
+    name = "classifier.1.weight"
+    assert torch.equal(loaded.module.state_dict()[name], model.state_dict()[name])
+    torch.save(model.state_dict() | {"more": Planted(tmp_path / "ran")}, file)
+    with pytest.raises(ValueError, match="is damaged, or holds more than tensors"):
+        load_model("torchvision:squeezenet1_1")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_a_folder_of_transformers_is_not_run(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    names = {"AutoConfig": "planted.Config", "AutoModelForImageClassification": "planted.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": names}))
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ValueError, match="contains custom code"):
+        load_model(f"hf:{tmp_path}")
+    assert not (tmp_path / "ran").exists()

@@ -45,7 +45,7 @@ def test_a_trained_network_is_not_called_initial() -> None:
 def test_a_program_cannot_be_initialised_anew(tmp_path: Path) -> None:
     analysis.export_model(load_model("replknet_nano_k3"), tmp_path / "net.pt", format="torchscript")
     with pytest.raises(ValueError, match="no layer that can be initialised anew"):
-        untrained_copy(load_model(str(tmp_path / "net.pt")))
+        untrained_copy(load_model(str(tmp_path / "net.pt"), trust=True))
 
 
 @pytest.mark.parametrize("change", ["weight norm", "pruned"])
