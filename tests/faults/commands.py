@@ -121,7 +121,7 @@ def small_weights(words: Sequence[str]) -> None:
     os.environ["TORCH_HOME"] = str(Path("out").resolve())
     (source,) = (Path(word.removeprefix("file://")) for word in words if word.startswith("file://"))
     entry = replace(published.PUBLISHED[_WEIGHTS], file=f"small-{sha256_of(source)[:8]}.pth")
-    published.PUBLISHED = {**published.PUBLISHED, _WEIGHTS: entry}  # type: ignore[assignment]
+    published.PUBLISHED = {**published.PUBLISHED, _WEIGHTS: entry}
 
 
 def few_stimuli(words: Sequence[str]) -> None:
