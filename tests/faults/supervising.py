@@ -65,7 +65,8 @@ _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _CONTINUE = 1
 _LONGEST = 600.0
 """Seconds after which a child that hangs is ended."""
-_SET_FILTER, _NEW_LISTENER, _SECCOMP, _NO_NEW_PRIVILEGES = 1, 8, 317, 38
+_SET_FILTER, _LISTENER, _SECCOMP, _NO_NEW_PRIVILEGES = 1, 8 | 32, 317, 38
+"""The flags: a new listener; and no signal but a deadly one disturbs a call that it looks at."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _listen() -> int:
     header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    listener: int = libc.syscall(_SECCOMP, _SET_FILTER, _NEW_LISTENER, ctypes.c_char_p(header))
+    listener: int = libc.syscall(_SECCOMP, _SET_FILTER, _LISTENER, ctypes.c_char_p(header))
     if listener < 0:
         raise OSError(ctypes.get_errno(), "seccomp")
     return listener
