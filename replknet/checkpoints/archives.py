@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replknet.checkpoints.unpickling import StoredTensor, Unpickler, is_count
+from replknet.checkpoints.unpickling import StoredTensor, Unpickler
 
 OLD_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 """In the first bytes of what `torch.save` wrote before version 1.6."""
@@ -95,12 +95,13 @@ class _Zip:
 def _filled(size: int, file: Any) -> Tensor:
     """The next bytes of a file."""
     found = torch.empty(size, dtype=torch.uint8, device="cpu")
-    place, done = memoryview(found.numpy()), 0
+    place: Any = found.numpy()
+    done = 0
     while done < size:
         chunk = file.read(min(_CHUNK, size - done))
         if not chunk:
             raise EOFError(f"a storage ends after {done} of {size} bytes")
-        place[done : done + len(chunk)] = chunk
+        place[done : done + len(chunk)] = memoryview(chunk)
         done += len(chunk)
     return found
 

@@ -99,7 +99,7 @@ def _to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif final_norm and key.startswith(f"{last}.norm."):
             key = key.removeprefix(f"{last}.")
         if key in sources:
-            raise ValueError(f"state: {sources[key]!r} and {given!r} are both the official {key!r}; expected one of them")
+            raise ValueError(f"state: {sources[key]!r} and {given!r} are both {key!r}; expected one of them")
         sources[key] = given
     return {key: state[given] for key, given in sources.items()}
 

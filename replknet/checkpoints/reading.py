@@ -49,9 +49,10 @@ def load_state_dict(path: str | PathLike[str], *, use_ema: bool = True) -> dict[
 
     Reads files of `torch.save` (the official repository's, timm's and mmpretrain's layouts: flat, under `model` or
     `state_dict`, with averaged weights, with `module.` prefixes, 22K heads under `head.cls_22k`) and safetensors. Only
-    tensors are unpickled: of whatever else a file holds, nothing is imported or called. No more memory is taken than the
-    file has bytes. Of a zip file of `torch.save` the checksums of what is read are verified; a flipped bit in the numbers
-    of a safetensors file, or of one from before version 1.6 of PyTorch, cannot be seen, as they have none.
+    tensors are unpickled: of whatever else a file holds, nothing is imported or called. What weights say of their sizes
+    is compared with the file's before memory is taken. Of a zip file of `torch.save` the checksums of what is read are
+    verified; safetensors files, and those from before version 1.6 of PyTorch, have none, so that a flipped bit in their
+    numbers is not seen.
 
     Args:
         path: The file.
@@ -141,14 +142,17 @@ def _is_safetensors(path: Path) -> bool:
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
-    """Any error becomes one that names the file."""
+def _damage_told(path: Path, entry: str = "") -> Iterator[None]:
+    """Any error becomes one that names the file, and the entry in it."""
     try:
         yield
     except Exception as error:  # the formats are foreign, and a damaged file raises anything
-        told = str(error).strip().partition("\n")[0][:_LONGEST_REASON]
-        told = told if told.isprintable() else repr(told)
-        reason = told if told and isinstance(error, ValueError) else f"{type(error).__name__}: {told}".removesuffix(": ")
+        reason = str(error).strip().partition("\n")[0][:_LONGEST_REASON]
+        reason = reason if reason.isprintable() else repr(reason)
+        if not reason or not isinstance(error, ValueError):
+            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
+        if entry:
+            reason = f"the entry {entry!r}: {reason}"
         raise CheckpointError(f"checkpoint={str(path)!r}: not a readable weight file ({reason})") from error
 
 
@@ -205,7 +209,9 @@ def _other_archive(path: Path) -> str:
     if any("/code/" in name for name in names):
         return "a TorchScript program, not weights alone"
     if not archives.data_names(names):
-        return f"a zip archive of other files, such as {names[0][:_LONGEST_NAME]!r}" if names else "an empty zip archive"
+        return (
+            f"a zip archive of other files, such as {names[0][:_LONGEST_NAME]!r}" if names else "an empty zip archive"
+        )
     return ""
 
 
@@ -213,8 +219,8 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     where = f"checkpoint={str(path)!r}"
     if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"{where}: it holds a whole object, {path_of(content)[:_LONGEST_NAME]}; expected a dictionary of tensors, such "
-            "as module.state_dict()"
+            f"{where}: it holds a whole object, {path_of(content)[:_LONGEST_NAME]}; expected a dictionary of tensors, "
+            "such as module.state_dict()"
         )
     if not content:
         raise CheckpointError(f"{where}: it holds an empty dictionary; expected one of tensors")
@@ -229,7 +235,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
         if name in BOOKKEEPING:
             continue
         if name in sources:
-            raise CheckpointError(f"{where}: the entries {sources[name]!r} and {key!r} are the same weight")
+            raise CheckpointError(f"{where}: {sources[name]!r} and {key!r} are both {name!r}; expected one of them")
         sources[name] = key
         if not isinstance(value, (Tensor, StoredTensor)):
             known = ", ".join((*EMA_WRAPPERS, *WRAPPERS))
@@ -238,7 +244,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
                 f"such as module.state_dict(), at the top level or under one of {known}"
             )
         if isinstance(value, StoredTensor):
-            with _damage_told(path):
+            with _damage_told(path, key):
                 value = value.read()
         if value.is_complex():
             raise CheckpointError(f"{where}: the entry {key!r} is of {value.dtype}; expected real weights")
@@ -247,7 +253,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     if needed > size:
         largest = max(state, key=lambda name: state[name].numel())
         raise CheckpointError(
-            f"{where}: its weights take {needed:,} bytes, and it has {size:,}; expected none that are expanded or share "
-            f"memory (the largest, {largest!r}, is of the shape {list(state[largest].shape)})"
+            f"{where}: its weights take {needed:,} bytes, and it has {size:,}; expected none that are expanded or "
+            f"share memory (the largest, {largest!r}, is of the shape {list(state[largest].shape)})"
         )
     return state

@@ -9,11 +9,10 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
-
 
 _MOST_DIMENSIONS = 16
 
@@ -178,7 +177,7 @@ class Unpickler(pickle._Unpickler):
         self.pop_mark()  # type: ignore[attr-defined]
         self.append(Placeholder("frozenset"))  # type: ignore[attr-defined]
 
-    dispatch = dict(pickle._Unpickler.dispatch) | {
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch) | {
         pickle.DICT[0]: load_dictionary,
         pickle.EMPTY_DICT[0]: load_empty_dictionary,
         pickle.EMPTY_SET[0]: load_empty_set,
