@@ -191,7 +191,8 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> 
     built, given = (
         weights["head.weight"].shape[0] if "head.weight" in weights else 0 for weights in (model.state_dict(), state)
     )
-    if {*misfit.missing, *misfit.unexpected, *misfit.misshaped, *misfit.mistyped} <= {"head.weight", "head.bias"}:
+    differing = {*misfit.missing, *misfit.unexpected, *misfit.misshaped}
+    if not misfit.mistyped and differing <= {"head.weight", "head.bias"}:
         how = "num_classes=0 to leave heads out and call reset_classifier afterwards"
         if given and weight_form(state) == "folded":
             how = f"pass num_classes={given}, as the final norm is folded into that head"

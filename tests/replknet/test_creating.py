@@ -85,9 +85,10 @@ def test_shipped_networks_need_no_network_connection() -> None:
         replknet.create_model("replknet_nano_k3", pretrained=True, checkpoint="weights.pth")
 
 
+@pytest.mark.parametrize("name", ["stages.0.blocks.0.large_kernel.lkb_origin.conv.weight", "head.bias"])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
-def test_numbers_that_are_no_weights_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
-    path, name = tmp_path / "weights.pth", "stages.0.blocks.0.large_kernel.lkb_origin.conv.weight"
+def test_numbers_that_are_no_weights_are_refused(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+    path = tmp_path / "weights.pth"
     state = tiny_model().float().state_dict()
     torch.save(state | {name: state[name].to(dtype)}, path)
     said = f"1 of another type: {name} {str(dtype).removeprefix('torch.')} for float32"

@@ -41,7 +41,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path, damage: str
     else:
         bit = bytearray(content)
         bit[content.index(torch.arange(10).numpy().tobytes()) + 8] ^= 1  # of the weights
-        damaged = {"half": content[: len(content) // 2], "empty": b"", "noise": b"x" * 999, "bit": bit}
+        damaged = {"half": content[: len(content) // 2], "empty": b"", "noise": b"x" * 999, "bit": bytes(bit)}
         damaged["name"] = content.replace(b"fingerprint", b"fingerprinT")
         path.write_bytes(damaged[damage])
     found, note = load_state(path, "ours")
