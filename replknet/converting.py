@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from replknet.checkpoints.describing import architecture_of, described_config, infer_config
+from replknet.checkpoints.describing import architecture_of, find_config
 from replknet.checkpoints.naming import Naming, convert_state_dict, weight_form
 from replknet.checkpoints.published import PUBLISHED, sha256_of
 from replknet.checkpoints.reading import CheckpointError, load_state_dict, read_metadata, read_weights
@@ -90,22 +90,16 @@ def inspect_checkpoint(path: str | PathLike[str]) -> CheckpointInfo:
     """
     path = Path(path)
     state, found = read_weights(path)
-    problems = []
-    for kind, test in (("NaN", torch.isnan), ("infinite values", torch.isinf)):
-        bad = [key for key, value in state.items() if value.is_floating_point() and bool(test(value).any())]
-        if bad:
-            problems.append(f"{kind} in {len(bad)} of {len(state)} tensors, the first is {bad[0]}")
-    negative = [key for key, value in state.items() if key.endswith("running_var") and bool((value < 0).any())]
-    if negative:
-        problems.append(f"negative variances in {len(negative)} batch norms, the first is {negative[0]}")
-    config = described_config(path) or infer_config(state)
-    if config is None:
-        problems.append("not a RepLKNet: its architecture cannot be read from the keys")
-    else:
-        try:
+    problems = _worthless_numbers(state)
+    config = None
+    try:
+        config = find_config(path, state)
+        if config is None:
+            problems.append("not a RepLKNet: its architecture cannot be read from the keys and shapes")
+        else:
             load_checkpoint(path)
-        except CheckpointError as error:
-            problems.append(str(error).partition(" does not fit the model: ")[2] or str(error))
+    except CheckpointError as error:
+        problems.append(str(error).partition(" does not fit the model: ")[2] or str(error))
     digest = sha256_of(path)
     published = [name for name, weights in PUBLISHED.items() if digest.startswith(weights.sha256)]
     statistics = ("running_mean", "running_var", "num_batches_tracked")
@@ -123,6 +117,21 @@ def inspect_checkpoint(path: str | PathLike[str]) -> CheckpointInfo:
         published=published[0] if published else None,
         problems=tuple(problems),
     )
+
+
+def _worthless_numbers(state: Mapping[str, Tensor]) -> list[str]:
+    """What in weights makes the outputs of a network, which is in float32, worthless."""
+    problems = []
+    numbers = [key for key, value in state.items() if value.is_floating_point()]
+    for kind, test in (("NaN", torch.isnan), ("infinite values", torch.isinf)):
+        bad = [key for key in numbers if bool(test(state[key].float()).any())]
+        if bad:
+            problems.append(f"{kind} in {len(bad)} of {len(state)} tensors, the first is {bad[0]}")
+    variances = [key for key in numbers if key.endswith("running_var")]
+    negative = [key for key in variances if bool((state[key].float() < 0).any())]
+    if negative:
+        problems.append(f"negative variances in {len(negative)} batch norms, the first is {negative[0]}")
+    return problems
 
 
 def convert_checkpoint(
@@ -197,6 +206,9 @@ def _largest_difference(before: RepLKNet, after: RepLKNet) -> float:
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, before.config.in_channels, _SIZE, _SIZE, generator=generator)
     expected, found = (model.float().forward_head(model.forward_features(image)) for model in (before, after))
+    if not bool(expected.isfinite().all()):
+        reason = "; ".join(_worthless_numbers(before.state_dict())) or "its numbers are too large"
+        raise CheckpointError(f"source: its own outputs for a random image are not finite ({reason})")
     if expected.shape != found.shape:
-        return float("nan")
+        return float("inf")
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny))

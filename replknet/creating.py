@@ -8,10 +8,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from replknet.checkpoints.describing import describe, described_config, infer_config
+from replknet.checkpoints.describing import describe, find_config
 from replknet.checkpoints.naming import weight_form
 from replknet.checkpoints.published import PUBLISHED, download_weights
 from replknet.checkpoints.reading import CheckpointError, load_state_dict
@@ -22,6 +23,8 @@ from replknet.networks.replknet import RepLKNet, RepLKNetConfig
 SHIPPED = ("replknet_nano_k3", "replknet_nano_k31")
 """Networks whose trained weights come with the package."""
 _NUM_LISTED = 10
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Of weights; others are codes that mean nothing without what belongs to them."""
 
 
 def shipped_weights(name: str) -> AbstractContextManager[Path]:
@@ -104,7 +107,7 @@ def load_checkpoint(path: str | PathLike[str]) -> RepLKNet:
         CheckpointError: If it does not hold a RepLKNet.
     """
     state = load_state_dict(path)
-    config = described_config(Path(path)) or infer_config(state)
+    config = find_config(Path(path), state)
     if config is None:
         raise CheckpointError(f"checkpoint={str(path)!r}: {describe(state)}")
     model = build(config)
@@ -120,25 +123,33 @@ class Misfit:
     missing: list[str]
     unexpected: list[str]
     misshaped: dict[str, str]
+    mistyped: dict[str, str]
 
     @classmethod
     def of(cls, model: nn.Module, state: Mapping[str, Tensor]) -> "Misfit":
         """Of official-named weights."""
         own = model.state_dict()
+        shared = {key: value for key, value in own.items() if key in state}
         return cls(
             # The counter of training batches is absent from some exported files, and no output depends on it.
             missing=[key for key in own if key not in state and not key.endswith("num_batches_tracked")],
             unexpected=[key for key in state if key not in own],
             misshaped={
                 key: f"{key} {_shape(state[key])} for {_shape(value)}"
-                for key, value in own.items()
-                if key in state and _shape(state[key]) != _shape(value)
+                for key, value in shared.items()
+                if _shape(state[key]) != _shape(value)
+            },
+            mistyped={
+                key: f"{key} {_type(state[key])} for {_type(value)}"
+                for key, value in shared.items()
+                if not _takes(value, state[key])
             },
         )
 
     def __str__(self) -> str:
         parts = []
         lists = {"missing": self.missing, "unexpected": self.unexpected, "mis-shaped": [*self.misshaped.values()]}
+        lists["of another type"] = [*self.mistyped.values()]
         for label, entries in lists.items():
             if entries:
                 more = f" and {len(entries) - _NUM_LISTED} more" if len(entries) > _NUM_LISTED else ""
@@ -150,11 +161,23 @@ def _shape(value: Tensor) -> list[int] | str:
     return "uninitialized" if is_lazy(value) else list(value.shape)
 
 
+def _type(value: Tensor) -> str:
+    """Of its numbers, and how it keeps them where that is unusual."""
+    unusual = "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
+    return str(value.dtype).removeprefix("torch.") + ("" if unusual == "strided" else f" ({unusual})")
+
+
+def _takes(own: Tensor, given: Tensor) -> bool:
+    """Whether a weight or counter can be given such numbers without a change of what they mean."""
+    there = given.layout == torch.strided and (own.is_meta or not given.is_meta)
+    return there and (given.dtype in _DTYPES if own.is_floating_point() else not given.is_complex())
+
+
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Load official-named weights strictly; `source` names them in the error.
 
     Raises:
-        CheckpointError: If any key is missing, unexpected or has another shape.
+        CheckpointError: If any key is missing, unexpected, or has another shape or numbers that are no weights.
     """
     check_fit(model, state, source=source)
     model.load_state_dict({key: state.get(key, value) for key, value in model.state_dict().items()})
@@ -168,7 +191,8 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> 
     built, given = (
         weights["head.weight"].shape[0] if "head.weight" in weights else 0 for weights in (model.state_dict(), state)
     )
-    if {*misfit.missing, *misfit.unexpected, *misfit.misshaped} <= {"head.weight", "head.bias"}:
+    differing = {*misfit.missing, *misfit.unexpected, *misfit.misshaped}
+    if not misfit.mistyped and differing <= {"head.weight", "head.bias"}:
         how = "num_classes=0 to leave heads out and call reset_classifier afterwards"
         if given and weight_form(state) == "folded":
             how = f"pass num_classes={given}, as the final norm is folded into that head"

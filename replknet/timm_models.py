@@ -251,7 +251,9 @@ def _fitting_weights(state: Mapping[str, Tensor], model: nn.Module) -> dict[str,
         free |= {"head.weight", "head.bias"}
     match_form(model, form)
     kept = {key: value for key, value in official.items() if key not in free}
-    kept |= {key: own[key] for key in free & own.keys() if key in official or key.startswith("head.")}
+    # Of these the shape is timm's affair, not what the numbers are.
+    kept |= {key: own[key].to(official[key].dtype) for key in free & own.keys() & official.keys()}
+    kept |= {key: own[key] for key in free & own.keys() - official.keys() if key.startswith("head.")}
     check_fit(model, kept, source="pretrained_cfg")
     return official
 

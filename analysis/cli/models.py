@@ -57,7 +57,7 @@ def models() -> None:
 
 @app.command()
 def info(file: Annotated[Path, typer.Argument(help="A weight file.")]) -> None:
-    """Say what a weight file holds, and what is wrong with it."""
+    """Say what a weight file holds, and what is wrong with it; the exit code is 1 if anything is."""
     found = replknet.inspect_checkpoint(file)
     forms = {"training": "training", "merged": "large kernels merged", "folded": "re-parameterised, no batch norm"}
     table = Table(show_header=False)

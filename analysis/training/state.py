@@ -5,13 +5,14 @@ is whole.
 """
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from analysis.runs.writing import replacing
+from replknet import CheckpointError
+from replknet.checkpoints.reading import read_content
 from replknet.checkpoints.writing import write_pickled
 
 
@@ -44,15 +45,16 @@ def load_state(path: Path, fingerprint: str) -> tuple[dict[str, Any] | None, str
         if not candidate.is_file():
             continue
         try:
-            state: dict[str, Any] = torch.load(candidate, map_location="cpu", weights_only=True)
-            if state["fingerprint"] == fingerprint:
-                return state, note
-            note = note or (
-                f"{candidate.name} is of another network, recipe or data, or of a former version, which named the "
-                "networks' code otherwise; the training begins anew"
-            )
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            note = f"{candidate.name} is damaged ({str(error).partition(chr(10))[0]}); the one before it is used"
+            state = read_content(candidate)
+        except CheckpointError as error:
+            note = f"{candidate.name} is damaged ({error}); the one before it is used"
+            continue
+        if isinstance(state, dict) and state.get("fingerprint") == fingerprint:
+            return state, note
+        note = note or (
+            f"{candidate.name} is of another network, recipe or data, or of a former version, which named the "
+            "networks' code otherwise; the training begins anew"
+        )
     return None, note.replace("the one before it is used", "there is no other, and the training begins anew")
 
 

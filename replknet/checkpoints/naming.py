@@ -1,5 +1,6 @@
 """Other people's names for the same weights: the only module that knows them."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -15,6 +16,9 @@ WRAPPERS = ("model", "state_dict")
 BOOKKEEPING = ("steps", "n_averaged")
 """Of averaged models: entries that are no weights."""
 _PARALLEL_PREFIXES = ("module.", "_orig_mod.")
+MOST_STAGES = 100
+"""Far more than there can be: each one halves the maps."""
+_STAGE = re.compile(r"stages\.(0|[1-9][0-9]?)\.")
 
 
 def naming_of(keys: Iterable[str]) -> Naming:
@@ -54,8 +58,8 @@ def convert_state_dict(state: Mapping[str, Tensor], to: Naming) -> dict[str, Ten
         to: "official" or "mmpretrain". Converting there and back gives the same keys in the same order.
 
     Raises:
-        ValueError: If `to` is unknown, or the norms cannot be named in mmpretrain's way: it has one place for the
-            norm on the last stage's map and the norm before the head.
+        ValueError: If `to` is unknown, two weights would get the same name, or the norms cannot be named in
+            mmpretrain's way: it has one place for the norm on the last stage's map and the norm before the head.
 
     Example:
         >>> import torch
@@ -83,24 +87,31 @@ def convert_state_dict(state: Mapping[str, Tensor], to: Naming) -> dict[str, Ten
 
 def _to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     has_head = any(key.startswith("head.") for key in state)
-    bare = {key.removeprefix("backbone."): value for key, value in state.items()}
+    bare = [key.removeprefix("backbone.") for key in state]
     last = _last_stage(bare)
     norms = {key.split(".norm.")[0] for key in bare if key.startswith("stages.") and ".norm." in key}
     # mmpretrain keeps the norm before the head on the last stage; norms on several stages are intermediate ones.
     final_norm = not any(key.startswith("norm.") for key in bare) and (norms == {last} or (has_head and last in norms))
-    renamed = {}
-    for key, value in bare.items():
+    sources: dict[str, str] = {}
+    for given, key in zip(state, bare, strict=True):
         if key.startswith(("head.fc.", "head.cls_22k.")):
             key = "head." + key.rsplit(".", 1)[1]
         elif final_norm and key.startswith(f"{last}.norm."):
             key = key.removeprefix(f"{last}.")
-        renamed[key] = value
-    return renamed
+        if key in sources:
+            raise ValueError(f"state: {sources[key]!r} and {given!r} are both {key!r}; expected one of them")
+        sources[key] = given
+    return {key: state[given] for key, given in sources.items()}
+
+
+def stage_of(key: str) -> int | None:
+    """The stage that an official-named weight belongs to, if it is one's."""
+    found = _STAGE.match(key)
+    return int(found[1]) if found else None
 
 
 def _last_stage(state: Iterable[str]) -> str:
-    stages = [int(key.split(".")[1]) for key in state if key.startswith("stages.")]
-    return f"stages.{max(stages, default=0)}"
+    return f"stages.{max((stage for stage in map(stage_of, state) if stage is not None), default=0)}"
 
 
 def weight_form(state: Mapping[str, Tensor]) -> Form:

@@ -2,18 +2,18 @@
 
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from replknet.checkpoints import unpickling
+from replknet.checkpoints import archives
 from replknet.checkpoints.naming import (
     BOOKKEEPING,
     EMA_WRAPPERS,
@@ -25,9 +25,8 @@ from replknet.checkpoints.naming import (
     weight_keys,
 )
 from replknet.checkpoints.programs import program_in
+from replknet.checkpoints.unpickling import StoredTensor, path_of
 
-_TORCH_BEFORE_ZIP = b"l\xfc\x9cF\xf9 j\xa8P\x19"
-"""In the first bytes of what `torch.save` wrote before version 1.6."""
 _BEGINNINGS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file that it stands for; `git lfs pull` fetches that"),
     (b"<!doctype html", "an HTML page; the download went wrong"),
@@ -38,6 +37,8 @@ _BEGINNINGS = (
     (b"\x93numpy", "an array of NumPy"),
 )
 """In lower case."""
+_LONGEST_NAME = 200
+_LONGEST_REASON = 300
 
 
 class CheckpointError(ValueError):
@@ -49,7 +50,10 @@ def load_state_dict(path: str | PathLike[str], *, use_ema: bool = True) -> dict[
 
     Reads files of `torch.save` (the official repository's, timm's and mmpretrain's layouts: flat, under `model` or
     `state_dict`, with averaged weights, with `module.` prefixes, 22K heads under `head.cls_22k`) and safetensors. Only
-    tensors are unpickled: of whatever else a file holds, nothing is imported or called.
+    tensors are unpickled: of whatever else a file holds, nothing is imported or called. What weights say of their sizes
+    is compared with the file's before memory is taken. Of a zip file of `torch.save` the checksums of what is read are
+    verified; safetensors files, and those from before version 1.6 of PyTorch, have none, so that a flipped bit in their
+    numbers is not seen.
 
     Args:
         path: The file.
@@ -61,7 +65,8 @@ def load_state_dict(path: str | PathLike[str], *, use_ema: bool = True) -> dict[
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is not a weight file, or its weights are something that is not a tensor.
+        CheckpointError: If the file is not a weight file or a damaged one, or its weights are something that is not a
+            tensor, have no names that weights can have, or take more memory than the file has bytes.
     """
     return read_weights(Path(path), use_ema=use_ema)[0]
 
@@ -87,29 +92,48 @@ def read_weights(path: Path, *, use_ema: bool = True) -> tuple[dict[str, Tensor]
     """What `load_state_dict` returns, and the layout of the file."""
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint={str(path)!r}: {'is a folder' if path.is_dir() else 'no such file'}")
-    content, wrappers, beside = _read(path), [], ""
-    for _ in range(2):  # a wrapper may be in another one
-        if not isinstance(content, Mapping):
-            break
-        averaged, last = weight_keys(content)
-        if averaged and not last and not use_ema:
-            raise CheckpointError(f"checkpoint={str(path)!r}: use_ema=False, but it has averaged weights only")
-        wrapper = averaged if averaged and use_ema else last
-        if not wrapper:
-            break
-        beside = beside or (last if wrapper == averaged else "")
-        content = content[wrapper]
-        wrappers.append(wrapper)
-    state = _tensors(content, path)
+    with _opened(path) as content:
+        wrappers, beside = [], ""
+        for _ in range(2):  # a wrapper may be in another one
+            if not isinstance(content, Mapping):
+                break
+            averaged, last = weight_keys(content)
+            if averaged and not last and not use_ema:
+                raise CheckpointError(f"checkpoint={str(path)!r}: use_ema=False, but it has averaged weights only")
+            wrapper = averaged if averaged and use_ema else last
+            if not wrapper:
+                break
+            beside = beside or (last if wrapper == averaged else "")
+            content = content[wrapper]
+            wrappers.append(wrapper)
+        state = _tensors(content, path)
     form: Literal["safetensors", "torch"] = "safetensors" if _is_safetensors(path) else "torch"
-    return convert_state_dict(state, to="official"), FileLayout(form, ".".join(wrappers), beside, naming_of(state))
+    try:
+        official = convert_state_dict(state, to="official")
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint={str(path)!r}: {str(error).removeprefix('state: ')}") from error
+    return official, FileLayout(form, ".".join(wrappers), beside, naming_of(state))
+
+
+def read_content(path: Path) -> Any:
+    """All that a file of `torch.save` holds, in plain dictionaries, lists and tuples; of other objects their names.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    with _damage_told(path), archives.opened(path) as content:
+        return archives.with_tensors(content)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; empty for files in another format."""
+    """What a safetensors file says of itself; empty for files in another format.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
     if not _is_safetensors(path):
         return {}
-    with safe_open(path, framework="pt") as file:
+    with _damage_told(path), safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 
 
@@ -118,17 +142,39 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:9] == b"{"  # eight bytes of length, then a JSON header
 
 
-def _read(path: Path) -> Any:
+@contextmanager
+def _damage_told(path: Path, entry: str = "") -> Iterator[None]:
+    """Any error becomes one that names the file, and the entry in it."""
     try:
-        if _is_safetensors(path):
-            return load_file(path)
-        other = _other_kind(path)
-        if not other:
-            return torch.load(path, map_location="cpu", pickle_module=unpickling, weights_only=False)
-    except Exception as error:  # a damaged pickle raises anything
-        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"checkpoint={str(path)!r}: not a readable weight file ({first_line})") from error
-    raise CheckpointError(f"checkpoint={str(path)!r}: not a readable weight file (it is {other})")
+        yield
+    except Exception as error:  # the formats are foreign, and a damaged file raises anything
+        reason = str(error).strip().partition("\n")[0][:_LONGEST_REASON]
+        reason = reason if reason.isprintable() else repr(reason)
+        if not reason or not isinstance(error, ValueError):
+            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
+        if entry:
+            reason = f"the entry {entry!r}: {reason}"
+        raise CheckpointError(f"checkpoint={str(path)!r}: not a readable weight file ({reason})") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """What a file holds, with its tensors or notes of them."""
+    with ExitStack() as stack:
+        other = ""
+        with _damage_told(path):
+            safe = _is_safetensors(path)
+            other = "" if safe else _other_kind(path)
+            if not other:
+                content = _safe_tensors(path) if safe else stack.enter_context(archives.opened(path))
+        if other:
+            raise CheckpointError(f"checkpoint={str(path)!r}: not a readable weight file (it is {other})")
+        yield content
+
+
+def _safe_tensors(path: Path) -> dict[str, Tensor]:
+    """In memory of their own: those of the library change when the file does."""
+    return {key: value.clone() for key, value in load_file(path).items()}
 
 
 def _other_kind(path: Path) -> str:
@@ -147,7 +193,7 @@ def _other_kind(path: Path) -> str:
         return _other_archive(path)
     if tarfile.is_tarfile(path):  # torch would unpack it
         return "a tar archive; unpack it first"
-    if _TORCH_BEFORE_ZIP in head[:64]:
+    if archives.OLD_MAGIC in head[:64]:
         return ""
     if head.startswith(b"\x80"):
         return "a pickle that torch.save has not written"
@@ -164,8 +210,10 @@ def _other_archive(path: Path) -> str:
     program = program_in(path)
     if program:
         return f"a {program}, not weights alone"
-    if not any(name.endswith("/data.pkl") for name in names):
-        return f"a zip archive of other files, such as {names[0]!r}" if names else "an empty zip archive"
+    if not archives.data_names(names):
+        return (
+            f"a zip archive of other files, such as {names[0][:_LONGEST_NAME]!r}" if names else "an empty zip archive"
+        )
     return ""
 
 
@@ -173,24 +221,41 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     where = f"checkpoint={str(path)!r}"
     if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"{where}: it holds a whole object, {unpickling.path_of(content)}; expected a dictionary of tensors, such "
-            "as module.state_dict()"
+            f"{where}: it holds a whole object, {path_of(content)[:_LONGEST_NAME]}; expected a dictionary of tensors, "
+            "such as module.state_dict()"
         )
     if not content:
         raise CheckpointError(f"{where}: it holds an empty dictionary; expected one of tensors")
-    state = {}
+    state: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
     wrapped = [key for key in (*EMA_WRAPPERS, *WRAPPERS) if key in content]
-    for key in (*wrapped, *content):
-        name, value = strip_parallel(str(key)), content[key]
+    for key in dict.fromkeys((*wrapped, *content)):
+        if not isinstance(key, str) or not key.isprintable() or len(key) > _LONGEST_NAME:
+            name = repr(key[:_LONGEST_NAME]) if isinstance(key, str) else f"of the type {path_of(key)}"
+            raise CheckpointError(f"{where}: it has a key that no weight has, {name}")
+        name, value = strip_parallel(key), content[key]
         if name in BOOKKEEPING:
             continue
-        if not isinstance(value, Tensor):
+        if name in sources:
+            raise CheckpointError(f"{where}: {sources[name]!r} and {key!r} are both {name!r}; expected one of them")
+        sources[name] = key
+        if not isinstance(value, (Tensor, StoredTensor)):
             known = ", ".join((*EMA_WRAPPERS, *WRAPPERS))
             raise CheckpointError(
-                f"{where}: the entry {str(key)!r} is {unpickling.path_of(value)}, not a tensor; expected weights, "
+                f"{where}: the entry {key!r} is {path_of(value)[:_LONGEST_NAME]}, not a tensor; expected weights, "
                 f"such as module.state_dict(), at the top level or under one of {known}"
             )
+        if isinstance(value, StoredTensor):
+            with _damage_told(path, key):
+                value = value.read()
         if value.is_complex():
-            raise CheckpointError(f"{where}: the entry {str(key)!r} is of {value.dtype}; expected real weights")
+            raise CheckpointError(f"{where}: the entry {key!r} is of {value.dtype}; expected real weights")
         state[name] = value
+    size, needed = path.stat().st_size, sum(value.numel() * value.itemsize for value in state.values())
+    if needed > size:
+        largest = max(state, key=lambda name: state[name].numel())
+        raise CheckpointError(
+            f"{where}: its weights take {needed:,} bytes, and it has {size:,}; expected none that are expanded or "
+            f"share memory (the largest, {largest!r}, is of the shape {list(state[largest].shape)})"
+        )
     return state

@@ -131,3 +131,13 @@ def test_info_names_what_is_wrong(tmp_path: Path) -> None:
     assert "not a RepLKNet" in other.problems[0]
     with pytest.raises(CheckpointError, match="does not look like a RepLKNet"):
         replknet.load_checkpoint(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(("number", "reason"), [(float("nan"), "NaN in 1 of"), (1e38, "its numbers are too large")])
+def test_outputs_that_cannot_be_compared(tmp_path: Path, number: float, reason: str) -> None:
+    state = tiny_model().float().state_dict()
+    state["norm.weight"][:] = number
+    torch.save(state, tmp_path / "source.pth")
+    with pytest.raises(CheckpointError, match=rf"its own outputs for a random image are not finite \({reason}"):
+        replknet.convert_checkpoint(tmp_path / "source.pth", tmp_path / "converted.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["source.pth"]

@@ -83,3 +83,25 @@ def test_shipped_networks_need_no_network_connection() -> None:
     assert sum(sizes) < 4e6
     with pytest.raises(ValueError, match="expected None with pretrained=True"):
         replknet.create_model("replknet_nano_k3", pretrained=True, checkpoint="weights.pth")
+
+
+@pytest.mark.parametrize("name", ["stages.0.blocks.0.large_kernel.lkb_origin.conv.weight", "head.bias"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_numbers_that_are_no_weights_are_refused(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+    path = tmp_path / "weights.pth"
+    state = tiny_model().float().state_dict()
+    torch.save(state | {name: state[name].to(dtype)}, path)
+    said = f"1 of another type: {name} {str(dtype).removeprefix('torch.')} for float32"
+    for load in (replknet.load_checkpoint, lambda path: replknet.create_model("replknet_31b", checkpoint=path, **TINY)):
+        with pytest.raises(CheckpointError, match=said):
+            load(path)
+    assert said in replknet.inspect_checkpoint(path).problems[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_other_precisions_are_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {key: value.to(dtype) for key, value in tiny_model().state_dict().items()}  # the counters, too
+    torch.save(state, tmp_path / "weights.pth")
+    loaded = replknet.load_checkpoint(tmp_path / "weights.pth").state_dict()
+    assert all(torch.equal(loaded[key], value.to(loaded[key].dtype)) for key, value in state.items())
+    assert {value.dtype for key, value in loaded.items() if key.endswith("num_batches_tracked")} == {torch.int64}

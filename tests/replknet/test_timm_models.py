@@ -231,6 +231,14 @@ def test_weights_of_another_architecture_are_refused_beside_another_head(tmp_pat
         small(pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, kernel_sizes=(3, 3, 3, 3), small_kernel=3)
 
 
+@pytest.mark.parametrize("name", ["stem.0.conv.weight", "head.weight", "stages.0.blocks.0.pw1.conv.weight"])
+def test_integers_are_no_weights(tmp_path: Path, name: str) -> None:
+    state = small(num_classes=1000).state_dict()
+    torch.save(state | {name: state[name].long()}, tmp_path / "weights.pth")
+    with pytest.raises(replknet.CheckpointError, match=f"1 of another type: {name} int64 for float32"):
+        small(pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")}, num_classes=1000)
+
+
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     gradients = []

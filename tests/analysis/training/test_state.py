@@ -30,7 +30,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["half", "empty", "noise", "absent"])
+@pytest.mark.parametrize("damage", ["half", "empty", "noise", "bit", "name", "absent"])
 def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "state.pt"
     store_state(path, state(1))
@@ -39,7 +39,11 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path, damage: str
     if damage == "absent":  # killed between the two renamings
         path.unlink()
     else:
-        path.write_bytes({"half": content[: len(content) // 2], "empty": b"", "noise": b"x" * 999}[damage])
+        bit = bytearray(content)
+        bit[content.index(torch.arange(10).numpy().tobytes()) + 8] ^= 1  # of the weights
+        damaged = {"half": content[: len(content) // 2], "empty": b"", "noise": b"x" * 999, "bit": bytes(bit)}
+        damaged["name"] = content.replace(b"fingerprint", b"fingerprinT")
+        path.write_bytes(damaged[damage])
     found, note = load_state(path, "ours")
     assert found is not None
     assert found["step"] == 1

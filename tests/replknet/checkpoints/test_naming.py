@@ -33,3 +33,17 @@ def test_intermediate_norms_keep_their_names() -> None:
         replknet.convert_state_dict(both, to="mmpretrain")
     with pytest.raises(ValueError, match="to='timm'"):
         replknet.convert_state_dict(both, to="timm")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "name"),
+    [
+        ("stem.0.conv.weight", "backbone.stem.0.conv.weight", "stem.0.conv.weight"),
+        ("head.weight", "head.fc.weight", "head.weight"),
+        ("head.fc.bias", "head.cls_22k.bias", "head.bias"),
+    ],
+)
+def test_two_weights_of_one_name_are_refused(first: str, second: str, name: str) -> None:
+    state = {first: torch.zeros(1), second: torch.ones(1)}
+    with pytest.raises(ValueError, match=f"state: {first!r} and {second!r} are both {name!r}; expected one of them"):
+        replknet.convert_state_dict(state, to="official")

@@ -308,3 +308,30 @@ def test_no_file_and_a_folder(tmp_path: Path) -> None:
         replknet.load_state_dict(tmp_path / "absent.pth")
     with pytest.raises(FileNotFoundError, match="is a folder"):
         replknet.load_state_dict(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "_orig_mod.module."])
+def test_two_entries_of_one_weight_are_named(tmp_path: Path, prefix: str) -> None:
+    path, key = tmp_path / "weights.pth", "stem.0.conv.weight"
+    torch.save({key: torch.zeros(1), prefix + key: torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=f"'{key}' and '{prefix}{key}' are both '{key}'; expected one of them"):
+        replknet.load_state_dict(path)
+
+
+@pytest.mark.parametrize("key", [3, (1, 2), "a\nb", "\x1b[31m", "stages." + "9" * 5000, None])
+def test_keys_that_no_weight_has(tmp_path: Path, key: Any) -> None:
+    torch.save({"stem": torch.ones(1), key: torch.ones(1)}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="it has a key that no weight has") as caught:
+        replknet.load_state_dict(tmp_path / "weights.pth")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_loaded_weights_do_not_change_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"a": torch.ones(100_000)}, path)
+    loaded = replknet.load_state_dict(path)["a"]
+    with path.open("r+b") as file:
+        file.seek(200_000)
+        file.write(bytes(1000))
+    assert loaded.eq(1).all()
