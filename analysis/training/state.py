@@ -8,8 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from analysis.runs.writing import replacing
 from replknet import CheckpointError
 from replknet.checkpoints.reading import read_content
