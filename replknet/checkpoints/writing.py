@@ -77,7 +77,7 @@ def clear_leftovers(folder: Path, *, of: str | None = None, alone: bool = False)
     for entry in list(os.scandir(folder)) if folder.is_dir() else ():
         path, unfinished = folder / entry.name, _NEW.fullmatch(entry.name)
         if unfinished is not None:
-            if of in (None, unfinished[2]) and (alone or not _is_alive(int(unfinished[1]))):
+            if (of is None or is_unfinished(entry.name, of)) and (alone or not _is_alive(int(unfinished[1]))):
                 remove(path)
         elif entry.name.startswith(_OLD):
             if of in (None, entry.name.removeprefix(_OLD)):
@@ -89,7 +89,7 @@ def clear_leftovers(folder: Path, *, of: str | None = None, alone: bool = False)
 def is_unfinished(name: str, of: str) -> bool:
     """Whether a file of this name is one that was to get the name `of`."""
     found = _NEW.fullmatch(name)
-    return found is not None and found[2] == of
+    return found is not None and (found[2] == of or is_unfinished(found[2], of))
 
 
 def remove(path: Path) -> None:
@@ -110,11 +110,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         OSError: If it cannot be written.
     """
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    try:
-        save_file(contiguous, path, dict(metadata or {}))
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    path.chmod(0o644)
+    with scratch_folder(path) as folder:  # a killed writer leaves a file of its own beside its target
+        try:
+            save_file(contiguous, folder / path.name, dict(metadata or {}))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        (folder / path.name).chmod(0o644)
+        (folder / path.name).replace(path)
 
 
 def write_pickled(path: Path, content: Any) -> None:

@@ -76,6 +76,7 @@ def test_what_killed_processes_left_goes_and_no_more(tmp_path: Path) -> None:
         living = tmp_path / f".new.{other.pid}.a.txt"
         living.write_text("written at present")
         (tmp_path / ".new.notes").write_text("of the user")
+        (tmp_path / f".new.{os.getpid()}..new.{os.getpid()}.a.txt").mkdir()
         clear_leftovers(tmp_path, of="a.txt")
         assert len(list(tmp_path.glob(".new.*"))) == 4  # mine, b.txt, the living and the user's
         clear_leftovers(tmp_path)
