@@ -15,6 +15,7 @@ from analysis.benchmark.networks import network_cases
 from analysis.benchmark.timing import Case, compare, environment, slowness
 from analysis.cli.console import print_line, print_table, progress_bar
 from analysis.cli.options import parse_numbers
+from analysis.runs.tables import write_table
 from analysis.runs.writing import replacing, write_json
 
 app = typer.Typer()
@@ -126,7 +127,7 @@ def _bench(
     from analysis.figures import paper_style, save_figure
 
     with replacing(out / f"{name}.csv") as path:
-        table.to_csv(path, index=False, float_format="%.6g")
+        write_table(table, path, float_format="%.6g")
     write_json(out / f"{name}.json", record)
     with paper_style():
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
