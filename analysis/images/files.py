@@ -150,11 +150,12 @@ def read_rgb(file: Path | IO[bytes]) -> Image.Image:
     if reason:
         raise ImageError(reason)
     try:
-        with warnings.catch_warnings(), Image.open(file) as image:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is twice as large is refused
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return as_rgb(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses what is twice as large
+            with Image.open(file) as image:
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                return as_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError:

@@ -18,6 +18,12 @@ from analysis.runs.texts import parse_json, read_text, short, why_no_file
 
 _IMAGE_MEMBERS = (".jpg", ".jpeg", ".png", ".webp", ".ppm")
 _SHARDS_IN_A_WINDOW = 16
+_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+_LONGEST_HEADER = 1 << 20
+"""Bytes."""
 _DIGITS = 6
 """Of the number of a class: whatever names the classes has to have as many names."""
 
@@ -114,12 +120,14 @@ def _find_shards(directory: Path, split: Split) -> tuple[Path, ...]:
 
 
 class _Member(tarfile.TarInfo):
-    """Refuses a header of negative size: Python's reader would go back to where it came from, for ever."""
+    """Refuses sizes that Python's reader believes: of a negative one it would go back to where it came from, for ever,
+    and for a header of names and the like it would make room unseen.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         found = super().frombuf(buf, encoding, errors)
-        if found.size < 0:
+        if found.size < 0 or (found.size > _LONGEST_HEADER and found.type in _HEADERS):
             raise ValueError(f"{found.name!r}: {found.size} bytes")
         return found
 

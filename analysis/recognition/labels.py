@@ -146,7 +146,7 @@ def _is_header(cells: Sequence[str], root: Path, names: Mapping[str, Sequence[in
     """Two words of which neither is a file, or looks like one, or a class."""
     if len(cells) != 2 or cells[1] in names:
         return False
-    return not Path(cells[0]).suffix and not (root / cells[0]).is_file()
+    return not Path(cells[0]).suffix and bool(why_no_file(root / cells[0]))
 
 
 def _outputs_by_name(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -84,10 +84,13 @@ def measure(
         progress: Called at the start and after each batch.
 
     Raises:
+        IsADirectoryError: If there is a folder in place of the file `partial`.
         ValueError: If `batch_size` is below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    if partial is not None and Path(partial).is_dir():
+        raise IsADirectoryError(f"partial={str(partial)!r}: a folder, not the file of a measurement")
     found = Measured() if partial is None else by_first(lambda: _load(Path(partial), fingerprint, names) or Measured())
     total, first = len(names), found.done
     if progress is not None:
