@@ -158,7 +158,7 @@ def test_arrays_of_another_kind_and_misplaced_fields_are_refused(tmp_path: Path)
         ({"values": np.zeros(2), "name": np.zeros(2)}, "name is in both of its files"),
         ({"values": np.zeros(2), "more": np.zeros(2)}, "no field 'more'"),
     ):
-        np.savez(tmp_path / "out" / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        np.savez(tmp_path / "out" / "arrays.npz", **arrays)
         with pytest.raises(ResultError, match=message):
             Inner.load(tmp_path / "out")
     outer().save(tmp_path / "outer")
