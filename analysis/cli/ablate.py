@@ -22,6 +22,7 @@ from analysis.runs.folder import RunFolder
 from analysis.runs.identity import hash_weights
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
+from analysis.runs.tables import write_table
 from analysis.shape_bias.categories import LabelMapping
 from analysis.study import posthoc
 from analysis.study.design import Study
@@ -231,6 +232,6 @@ def _write(table: Any, energy: Any, folder: RunFolder) -> None:
 
     for name, content in (("posthoc", table), ("energy", energy)):
         with folder.replace(f"{name}.csv") as path:
-            content.to_csv(path, index=False)
+            write_table(content, path)
     with paper_style():
         save_figure(posthoc_figure(table, energy), "posthoc", folder.replace)

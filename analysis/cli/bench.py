@@ -16,6 +16,7 @@ from analysis.benchmark.networks import network_cases
 from analysis.benchmark.timing import Case, compare, environment, slowness
 from analysis.cli.console import print_line, print_table, progress_bar
 from analysis.cli.options import parse_numbers
+from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing, write_json
 
 app = typer.Typer()
@@ -133,7 +134,7 @@ def _bench(
             plots.plot_benchmark(table, ax=axes)
         save_figure(figure, name, lambda file: replacing(out / file))
     with replacing(out / f"{name}.csv") as path:
-        table.to_csv(path, index=False, float_format="%.6g")
+        write_table(table, path, float_format="%.6g")
     typer.echo(f"{name}.csv, .json, .png and .pdf are in {out}")
 
 

@@ -35,6 +35,7 @@ from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
+from analysis.runs.tables import write_table
 
 app = typer.Typer()
 _SIZE = 1024
@@ -184,7 +185,7 @@ def _write_outputs(results: Sequence[ErfResult], folder: RunFolder) -> None:
     from analysis.receptive_field import plots
 
     with folder.replace("erf.csv") as path:
-        pd.DataFrame([result.summary() for result in results]).to_csv(path, index=False)
+        write_table(pd.DataFrame([result.summary() for result in results]), path)
     with paper_style():
         save_figure(plots.erf_figure(results), "erf", folder.replace)
         curves = {"contribution": plots.plot_contribution}

@@ -26,6 +26,7 @@ from analysis.runs.folder import RunFolder
 from analysis.runs.identity import identify
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
+from analysis.runs.tables import write_table
 from analysis.runs.writing import check_writable, replacing
 
 app = typer.Typer()
@@ -70,10 +71,13 @@ def predict_command(
         )
     if out is not None:
         with clear_errors_for_files(out), replacing(out) as path:
-            path.write_text(_json(found) if out.suffix == ".json" else found.table().to_csv(index=False))
+            if out.suffix == ".json":
+                path.write_text(_json(found))
+            else:
+                write_table(found.table(), path)
         typer.echo(f"the best classes of {len(found)} images: {out}")
     elif as_csv:
-        found.table().to_csv(sys.stdout, index=False)
+        write_table(found.table(), sys.stdout)
     elif as_json:
         typer.echo(_json(found), nl=False)
     else:
@@ -230,10 +234,10 @@ def _write(result: EvaluationResult, folder: RunFolder, confusion: bool) -> None
     tables = {"decisions": result.decisions(), "by_class": result.by_class()}
     for name, table in tables.items():
         with folder.replace(f"{name}.csv") as path:
-            table.to_csv(path, index=False)
+            write_table(table, path)
     if confusion:
         with folder.replace("confusion.csv") as path:
-            result.confusion().to_csv(path)
+            write_table(result.confusion(), path, index=True)
 
 
 def _report(result: EvaluationResult) -> None:

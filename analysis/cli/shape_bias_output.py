@@ -11,6 +11,7 @@ from rich.table import Table
 
 from analysis.cli.console import print_line, print_notes, print_table
 from analysis.runs.folder import RunFolder, folder_name
+from analysis.runs.tables import write_table
 from analysis.runs.writing import write_json
 from analysis.shape_bias.categories import NO_RESPONSE
 from analysis.shape_bias.comparing import (
@@ -87,7 +88,7 @@ def write_tables(comparison: Comparison, folder: RunFolder) -> None:
         tables["consistency"] = comparison.consistency
     for name, table in tables.items():
         with folder.replace(f"{name}.csv") as path:
-            table.to_csv(path, index=False)
+            write_table(table, path)
     with folder.replace(RAW) as path:
         path.mkdir()
         for result in comparison.seen[: len(results)]:

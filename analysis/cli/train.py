@@ -1,10 +1,9 @@
 """`replknet train`."""
 
-import json
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,10 +23,13 @@ from analysis.images.shards import TarShards
 from analysis.models.files import save_network, save_weights
 from analysis.models.loaded import LoadedModel
 from analysis.models.replknets import new_model
+from analysis.runs.decoding import decoded, made
 from analysis.runs.folder import RunFolder
 from analysis.runs.identity import describe_environment, hash_weights, processor_name
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first, num_processes, rank
+from analysis.runs.tables import read_table, write_table
+from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import write_json
 from analysis.training.loop import Training, train
 from analysis.training.progress import Curve
@@ -41,6 +43,7 @@ _STATE, _CURVE, _NETWORK, _SUMMARY, _EVENTS = (
     "training.json",
     "tensorboard",
 )
+_COLUMNS = tuple(field.name for field in fields(Curve))
 _RECORDS = 50
 """Steps between entries of the learning curve, fewer in short trainings."""
 app = typer.Typer()
@@ -163,14 +166,22 @@ def _images(data: Path, split: Split, prepare: Preparation | None) -> FolderImag
 def _finished(out: Path, recipe: Recipe) -> Training | None:
     """What a run that did all its steps left."""
     try:
-        summary = json.loads((out / _SUMMARY).read_text())
-        table = pd.read_csv(out / _CURVE)
-    except (OSError, ValueError):
+        summary = decoded(parse_json(read_text(out / _SUMMARY, "path")), dict[str, Any])
+        rows = [cells for _, cells in read_table(out / _CURVE, "path", _COLUMNS)]
+        found: Training = made(
+            Training,
+            {
+                "curve": {name: [_number(name, row[name]) for row in rows] for name in _COLUMNS},
+                "seconds_per_step": summary.get("seconds_per_step"),
+            },
+        )
+    except (OSError, TypeError, ValueError):
         return None
-    if summary.get("steps_done") != recipe.steps or not (out / _NETWORK).is_file():
-        return None
-    curve = Curve(**{name: tuple(table[name].tolist()) for name in table.columns})
-    return Training(curve=curve, seconds_per_step=float(summary["seconds_per_step"]))
+    return found if summary.get("steps_done") == recipe.steps and (out / _NETWORK).is_file() else None
+
+
+def _number(column: str, text: str) -> float:
+    return int(text) if column == "step" else float(text or "nan")
 
 
 def _recorder(folder: RunFolder) -> tuple[Callable[[Curve], None], tuple[str, ...]]:
@@ -186,7 +197,7 @@ def _recorder(folder: RunFolder) -> tuple[Callable[[Curve], None], tuple[str, ..
         nonlocal writer
         table = pd.DataFrame(asdict(curve))
         with folder.replace(_CURVE) as path:
-            table.to_csv(path, index=False)
+            write_table(table, path)
         if notes:
             return
         if writer is None:

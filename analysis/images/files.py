@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import os
+import warnings
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from analysis.runs.texts import printable
+from analysis.runs.texts import printable, why_no_file
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -28,7 +29,7 @@ def is_hidden(name: str) -> bool:
 
 
 def files_in(root: Path) -> list[Path]:
-    """The files in a folder and its sub-folders, sorted, but those that are hidden.
+    """What is in a folder and its sub-folders and is no folder, sorted, but what is hidden.
 
     Links to files and folders are followed. A folder that several ways lead to is entered once, where it lies rather
     than by a link, so that no image counts twice and loops end.
@@ -36,7 +37,12 @@ def files_in(root: Path) -> list[Path]:
     Raises:
         OSError: If a folder cannot be read.
     """
-    found: list[Path] = []
+    return sorted(_walk(root))
+
+
+def _walk(root: Path) -> dict[Path, bool]:
+    """What `files_in` finds, and whether it is a file or a link to what is not there, which may be meant for one."""
+    found: dict[Path, bool] = {}
     entered: set[Path] = set()
     folders, links = [root], list[Path]()
     while folders or links:
@@ -48,18 +54,19 @@ def files_in(root: Path) -> list[Path]:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if is_hidden(entry.name):
                     continue
-                if entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(folder / entry.name)
-                elif entry.is_file() or entry.is_symlink():
-                    found.append(folder / entry.name)
-    return sorted(found)
+                path, is_link = folder / entry.name, entry.is_symlink()
+                if path.is_dir() if is_link else entry.is_dir():  # of a link in a circle, an entry raises
+                    (links if is_link else folders).append(path)
+                else:
+                    found[path] = path.is_file() or not path.exists() if is_link else entry.is_file()
+    return found
 
 
 def images_in(root: Path) -> tuple[list[Path], list[Path]]:
-    """The images by their names among `files_in`, and the other files."""
-    files = files_in(root)
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    return images, sorted(set(files).difference(images))
+    """The images by their names among `files_in`, and the rest: other files, and pipes and the like of any name."""
+    found = _walk(root)
+    images = sorted(path for path, is_file in found.items() if is_file and path.suffix.lower() in IMAGE_SUFFIXES)
+    return images, sorted(set(found).difference(images))
 
 
 def folders_in(root: Path) -> list[Path]:
@@ -102,7 +109,7 @@ def find_images(sources: str | PathLike[str] | Sequence[str | PathLike[str]]) ->
         for match in matches:
             if match.is_dir():
                 files += images_in(match)[0]
-            elif match.is_file() or match.is_symlink():
+            elif match.exists() or match.is_symlink():
                 files.append(match)
         if not files:
             what = "holds no image" if path.is_dir() else "no such file or folder, and no file matches"
@@ -141,14 +148,18 @@ def read_rgb(file: Path | IO[bytes]) -> Image.Image:
     Raises:
         ImageError: If it is missing, corrupt or no image, or `as_rgb` refuses it.
     """
-    suffix = file.suffix.lower() if isinstance(file, Path) else ""
+    suffix, reason = (file.suffix.lower(), why_no_file(file)) if isinstance(file, Path) else ("", "")
+    if reason:
+        raise ImageError(reason)
     try:
-        with Image.open(file, formats=_FORMATS) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return as_rgb(image)
-    except FileNotFoundError:
-        raise ImageError("no such file") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses what is twice as large
+            with Image.open(file, formats=_FORMATS) as image:
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                return as_rgb(image)
+    except ImageError:
+        raise
     except UnidentifiedImageError:
         if suffix in (".tif", ".tiff"):
             raise ImageError("corrupt, or a kind of TIFF that is not known, such as three channels of floats") from None
@@ -156,8 +167,8 @@ def read_rgb(file: Path | IO[bytes]) -> Image.Image:
         raise ImageError(
             "corrupt" if known else f"not an image of a kind that is read: {', '.join(_FORMATS)}"
         ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"corrupt ({error})") from None
+    except Exception as error:  # Pillow's readers raise whatever the bytes bring about
+        raise ImageError(f"corrupt ({str(error) or type(error).__name__})") from None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -2,11 +2,11 @@
 
 import hashlib
 import io
-import json
 import re
 import tarfile
 from os import PathLike
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,18 @@ from numpy.typing import NDArray
 from analysis.images.files import ImageError, is_hidden, read_rgb
 from analysis.images.labelled import SPLITS, DataError, Preparation, Split
 from analysis.runs.processes import by_first
-from analysis.runs.texts import read_text
+from analysis.runs.texts import parse_json, read_text, short, why_no_file
 
 _IMAGE_MEMBERS = (".jpg", ".jpeg", ".png", ".webp", ".ppm")
 _SHARDS_IN_A_WINDOW = 16
+_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+_LONGEST_HEADER = 1 << 20
+"""Bytes."""
+_DIGITS = 6
+"""Of the number of a class: whatever names the classes has to have as many names."""
 
 
 class TarShards:
@@ -111,26 +119,57 @@ def _find_shards(directory: Path, split: Split) -> tuple[Path, ...]:
     return tuple(found)
 
 
+class _Member(tarfile.TarInfo):
+    """Refuses sizes that Python's reader believes: of a negative one it would go back to where it came from, for ever,
+    and for a header of names and the like it would make room unseen.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if found.size < 0 or (found.size > _LONGEST_HEADER and found.type in _HEADERS):
+            raise ValueError(f"{found.name!r}: {found.size} bytes")
+        return found
+
+
+def _label(text: str, kind: str) -> int:
+    """The class of a sample, from the text of its .cls or .json."""
+    if kind == ".json":
+        content = parse_json(text)
+        text = str(content.get("label")) if isinstance(content, dict) else ""
+    text = text.strip()
+    if not text.isascii() or not text.isdecimal() or len(text) > _DIGITS:
+        raise ValueError(f"class {short(text)}: expected a whole number of up to {_DIGITS} digits")
+    return int(text)
+
+
 def _samples_of(shard: Path) -> list[tuple[int, int, int]]:
     """First byte, length and class of every image of a shard."""
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
+    reason = why_no_file(shard)
+    if reason:
+        raise DataError(f"data: {shard}: {reason}")
+    size = shard.stat().st_size
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with tarfile.open(shard, "r:", tarinfo=_Member) as archive:
             for member in archive:
+                if member.size < 0 or member.offset_data + member.size > size:
+                    raise ValueError(f"{member.name!r}: {member.size} bytes; the file has {size}")
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 key, kind = f"{folder}/{stem}", f".{suffix.lower()}"
                 if not member.isfile() or any(map(is_hidden, PurePosixPath(member.name).parts)):
                     continue
+                if member.issparse():
+                    raise ValueError(f"{member.name!r}: a sparse file")
                 if kind in _IMAGE_MEMBERS:
                     images[key] = (member.offset_data, member.size)
                 elif kind in (".cls", ".json"):
                     content = archive.extractfile(member)
                     assert content is not None
-                    text = content.read().decode()
-                    labels[key] = int(text if kind == ".cls" else json.loads(text)["label"])
-    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
+                    labels[key] = _label(content.read().decode(), kind)
+    except (OSError, EOFError, OverflowError, RecursionError, tarfile.TarError, ValueError) as error:
         raise DataError(f"data: {shard}: not a shard that can be read ({error})") from None
     alone = sorted(set(images) ^ set(labels))
     if alone or not images:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analysis.images.files import IMAGE_SUFFIXES, files_in, read_rgb
 from analysis.runs.results import Shown
-from analysis.runs.texts import few, printable
+from analysis.runs.texts import few, printable, why_no_file
 
 _NAME = re.compile(r"(?P<shape>[A-Za-z]+)(?P<i>\d+)(?:-(?P<texture>[A-Za-z]+)(?P<j>\d+))?")
 
@@ -109,8 +109,8 @@ def load_stimuli(directory: str | PathLike[str]) -> StimulusSet:
             skipped.append((relative, "not an image"))
         elif not _NAME.fullmatch(path.stem):
             skipped.append((relative, "not named <shape><i>-<texture><j>"))
-        elif not path.is_file():
-            skipped.append((relative, "no such file"))
+        elif why_no_file(path):
+            skipped.append((relative, why_no_file(path)))
         elif path.name in found:
             raise StimulusError(f"stimuli={str(root)!r}: {path.name} is there twice, also in {found[path.name].parent}")
         else:

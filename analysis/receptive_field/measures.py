@@ -304,6 +304,12 @@ def ring_sums(values: FloatArray, center: tuple[float, float]) -> FloatArray:
     return np.asarray(np.bincount(ring.astype(int).ravel(), values.ravel()), dtype=np.float64)
 
 
+def num_rings(size: tuple[int, int], center: tuple[float, float]) -> int:
+    """Rings of `ring_sums`, the innermost with the centre alone."""
+    farthest = max(max(at, side - 1 - at) for at, side in zip(center, size, strict=True))
+    return int(2 * farthest) + 1
+
+
 def moments_about(values: FloatArray, center: tuple[float, float]) -> FloatArray:
     dy, dx = _offsets((values.shape[0], values.shape[1]), center)
     weights = (1.0, dy, dx, dy * dy, dx * dx, dy * dx)

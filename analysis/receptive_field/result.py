@@ -53,8 +53,18 @@ class ErfResult(Result):
     def __post_init__(self) -> None:
         if self.mean_map.ndim != 2 or self.ring_sums.ndim != 2 or self.moments.shape != (len(self.ring_sums), 6):
             raise ResultError(f"mean_map of shape {self.mean_map.shape}, moments {self.moments.shape}: inconsistent")
-        if len(self.images) != len(self.ring_sums):
-            raise ResultError(f"{len(self.images)} image names for {len(self.ring_sums)} curves")
+        if len(self.images) != len(self.ring_sums) or len(self.image_hashes) != len(self.images):
+            raise ResultError(
+                f"{len(self.images)} image names and {len(self.image_hashes)} hashes for {len(self.ring_sums)} curves"
+            )
+        if not all(0 <= at <= side - 1 for at, side in zip(self.center, self.map_size, strict=True)):
+            raise ResultError(f"center={self.center}: expected a place in the map of {self.map_size} pixels")
+        if self.ring_sums.shape[1] != measures.num_rings(self.map_size, self.center):
+            raise ResultError(f"ring_sums of shape {self.ring_sums.shape}: not of a map of {self.map_size} pixels")
+        if not all(0 <= at < side for at, side in zip(self.unit, self.grid, strict=True)):
+            raise ResultError(f"unit={self.unit}: expected one of a grid of {self.grid}")
+        if self.theoretical is not None and not min(self.theoretical) >= 1:
+            raise ResultError(f"theoretical={self.theoretical}: expected at least a pixel")
         for name in ("mean_map", "ring_sums", "moments"):
             array = getattr(self, name)
             if not np.isfinite(array).all():

@@ -1,5 +1,6 @@
 """Accuracy of a classifier on an image folder."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -21,7 +22,7 @@ from analysis.models.loading import as_loaded
 from analysis.recognition.labels import LabelledFiles, labelled_files
 from analysis.recognition.prediction import class_names
 from analysis.runs.identity import NetworkIdentity, describe_environment, identify
-from analysis.runs.results import Result
+from analysis.runs.results import Result, ResultError
 from analysis.runs.resuming import Progress, Row, hash_settings
 from analysis.runs.texts import printable
 
@@ -55,6 +56,17 @@ class EvaluationResult(Result):
     seconds: float
     published: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count, labels, best = len(self.images), self.labels, self.best
+        if not count or labels.shape != (count,) or best.ndim != 2 or len(best) != count or not best.shape[1]:
+            raise ResultError(f"{count} images, labels of shape {labels.shape}, best of {best.shape}: inconsistent")
+        for name, outputs in (("labels", labels), ("best", best)):
+            if outputs.min() < 0 or outputs.max() >= len(self.classes):
+                raise ResultError(f"{name}: {outputs.min()} to {outputs.max()} of {len(self.classes)} outputs")
+            outputs.flags.writeable = False
+        if not 0 <= self.seconds < math.inf:
+            raise ResultError(f"seconds={self.seconds}: expected a number of at least 0")
 
     def num_correct(self, top: int = 1) -> int:
         """Images whose label is among the `top` best classes."""

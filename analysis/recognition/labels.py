@@ -1,8 +1,6 @@
 """Image files with the outputs of a network that they belong to."""
 
-import csv
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +10,8 @@ from pathlib import Path
 from analysis.images.files import folders_in, images_beside, images_in
 from analysis.images.imagenet import are_imagenet, imagenet_classes
 from analysis.images.labelled import DataError
-from analysis.runs.texts import few, printable, read_text
+from analysis.runs.tables import read_lines
+from analysis.runs.texts import few, printable, short, why_no_file
 
 _WAY_OUT = "labels=FILE, a CSV of file,class"
 
@@ -113,32 +112,27 @@ def labelled_files(
 
 
 def _from_table(root: Path, table: Path, classes: Sequence[str]) -> LabelledFiles:
-    where = f"labels={str(table)!r}"
     names = _outputs_by_name(classes)
     found: dict[Path, int] = {}
-    rows = csv.reader(io.StringIO(read_text(table, "labels"), newline=""), skipinitialspace=True)
-    try:
-        for number, row in enumerate(rows, 1):
-            cells = [cell.strip() for cell in row]
-            if not any(cells) or (number == 1 and _is_header(cells, root, names)):
-                continue
-            if len(cells) != 2 or cells[1] not in names:
-                raise DataError(
-                    f"{where}: line {rows.line_num} is {','.join(row)!r}; expected file,class with a class such as "
-                    f"{few(classes)}"
-                )
-            name, file = cells[1], root / cells[0]
-            if len(names[name]) > 1:
-                raise DataError(f"{where}: line {rows.line_num}: the class {_several(name, names, classes)}")
-            if not file.is_file():
-                raise DataError(f"{where}: line {rows.line_num} names {file}, which is not there")
-            if file in found:
-                raise DataError(f"{where}: line {rows.line_num} names {cells[0]!r}, which was named before")
-            found[file] = names[name][0]
-    except csv.Error as error:
-        raise DataError(f"{where}: line {rows.line_num} is no CSV ({error}); expected file,class") from None
+    for number, line in enumerate(read_lines(table, "labels")):
+        if number == 0 and _is_header(line.cells, root, names):
+            continue
+        if len(line.cells) != 2 or line.cells[1] not in names:
+            raise DataError(
+                f"{line.where} is {short(','.join(line.cells))}; expected file,class with a class such as "
+                f"{few(classes)}"
+            )
+        name, file = line.cells[1], root / line.cells[0]
+        if len(names[name]) > 1:
+            raise DataError(f"{line.where}: the class {_several(name, names, classes)}")
+        reason = why_no_file(file)
+        if reason:
+            raise DataError(f"{line.where} names {printable(file)}: {reason}")
+        if file in found:
+            raise DataError(f"{line.where} names {line.cells[0]!r}, which was named before")
+        found[file] = names[name][0]
     if not found:
-        raise DataError(f"{where}: names no file")
+        raise DataError(f"labels={str(table)!r}: names no file")
     return LabelledFiles(
         root=root,
         classes=tuple(classes),
@@ -152,7 +146,7 @@ def _is_header(cells: Sequence[str], root: Path, names: Mapping[str, Sequence[in
     """Two words of which neither is a file, or looks like one, or a class."""
     if len(cells) != 2 or cells[1] in names:
         return False
-    return not Path(cells[0]).suffix and not (root / cells[0]).is_file()
+    return not Path(cells[0]).suffix and bool(why_no_file(root / cells[0]))
 
 
 def _outputs_by_name(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from analysis.images.inputs import Images
 from analysis.models.batches import classify, inputs_for, measure_images, split_decided
 from analysis.models.loaded import LoadedModel
 from analysis.runs.identity import NetworkIdentity
-from analysis.runs.results import Result
+from analysis.runs.results import Result, ResultError
 from analysis.runs.resuming import Progress, Row
 
 
@@ -32,6 +32,12 @@ class Prediction:
     indices: tuple[int, ...]
     names: tuple[str, ...]
     scores: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.indices) == len(self.names) == len(self.scores) > 0:
+            raise ResultError(f"{self.image}: indices, names and scores differ in number, or there are none")
+        if min(self.indices) < 0 or not all(0 <= score <= 1 for score in self.scores):
+            raise ResultError(f"{self.image}: {self.indices}, {self.scores}: expected outputs and probabilities")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

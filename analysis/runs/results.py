@@ -6,18 +6,19 @@ that holds other results has them in folders beside `measures`, which holds the 
 
 import abc
 import html
-import json
-import types
+import math
 import typing
-import zipfile
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from analysis.runs.arrays import read_arrays
+from analysis.runs.decoding import decoded, made
+from analysis.runs.texts import parse_json, read_text, short
 from analysis.runs.writing import replacing, write_json
 
 SCHEMA_VERSION = 1
@@ -98,34 +99,50 @@ class Result(Shown):
         folders = _folders(cls)
         content = _read(directory / _REST if folders else directory, cls.KIND)
         hints = typing.get_type_hints(cls)
+        for name, folder in folders.items():
+            if name in content:
+                raise ResultError(f"directory={str(directory)!r}: {name} is in result.json, not a folder")
+            if (directory / folder).is_dir():
+                content[name] = _result_type(hints[name]).load(directory / folder)
         try:
-            for name, folder in folders.items():
-                if (directory / folder).is_dir():
-                    content[name] = _result_type(hints[name]).load(directory / folder)
             found: Self = made(cls, content)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, ResultError):
-                raise
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise ResultError(f"directory={str(directory)!r}: fields do not fit ({error})") from error
         return found
 
 
 def _read(directory: Path, kind: str) -> dict[str, Any]:
     """The fields and arrays of a directory."""
+    content: dict[str, Any]
     if not (directory / "result.json").is_file():
         raise FileNotFoundError(f"directory={str(directory)!r}: holds no result.json")
+    where = f"directory={str(directory)!r}"
     try:
-        content: dict[str, Any] = json.loads((directory / "result.json").read_text())
-        with np.load(directory / "arrays.npz", allow_pickle=False) as file:
-            arrays = dict(file)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ResultError(f"directory={str(directory)!r}: unreadable result ({error})") from error
+        content = decoded(parse_json(read_text(directory / "result.json", "path")), dict[str, Any])
+        arrays = read_arrays(directory / "arrays.npz", "path")
+    except (TypeError, ValueError, OSError) as error:
+        raise ResultError(f"{where}: unreadable result ({error})") from error
     found = (content.pop("kind", None), content.pop("schema_version", None))
     if found != (kind, SCHEMA_VERSION):
         raise ResultError(
-            f"directory={str(directory)!r}: expected a result of kind {kind!r}, version {SCHEMA_VERSION}; found {found}"
+            f"{where}: expected a result of kind {kind!r}, version {SCHEMA_VERSION}; found {short(found)}"
         )
+    twice = sorted(set(content).intersection(arrays))
+    if twice:
+        raise ResultError(f"{where}: {twice[0]} is in both of its files")
     return content | arrays
+
+
+def check_shares(result: Result, *names: str) -> None:
+    """Refuse fields that are no parts of a whole; NaN is none that was measured.
+
+    Raises:
+        ResultError: Naming the field.
+    """
+    for name in names:
+        value = getattr(result, name)
+        if not (math.isnan(value) or 0 <= value <= 1):
+            raise ResultError(f"{name}={value}: expected a part from 0 to 1, or NaN")
 
 
 def _folders(cls: type) -> dict[str, str]:
@@ -143,25 +160,6 @@ def _result_type(hint: Any) -> Any:
     return next((kind for kind in options if isinstance(kind, type) and issubclass(kind, Result)), None)
 
 
-def made(cls: Any, content: Mapping[str, Any]) -> Any:
-    """A dataclass from what JSON holds of it; an absent field that may be None is None.
-
-    Raises:
-        TypeError: If fields do not fit.
-    """
-    known = {item.name: item for item in fields(cls) if item.init}
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(content) - set(known))
-    if unknown:
-        raise TypeError(f"no field {unknown[0]!r}")
-    values = {name: _decoded(value, hints[name]) for name, value in content.items()}
-    for name, item in known.items():
-        required = item.default is MISSING and item.default_factory is MISSING
-        if name not in values and required and type(None) in typing.get_args(hints[name]):
-            values[name] = None
-    return cls(**values)
-
-
 def _encoded(value: Any) -> Any:
     """A value as JSON takes it."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -169,30 +167,3 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_encoded(item) for item in value]
     return dict(value) if isinstance(value, Mapping) else value
-
-
-def _decoded(value: Any, hint: Any) -> Any:
-    """A value of JSON as the type that `hint` names: lists become tuples, objects dataclasses."""
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if type(value) in options:
-            return value
-        fitting = [option for option in options if _fits(value, option)]
-        return _decoded(value, fitting[0]) if fitting else value
-    if origin is tuple and isinstance(value, list):
-        if options[-1] is Ellipsis:
-            return tuple(_decoded(item, options[0]) for item in value)
-        return tuple(_decoded(item, option) for item, option in zip(value, options, strict=True))
-    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
-        return made(hint, value)
-    if hint is float and isinstance(value, str):  # one that is not finite
-        return float(value)
-    return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(value, list):
-        return typing.get_origin(hint) is tuple
-    if isinstance(value, str):
-        return hint is float
-    return isinstance(value, dict) and isinstance(hint, type) and is_dataclass(hint)

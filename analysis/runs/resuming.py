@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.runs.arrays import read_arrays
 from analysis.runs.processes import by_first, in_turns, rank
 from analysis.runs.writing import clear_leftovers, replacing
 
@@ -25,6 +25,7 @@ Progress = Callable[[int, int], None]
 _SECONDS_BETWEEN_STORES = 2.0
 _SHARE_OF_STORES = 0.05
 """Of the time, where writing the state takes long."""
+_SUM = "sum of "
 
 
 @dataclass
@@ -78,15 +79,19 @@ def measure(
         summed: Names of arrays that are added up, not kept for each item.
         fingerprint: Of everything that the rows depend on.
         partial: A file that keeps what was measured, every few seconds and when something is raised. A later call with
-            the same fingerprint goes on from there; it is removed at the end.
+            the same fingerprint and names goes on from there; it is removed at the end. A file that anything else has
+            written or changed is replaced.
         progress: Called at the start and after each batch.
 
     Raises:
+        IsADirectoryError: If there is a folder in place of the file `partial`.
         ValueError: If `batch_size` is below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
-    found = Measured() if partial is None else by_first(lambda: _found(Path(partial), fingerprint))
+    if partial is not None and Path(partial).is_dir():
+        raise IsADirectoryError(f"partial={str(partial)!r}: a folder, not the file of a measurement")
+    found = Measured() if partial is None else by_first(lambda: _found(Path(partial), fingerprint, names))
     total, first = len(names), found.done
     if progress is not None:
         progress(first, total)
@@ -99,7 +104,7 @@ def measure(
         if partial is None or rank() > 0 or is_stored:
             return
         start = time.monotonic()
-        _store(Path(partial), fingerprint, found)
+        _store(Path(partial), fingerprint, names, found)
         stored, is_stored = time.monotonic(), True
         seconds_to_store = stored - start
 
@@ -145,37 +150,47 @@ def hash_settings(settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
-def _store(path: Path, fingerprint: str, found: Measured) -> None:
-    header = {"fingerprint": fingerprint, "used": found.used, "skipped": found.skipped, "seconds": found.seconds}
+def _store(path: Path, fingerprint: str, names: Sequence[str], found: Measured) -> None:
+    header = {"used": found.used, "skipped": found.skipped, "seconds": found.seconds}
     arrays = {name: np.stack(rows) for name, rows in found.rows.items()}
-    sums = {f"sum of {name}": value for name, value in found.sums.items()}
+    arrays |= {f"{_SUM}{name}": value for name, value in found.sums.items()}
+    text = json.dumps(header)
+    seal = _seal(fingerprint, names, text, arrays)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, header=json.dumps(header), **arrays, **sums)  # type: ignore[arg-type]
+        np.savez(file, header=text, seal=seal, **arrays)  # type: ignore[arg-type]
 
 
-def _found(path: Path, fingerprint: str) -> Measured:
+def _found(path: Path, fingerprint: str, names: Sequence[str]) -> Measured:
     clear_leftovers(path.parent, of=path.name)
-    return _load(path, fingerprint) or Measured()
+    return _load(path, fingerprint, names) or Measured()
 
 
-def _load(path: Path, fingerprint: str) -> Measured | None:
-    """What `_store` wrote; None without a readable file of the measurement with this fingerprint."""
+def _load(path: Path, fingerprint: str, names: Sequence[str]) -> Measured | None:
+    """What `_store` wrote, and nothing else; None without such a file of the same measurement of the same items."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        header: dict[str, Any] = json.loads(str(arrays.pop("header")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(path, "partial")
+    except (OSError, ValueError):
         return None
-    if header.get("fingerprint") != fingerprint:
+    text, seal = (str(arrays.pop(name, "")) for name in ("header", "seal"))
+    if seal != _seal(fingerprint, names, text, arrays):
         return None
-    sums = {name.removeprefix("sum of "): value for name, value in arrays.items() if name.startswith("sum of ")}
-    if "total" in arrays:  # what the sum of the maps was called before
-        sums["maps"] = arrays.pop("total")
-    used = header["used"]
+    header: dict[str, Any] = json.loads(text)
     return Measured(
-        used=used,
+        used=header["used"],
         skipped=[(name, reason) for name, reason in header["skipped"]],
-        rows={name: list(rows) for name, rows in arrays.items() if not name.startswith("sum of ") and used},
-        sums=sums,
-        seconds=header.get("seconds", 0.0),
+        rows={name: list(rows) for name, rows in arrays.items() if not name.startswith(_SUM)},
+        sums={name.removeprefix(_SUM): value for name, value in arrays.items() if name.startswith(_SUM)},
+        seconds=header["seconds"],
     )
+
+
+def _seal(fingerprint: str, names: Sequence[str], header: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of all that a file keeps and of what it belongs to: one that anything else has changed is not believed,
+    so that nothing in it has to be checked.
+    """
+    digest = hashlib.sha256(json.dumps([fingerprint, list(names), header]).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name!r} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

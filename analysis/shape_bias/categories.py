@@ -1,6 +1,5 @@
 """The 16 categories of the cue-conflict stimuli, and how a classifier's outputs become one of them."""
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from analysis.images.synthetic.outlines import CLASSES
-from analysis.runs.texts import few, read_text
+from analysis.runs.tables import read_table
+from analysis.runs.texts import few, short
 
 CATEGORIES = (
     "airplane",
@@ -36,6 +36,8 @@ CATEGORIES = (
 MOST_SHOWN = len(CATEGORIES)
 """Names of categories in one message."""
 _REMEDY = "mapping=LabelMapping(...) says which outputs name the categories"
+_DIGITS = 9
+"""Of the largest class index in a table."""
 NO_RESPONSE = "na"
 """The response of an observer that gave none."""
 Aggregation = Literal["mean-probability", "sum-probability", "max-probability", "mean-logit"]
@@ -109,18 +111,18 @@ class LabelMapping:
             FileNotFoundError: If there is no such file.
             ValueError: If a column is missing, a line is short, or an index is not a number or given twice.
         """
-        rows = csv.DictReader(read_text(path, "labels").splitlines())
-        if not {"class_index", "category"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"labels={str(path)!r}: expected the columns class_index and category")
         categories: dict[int, str] = {}
-        for row in rows:
+        for line, row in read_table(path, "labels", ("class_index", "category")):
             text, category = row["class_index"], row["category"]
-            where = f"labels={str(path)!r}, line {rows.line_num}"
-            if not text or not text.strip().isdecimal() or not category or not category.strip():
-                raise ValueError(f"{where}: expected a class index and a category, not {text!r} and {category!r}")
+            if not text.isdecimal() or len(text) > _DIGITS or not category:
+                raise ValueError(
+                    f"{line.where}: expected a class index and a category, not {short(text)} and {short(category)}"
+                )
             if int(text) in categories:
-                raise ValueError(f"{where}: class index {text} was given before")
-            categories[int(text)] = category.strip()
+                raise ValueError(f"{line.where}: class index {text} was given before")
+            categories[int(text)] = category
+        if not categories:
+            raise ValueError(f"labels={str(path)!r}: names no category")
         return cls.from_dict(categories, num_classes)
 
     @cached_property

@@ -1,13 +1,13 @@
 """Raw responses as CSV, in the schema of the human data of Geirhos et al. and of toolboxes that follow it."""
 
-import csv
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
 from analysis.images.files import is_hidden
 from analysis.images.stimuli import parse_stimulus
-from analysis.runs.texts import few, read_text
+from analysis.runs.tables import read_table, write_rows
+from analysis.runs.texts import few
 from analysis.shape_bias.categories import CATEGORIES, MOST_SHOWN, NO_RESPONSE, check_categories
 from analysis.shape_bias.result import ShapeBiasResult
 
@@ -33,28 +33,15 @@ def read_responses(path: str | PathLike[str], *, categories: Sequence[str] | Non
     known = None if categories is None else sorted(categories)
     observers: dict[str, None] = {}
     responses: dict[str, str] = {}
-    text = read_text(path, "responses")
-    lines = text.splitlines()
-    rows = csv.reader(lines)
-    header = [name.strip() for name in next(rows, [])]
-    missing = [name for name in COLUMNS if name not in header]
-    if missing:
-        raise ValueError(f"responses={str(path)!r}: no column {missing[0]}; expected {','.join(COLUMNS)}")
-    for row in rows:
-        where = f"responses={str(path)!r}, line {rows.line_num}"
-        last_unfinished = rows.line_num == len(lines) and not text.endswith("\n")
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise ValueError(f"{where}: {len(row)} of {len(header)} fields; is the file cut off?")
-        cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
+    for line, cells in read_table(path, "responses", COLUMNS):
+        where = line.where
         stimulus = cells["imagename"].split("_")[-1]
         try:
             shape, _, texture, _ = parse_stimulus(stimulus)
             if known is not None:
                 check_categories([stimulus], [shape], [texture], known)
         except ValueError as error:
-            cut = "; is the file cut off?" if last_unfinished else ""
+            cut = "; is the file cut off?" if line.is_cut else ""
             raise ValueError(f"{where}: {error}{cut}") from error
         response = cells["object_response"] or NO_RESPONSE
         if response.lower() in (NO_RESPONSE, "nan"):
@@ -114,10 +101,10 @@ def read_observers(
 
 def write_responses(result: ShapeBiasResult, path: str | PathLike[str]) -> None:
     """Write responses in the schema that `read_responses` reads; an existing file is replaced."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        rows = zip(result.stimuli, result.shapes, result.responses, strict=True)
-        for trial, (stimulus, shape, response) in enumerate(rows, 1):
-            image = f"{trial:04d}_cue_dnn_0_{shape}_00_{stimulus}"
-            writer.writerow([result.observer, 1, trial, "NaN", response, shape, 0, image])
+    answers = enumerate(zip(result.stimuli, result.shapes, result.responses, strict=True), 1)
+    rows = [
+        (result.observer, 1, trial, "NaN", response, shape, 0, f"{trial:04d}_cue_dnn_0_{shape}_00_{stimulus}")
+        for trial, (stimulus, shape, response) in answers
+    ]
+    with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        write_rows(file, [COLUMNS, *rows])

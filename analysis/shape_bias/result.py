@@ -101,9 +101,17 @@ class ShapeBiasResult(Result):
         parallel = (self.shapes, self.textures, self.shape_exemplars, self.texture_exemplars, self.responses)
         if {len(values) for values in parallel} != {len(self.stimuli)}:
             raise ResultError(f"{len(self.stimuli)} stimuli of {self.observer}: the other columns have another length")
+        if len(set(self.stimuli)) < len(self.stimuli) or len(self.image_hashes) not in (0, len(self.stimuli)):
+            raise ResultError(f"stimuli of {self.observer}: one is there twice, or their hashes differ in number")
+        if self.mapping is not None and self.mapping.categories != self.categories:
+            raise ResultError(f"categories={', '.join(self.categories)}: those of the mapping are others")
         if self.logits is not None:
-            if len(self.logits) != len(self.stimuli):
+            if self.logits.ndim != 2 or len(self.logits) != len(self.stimuli):
                 raise ResultError(f"logits of shape {self.logits.shape} for {len(self.stimuli)} stimuli")
+            if not np.isfinite(self.logits).all():
+                raise ResultError(f"logits of {self.observer}: some are not finite")
+            if self.mapping is not None:
+                self.mapping.check_outputs(self.logits.shape[1])
             self.logits.flags.writeable = False
 
     def headline(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a study is made of: its settings, its cells, its presets."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -10,6 +11,7 @@ from analysis.training.recipe import Recipe
 
 _STRIDE = 4
 """Of the first stage; each further stage doubles it."""
+_MOST_CELLS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,9 @@ class Study:
         for name in ("num_seeds", "num_train", "num_val", "num_conflict", "num_erf"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        num_cells = math.prod(map(len, (self.kernels, self.small_kernels, self.shortcuts))) * self.num_seeds
+        if num_cells > _MOST_CELLS:
+            raise ValueError(f"num_seeds={self.num_seeds}: expected at most {_MOST_CELLS} trainings, not {num_cells}")
         if any(kernel < 3 or kernel % 2 == 0 for kernel in self.kernels):
             raise ValueError(f"kernels={self.kernels}: expected odd numbers of at least 3")
         if 0.0 not in self.balances:

@@ -4,8 +4,8 @@ A job trains and measures one cell in its folder, where a later job goes on. Whe
 it writes its state and asks for another turn.
 """
 
-import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 import torch
 
+from analysis.runs.decoding import decoded, made
 from analysis.runs.processes import process_group, rank
-from analysis.runs.results import ResultError, made
+from analysis.runs.results import ResultError
+from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import write_json
 from analysis.study.design import Study
 from analysis.study.images import StudyImages
@@ -29,6 +31,7 @@ State = Literal["done", "running", "pending", "failed", "missing"]
 FOLDER = "jobs"
 """Of the logs and of submitit's files, in the folder of a study."""
 _REGISTRY = "jobs.json"
+_JOB = re.compile(r"\w+")
 _MANY = 10_000
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -302,29 +305,28 @@ def _state_of(
 ) -> CellState:
     folder = directory / "cells" / name
     job = entry["job"] if entry is not None else ""
-    result = _result(folder)
-    if result is not None:
+    damage = ""
+    try:
+        result = CellResult.load(folder)
         return CellState(cell=name, state="done", job=job, line=f"accuracy {100 * result.accuracy:.1f} %")
+    except OSError:
+        pass
+    except ResultError as error:
+        damage = str(error)
     if job in queued:
         state, reason = queued[job]
         line = reason if state == "pending" else _last_line(directory / FOLDER, job, ended=False)
         return CellState(cell=name, state=state, job=job, line=line)
     if entry is not None and entry["executor"] == "local" and _is_alive(job):
         return CellState(cell=name, state="running", job=job, line=_last_line(directory / FOLDER, job, ended=False))
-    error = folder / "error.txt"
-    if error.is_file():
-        return CellState(cell=name, state="failed", job=job, line=(error.read_text().strip().splitlines() or [""])[-1])
+    if damage:
+        return CellState(cell=name, state="failed", job=job, line=damage)
+    if (folder / "error.txt").is_file():
+        return CellState(cell=name, state="failed", job=job, line=(_last_lines(folder / "error.txt") or [""])[-1])
     if entry is not None:
         line = _last_line(directory / FOLDER, job, ended=True) or "ended without a word"
         return CellState(cell=name, state="failed", job=job, line=line)
     return CellState(cell=name, state="missing", line="begun, not finished" if folder.is_dir() else "")
-
-
-def _result(folder: Path) -> CellResult | None:
-    try:
-        return CellResult.load(folder)
-    except (OSError, ResultError):
-        return None
 
 
 def _queued() -> dict[str, tuple[State, str]]:
@@ -352,18 +354,16 @@ def _is_alive(pid: str) -> bool:
         os.kill(int(pid), 0)
         command = Path(f"/proc/{pid}/cmdline")
         return not command.exists() or b"submitit" in command.read_bytes()
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return False
 
 
 def _last_line(folder: Path, job: str, *, ended: bool) -> str:
     """The last line of a job's own in its logs; of one that ended in the middle of its steps, what srun says of it."""
     lines: list[str] = []
-    logs = [path for path in folder.glob(f"{job}_*_log.*") if path.suffix in (".out", ".err")]
+    logs = [path for path in folder.glob(f"{job}_*_log.*") if path.suffix in (".out", ".err") and path.is_file()]
     for path in sorted(logs, key=lambda path: path.stat().st_mtime):
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines += [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        lines += _last_lines(path)
     if any("No module named 'analysis." in line for line in lines):
         return "was queued by a former version, whose files have moved; the same command submits it again"
     own = [line for line in lines if not line.startswith(("submitit ", "srun: ", "slurmstepd"))]
@@ -373,13 +373,23 @@ def _last_line(folder: Path, job: str, *, ended: bool) -> str:
     return (own or lines or [""])[-1]
 
 
+def _last_lines(path: Path) -> list[str]:
+    """The last ones of a text that somebody else has written."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        return [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+
+
 def _registered(directory: Path) -> dict[str, dict[str, str]]:
-    """Executor and number of the last job of each cell."""
+    """Executor and number of the last job of each cell; none where the file is damaged."""
     try:
-        found: dict[str, dict[str, str]] = json.loads((directory / FOLDER / _REGISTRY).read_text())
-    except (OSError, ValueError):
+        content = parse_json(read_text(directory / FOLDER / _REGISTRY, "path"))
+        found: dict[str, dict[str, str]] = decoded(content, dict[str, dict[str, str]])
+    except (OSError, TypeError, ValueError):
         return {}
-    return found
+    return {
+        name: entry for name, entry in found.items() if {*entry} == {"executor", "job"} and _JOB.fullmatch(entry["job"])
+    }
 
 
 def _register(directory: Path, numbers: Mapping[str, str], executor: str) -> None:

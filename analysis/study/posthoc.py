@@ -24,7 +24,7 @@ from analysis.models.loaded import LoadedModel
 from analysis.receptive_field.measuring import effective_receptive_field
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.identity import hash_weights
-from analysis.runs.results import Result, ResultError
+from analysis.runs.results import Result, ResultError, check_shares
 from analysis.runs.writing import clear_leftovers, plain
 from analysis.shape_bias.categories import IMAGENET, MAPPING, LabelMapping
 from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, preprocessing_of
@@ -198,6 +198,9 @@ class VariantResult(Result):
     shape_bias: float
     coverage: float
     erf: ErfResult
+
+    def __post_init__(self) -> None:
+        check_shares(self, "accuracy", "shape_bias", "coverage")
 
     def row(self) -> dict[str, Any]:
         """Of a table."""

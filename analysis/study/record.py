@@ -1,11 +1,12 @@
 """A study as it lies in its folder."""
 
-import json
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 
-from analysis.runs.results import ResultError, made
+from analysis.runs.decoding import decoded
+from analysis.runs.results import ResultError
+from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import write_json
 from analysis.study.design import Study
 from analysis.study.jobs import CellState, cell_states
@@ -17,7 +18,15 @@ STUDY_FILE = "study.json"
 def save_study(study: Study, command: str, directory: str | PathLike[str]) -> None:
     """Write `study.json`: what is done in the folder, and the command that does it."""
     Path(directory).mkdir(parents=True, exist_ok=True)
-    write_json(Path(directory) / STUDY_FILE, {"command": command, "study": asdict(study)})
+    write_json(Path(directory) / STUDY_FILE, asdict(_Saved(command=command, study=study)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """What `study.json` holds."""
+
+    command: str
+    study: Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +68,7 @@ def read_study(directory: str | PathLike[str]) -> tuple[Study, str]:
     if not path.is_file():
         raise ResultError(f"directory={str(directory)!r}: holds no {STUDY_FILE}, and so no study")
     try:
-        content = json.loads(path.read_text())
-        study: Study = made(Study, content["study"])
-        return study, str(content["command"])
-    except (KeyError, TypeError, ValueError) as error:
+        found: _Saved = decoded(parse_json(read_text(path, "path")), _Saved)
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise ResultError(f"{str(path)!r}: unreadable ({error})") from error
+    return found.study, found.command

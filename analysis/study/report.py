@@ -11,6 +11,7 @@ import matplotlib as mpl
 import pandas as pd
 
 from analysis.figures import OKABE_ITO, paper_style, save_figure
+from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
 from analysis.study.design import Study
 from analysis.study.measures import REPORTED, Measure, shown
@@ -48,7 +49,7 @@ def write_report(directory: str | PathLike[str]) -> Path:
     table = study_table(record.results)
     view = View(record, table)
     with replacing(directory / TABLE) as path:
-        table.to_csv(path, index=False)
+        write_table(table, path)
     shown = []
     for title, text in SECTIONS.items():
         own = [panel for panel in PANELS if panel.section == title and (view.has_two_cues or not panel.two_cues)]

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.receptive_field.result import ErfResult
-from analysis.runs.results import Result, ResultError
+from analysis.runs.results import Result, ResultError, check_shares
 from analysis.shape_bias.psychometric import PsychometricFit, fit_psychometric
 from analysis.shape_bias.result import ShapeBiasResult
 from analysis.statistics import mean_interval
@@ -88,8 +88,17 @@ class CellResult(Result):
         return found
 
     def __post_init__(self) -> None:
+        name = self.cell.name
         if bool(self.balances) != (self.conflict is not None):
-            raise ResultError(f"{self.cell.name}: balances {self.balances} do not go with the conflict images")
+            raise ResultError(f"{name}: balances {self.balances} do not go with the conflict images")
+        if not self.classes or not self.curve.step or not self.kernel_sizes:
+            raise ResultError(f"{name}: without classes, a learning curve or kernels")
+        if not len(self.balances) == len(self.num_shape) == len(self.num_texture):
+            raise ResultError(f"{name}: {len(self.balances)} balances, and other numbers of decisions")
+        for shape, texture in zip(self.num_shape, self.num_texture, strict=True):
+            if min(shape, texture) < 0 or shape + texture > self.num_conflict:
+                raise ResultError(f"{name}: {shape} + {texture} decisions on {self.num_conflict} images")
+        check_shares(self, "accuracy", "shape_only_accuracy", "texture_only_accuracy")
 
     def headline(self) -> dict[str, Any]:
         """Cell, accuracy, and the two quantities that a study asks for."""

@@ -6,7 +6,6 @@ one continues, and a cell that fails is reported while the others go on.
 
 import copy
 import importlib.metadata
-import json
 import time
 import traceback
 from collections.abc import Callable
@@ -33,6 +32,8 @@ from analysis.runs.identity import describe_environment, hash_weights, processor
 from analysis.runs.locking import LOCK_FILE, Lock
 from analysis.runs.processes import by_first, num_processes
 from analysis.runs.results import ResultError
+from analysis.runs.tables import write_table
+from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import clear_leftovers, plain, remove, replacing, write_json
 from analysis.shape_bias.categories import MAPPING
 from analysis.shape_bias.measuring import evaluate_shape_bias
@@ -257,12 +258,19 @@ def _run_cell(
 
 def _begin_cell(target: Path, settings: dict[str, Any]) -> None:
     record = target / "cell.json"
-    if record.is_file() and _read_json(record) != settings:
+    if record.is_file() and not _holds(record, settings):
         for path in list(target.iterdir()):  # an unfinished cell of another study
             if path.name != LOCK_FILE:
                 remove(path)
     (target / "error.txt").unlink(missing_ok=True)
     write_json(record, settings)
+
+
+def _holds(record: Path, settings: dict[str, Any]) -> bool:
+    try:
+        return bool(parse_json(read_text(record, "path")) == settings)
+    except ValueError:
+        return False
 
 
 def _save_training(
@@ -272,7 +280,7 @@ def _save_training(
         target / "network.safetensors", network, classes=classes, input_size=study.size, training=_described(study)
     )
     with replacing(target / "curve.csv") as path:
-        pd.DataFrame(asdict(curve)).to_csv(path, index=False)
+        write_table(pd.DataFrame(asdict(curve)), path)
 
 
 def _environment(device: torch.device) -> dict[str, str]:
@@ -291,13 +299,6 @@ def _described(study: Study) -> dict[str, Any]:
     """What a network's file tells of its training: enough to make the same kind of images again."""
     names = ("data", "size", "train_balance", "texture_region", "texture_scale", "erf_size")
     return {name: getattr(study, name) for name in names} | {"recipe": asdict(study.recipe)}
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        return None
 
 
 def _new_network(study: Study, cell: Cell, num_classes: int) -> replknet.RepLKNet:

@@ -41,6 +41,11 @@ class Curve:
     val_accuracy: tuple[float, ...] = ()
     """NaN where it was not measured."""
 
+    def __post_init__(self) -> None:
+        lengths = {name: len(values) for name, values in asdict(self).items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns of different lengths: {lengths}")
+
 
 class TrainingState:
     """Everything that changes during a training."""

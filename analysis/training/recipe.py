@@ -1,12 +1,13 @@
 """How a network is trained: every hyper-parameter, and the published ones as TOML files."""
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
+
+from analysis.runs.texts import parse_toml, read_text
 
 Augmentation = Literal["none", "flip", "flip-crop", "imagenet"]
 AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip-crop", "imagenet")
@@ -201,14 +202,14 @@ def load_recipe(name: str) -> RecipeFile:
     if name in recipe_names():
         text = (resources.files("analysis.training") / "recipes" / f"{name}.toml").read_text()
     elif name.endswith(".toml") and Path(name).is_file():
-        text = Path(name).read_text()
+        text = read_text(name, "recipe")
     else:
         raise ValueError(f"recipe={name!r}: expected a .toml file or one of {', '.join(recipe_names())}")
     try:
-        content = tomllib.loads(text)
+        content = parse_toml(text)
         found = RecipeFile(name=Path(name).stem, settings=content.pop("recipe"), **content)
         found.for_images(1_000_000)
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"recipe={name!r}: not a recipe ({error})") from error
     return found
 
@@ -225,7 +226,7 @@ def parse_changes(texts: list[str]) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"set={text!r}: expected name=value, such as batch_size=64")
         try:
-            changes[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+            changes[name] = parse_toml(f"value = {value}")["value"]
+        except ValueError:
             changes[name] = None if name == "ema_decay" else value
     return changes

@@ -1,5 +1,7 @@
 """The commands of daily work, through their entry point."""
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -16,6 +18,8 @@ from PIL import Image
 import replknet
 from analysis import cli
 from analysis.images.synthetic.sets import SyntheticImages, save_stimuli
+from analysis.recognition.labels import labelled_files
+from analysis.runs.tables import read_lines, write_table
 from tests.cli.command import run
 from tests.networks import tiny_model
 
@@ -45,6 +49,36 @@ def test_predict_as_table_json_and_csv(images: Path, capsys: pytest.CaptureFixtu
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "image,rank,class_index,class,score"
     assert len(lines) == 11
+
+
+def test_names_that_a_spreadsheet_would_run_are_text_in_tables_and_come_back(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = {
+        "=cmd().png": "'=cmd().png",
+        "-1.png": "'-1.png",
+        "@a.png": "'@a.png",
+        "+b,c.png": "'+b,c.png",
+        "\rx.png": "'\rx.png",
+        "'=x.png": "''=x.png",
+        "two\nlines.png": "two\nlines.png",
+        'a"b-1.png': 'a"b-1.png',
+    }
+    for name in written:
+        shutil.copy(min((images / "ring").glob("ring*")), name)
+    run("predict replknet_nano_k31 --csv --top 1 .")
+    printed = capsys.readouterr().out
+    run("predict replknet_nano_k31 --top 1 --out best.csv .")
+    with Path("best.csv").open(newline="") as file:
+        assert file.read() == printed
+    rows = list(csv.reader(io.StringIO(printed, newline="")))
+    assert {row[0] for row in rows[1:]} == {*written.values()}
+    Path("best.csv").write_text(printed, newline="")
+    labels = [(line.cells[0], line.cells[3]) for line in read_lines("best.csv", "path")][1:]
+    write_table(pd.DataFrame(labels, columns=["file", "class"]), "labels.csv")
+    found = labelled_files(".", ["ring", "other"], labels="labels.csv")
+    assert ({*found.names}, {*found.labels}) == ({*written}, {0})
 
 
 def test_features_into_a_file(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,3 +210,43 @@ def test_no_program_is_started_to_read_an_image(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError), Image.open(tmp_path / name) as image:
         image.load()
     assert (tmp_path / "ran").exists()
+
+
+def test_pipes_sockets_and_circles_are_skipped_with_the_reason_wherever_files_are_looked_for(data: Path) -> None:
+    pipe = "a pipe, a socket or a device, not a file"
+    for part in ("train", "val"):
+        folder = data / part / "ant"
+        os.mkfifo(folder / "pipe.png")
+        (folder / "to-pipe.png").symlink_to("pipe.png")
+        (folder / "zero.png").symlink_to("/dev/zero")
+        (folder / "circle.png").symlink_to("circle.png")
+    train = data / "train"
+    images = FolderImages(data, "train", size=4)
+    assert images.skipped == [(f"ant/{name}.png", "not an image") for name in ("pipe", "to-pipe", "zero")]
+    assert len(images) == 3  # a link in a circle may be meant for a file, as one that leads nowhere
+    chosen = load_images(train, size=4)
+    assert sorted(chosen.names) == ["ant/a.png", "bee/b.png"]
+    reasons = dict(chosen.skipped)
+    assert [reasons[f"ant/{name}.png"] for name in ("pipe", "to-pipe", "zero")] == [pipe] * 3
+    assert "symbolic links" in reasons["ant/circle.png"]
+    (named,) = find_images(train / "ant" / "pipe.png")
+    with pytest.raises(ImageError, match=pipe):
+        read_rgb(named)
+    with pytest.raises(ValueError, match=f"none of 1 files is a usable image; .*{pipe}"):
+        predict(COLOURS, named)
+    (train / "ant" / "a.png").rename(train / "ant" / "cat1-dog1.png")
+    os.mkfifo(train / "ant" / "cat2-dog1.png")
+    stimuli = load_stimuli(train / "ant")
+    assert stimuli.names == ("cat1-dog1.png",)
+    assert ("cat2-dog1.png", pipe) in stimuli.skipped
+
+
+def test_a_large_photograph_is_read_without_a_warning_and_a_bomb_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # of 64
+    assert read_rgb(path).size == (8, 8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(ImageError, match=r"corrupt \(Image size \(64 pixels\) exceeds limit"):
+        read_rgb(path)

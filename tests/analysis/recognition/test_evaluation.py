@@ -155,7 +155,7 @@ def test_a_labels_file(data: Path, tmp_path: Path) -> None:
     assert result.accuracy() == 1.0
     for line, message in (
         ("red/0.png,pink", "line 1 is 'red/0.png,pink'; expected file,class with a class such as red, green, blue"),
-        ("red/7.png,red", "names .*red/7.png, which is not there"),
+        ("red/7.png,red", "line 1 names .*red/7.png: no such file"),
         ("", "names no file"),
     ):
         table.write_text(line)

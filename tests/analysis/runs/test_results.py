@@ -118,6 +118,155 @@ def test_another_kind_a_damaged_and_an_absent_result_are_named(tmp_path: Path) -
         Inner.load(tmp_path / "out")
 
 
+DAMAGES = [
+    "",
+    "[]",
+    "null",
+    "1",
+    '"x"',
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    '{"kind": "inner", "kind": "inner"}',
+    "{}",
+    '{"kind": [], "schema_version": {}}',
+    '{"kind": "inner", "schema_version": 1, "name": "\\ud800"}',
+    '{"kind": "inner", "schema_version": 1, "name": 1}',
+    '{"kind": "inner", "schema_version": 1, "name": "x", "values": [0.0]}',
+    '{"kind": "inner", "schema_version": 1}',
+    '{"kind": "inner", "schema_version": 1, "name": "x", "more": 1}',
+]
+
+
+@pytest.mark.parametrize(
+    "content", [*(text.encode() for text in DAMAGES), b"\xff{}", b'{"kind"\x00}', b"\xff\xfe{\0}\0"]
+)
+def test_whatever_stands_in_a_result_the_error_names_it_in_a_line(content: bytes, tmp_path: Path) -> None:
+    Inner(name="x", values=np.zeros(2)).save(tmp_path / "out")
+    (tmp_path / "out" / "result.json").write_bytes(content)
+    with pytest.raises(ResultError, match=r"^directory='.*out': ") as raised:
+        Inner.load(tmp_path / "out")
+    assert len(str(raised.value)) < 600
+    assert "\n" not in str(raised.value)
+
+
+def test_arrays_of_another_kind_and_misplaced_fields_are_refused(tmp_path: Path) -> None:
+    Inner(name="x", values=np.zeros(2)).save(tmp_path / "out")
+    for arrays, message in (
+        ({"values": np.zeros(2, int)}, "values: an array of int64; expected float64"),
+        ({"values": np.array(["a"])}, "values: an array of <U1"),
+        ({}, "values is missing"),
+        ({"values": np.zeros(2), "name": np.zeros(2)}, "name is in both of its files"),
+        ({"values": np.zeros(2), "more": np.zeros(2)}, "no field 'more'"),
+    ):
+        np.savez(tmp_path / "out" / "arrays.npz", **arrays)
+        with pytest.raises(ResultError, match=message):
+            Inner.load(tmp_path / "out")
+    outer().save(tmp_path / "outer")
+    file = tmp_path / "outer" / "measures" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"first": {"name": "x"}}))
+    with pytest.raises(ResultError, match=r"first is in result\.json, not a folder"):
+        Outer.load(tmp_path / "outer")
+
+
+def changed(folder: Path, **changes: Any) -> None:
+    """Put other values and arrays into a saved result."""
+    content = json.loads((folder / "result.json").read_text())
+    with np.load(folder / "arrays.npz") as file:
+        arrays = dict(file)
+    for name, value in changes.items():
+        (arrays if name in arrays else content)[name] = value
+    (folder / "result.json").write_text(json.dumps(content))
+    np.savez(folder / "arrays.npz", **arrays)
+
+
+ERF_CHANGES: list[dict[str, Any]] = [
+    {"images": ["a"]},
+    {"image_hashes": []},
+    {"center": [4, 9]},
+    {"center": [-1, 4]},
+    {"center": [0, 0]},
+    {"unit": [9, 9]},
+    {"theoretical": ["NaN", 3]},
+    {"theoretical": [3]},
+    {"mean_map": np.zeros((0, 0))},
+    {"mean_map": np.full((9, 9), np.nan)},
+    {"ring_sums": np.zeros((2, 3))},
+    {"moments": np.zeros((2, 5))},
+    {"options": {"unit": "elsewhere"}},
+    {"options": None},
+    {"skipped": None},
+    {"seed": "NaN"},
+]
+EVALUATION_CHANGES: list[dict[str, Any]] = [
+    {"images": ["a"]},
+    {"images": []},
+    {"labels": np.array([[0, 1]])},
+    {"labels": np.array([0, 3])},
+    {"labels": np.array([0, -1])},
+    {"labels": np.array([True, False])},
+    {"best": np.array([0, 1])},
+    {"best": np.zeros((2, 0), int)},
+    {"best": np.array([[0, 7], [1, 0]])},
+    {"classes": ["red"]},
+    {"seconds": "NaN"},
+    {"seconds": -1},
+    {"published": {"top1": "high"}},
+    {"settings": []},
+]
+BIAS_CHANGES: list[dict[str, Any]] = [
+    {"shapes": ["cat"]},
+    {"stimuli": ["a.png", "a.png"]},
+    {"image_hashes": ["a"]},
+    {"logits": np.zeros((2, 5), np.float32)},
+    {"logits": np.zeros((3, 12), np.float32)},
+    {"logits": np.zeros((2, 12, 1), np.float32)},
+    {"logits": np.full((2, 12), np.nan, np.float32)},
+    {"logits": np.zeros((2, 12), bool)},
+    {"categories": ["cat"]},
+    {"mapping": {"indices": [["cat", [0, 0]]]}},
+    {"mapping": {"indices": [["cat", [-1]]]}},
+    {"mapping": {"indices": [["cat", []]]}},
+    {"options": {"tie": "last"}},
+    {"responses": [None, None]},
+]
+
+
+def test_what_does_not_go_together_is_refused_by_every_kind_of_result(tmp_path: Path) -> None:
+    erf = effective_receptive_field(nn.Conv2d(3, 1, 3, padding=1), torch.rand(2, 3, 9, 9))
+    evaluation = analysis.EvaluationResult(
+        model="m",
+        classes=("red", "blue"),
+        images=("a", "b"),
+        labels=np.array([0, 1]),
+        best=np.eye(2, dtype=int),
+        seconds=1,
+    )
+    loaded = analysis.load_model("replknet_nano_k3")
+    images = stimulus_set(SyntheticImages(kind="conflict", num_images=2))
+    bias = analysis.evaluate_shape_bias(loaded, images, mapping=analysis.MAPPING)
+    kinds: list[tuple[Any, list[dict[str, Any]]]] = [
+        (erf, ERF_CHANGES),
+        (evaluation, EVALUATION_CHANGES),
+        (bias, BIAS_CHANGES),
+    ]
+    for result, changes in kinds:
+        for number, change in enumerate(changes):
+            folder = tmp_path / f"{type(result).__name__}{number}"
+            result.save(folder)
+            type(result).load(folder)
+            changed(folder, **change)
+            with pytest.raises(ResultError, match=r"^directory="):
+                type(result).load(folder)
+    best = analysis.Prediction(image="a", indices=(1, 0), names=("x", "y"), scores=(0.7, 0.3))
+    predictions = analysis.Predictions(model="m", items=(best,))
+    for change in ({"indices": [1]}, {"indices": [-1, 0]}, {"scores": [1.7, 0]}, {"scores": ["NaN", 0]}, {"names": []}):
+        predictions.save(tmp_path / "predictions", overwrite=True)
+        item = json.loads((tmp_path / "predictions" / "result.json").read_text())["items"][0]
+        changed(tmp_path / "predictions", items=[item | change])
+        with pytest.raises(ResultError, match="a: "):
+            analysis.Predictions.load(tmp_path / "predictions")
+
+
 def test_predictions_come_back(tmp_path: Path) -> None:
     analysis.save_stimuli(SyntheticImages(num_images=3), tmp_path / "images")
     found = analysis.predict("replknet_nano_k3", tmp_path / "images", top=2)

@@ -1,5 +1,7 @@
 """One loop over many items, by work whose every call is counted."""
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,69 @@ def test_a_state_of_another_measurement_or_a_damaged_one_is_not_used(tmp_path: P
     again = Work()
     run(again, partial=partial, fingerprint="a")
     assert again.seen == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"used": [0, 1, 3, 99]},
+        {"used": [3, 1, 0]},
+        {"used": [0, 0, 0]},
+        {"used": [-1, 0, 1]},
+        {"used": None},
+        {"skipped": [["item 9", "refused"]]},
+        {"skipped": 1},
+        {"seconds": "x"},
+        [],
+        None,
+        "[" * 100_000,
+    ],
+)
+def test_a_state_whose_header_was_changed_is_begun_anew(change: Any, tmp_path: Path) -> None:
+    partial = tmp_path / "state.npz"
+    with pytest.raises(RuntimeError):
+        run(Work(fails_at=4), partial=partial, fingerprint="a")
+    with np.load(partial) as file:
+        arrays = dict(file)
+    header = json.loads(str(arrays["header"]))
+    text = change if isinstance(change, str) else json.dumps(header | change if isinstance(change, dict) else change)
+    np.savez(partial, **arrays | {"header": np.array(text)})
+    again = Work()
+    assert run(again, partial=partial, fingerprint="a").used == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert again.seen == list(range(10))
+
+
+@pytest.mark.parametrize("change", ["value", "shape", "dtype", "name", "missing", "more", "pipe", "items"])
+def test_a_state_that_is_not_as_it_was_written_is_begun_anew(change: str, tmp_path: Path) -> None:
+    partial = tmp_path / "state.npz"
+    with pytest.raises(RuntimeError):
+        run(Work(fails_at=5), partial=partial, fingerprint="a")
+    with np.load(partial) as file:
+        arrays = dict(file)
+    double = arrays.pop("double")
+    changed: dict[str, dict[str, Any]] = {
+        "value": {"double": double + 1},
+        "shape": {"double": double[:2]},
+        "dtype": {"double": double.astype(np.int32)},
+        "name": {"twice": double},
+        "missing": {},
+        "more": {"double": double, "sum of double": double},
+        "items": {"double": double},
+    }
+    if change in changed:
+        np.savez(partial, **arrays | changed[change])
+    else:
+        partial.unlink()
+        os.mkfifo(partial)
+    again = Work()
+    names = NAMES[::-1] if change == "items" else NAMES
+    found = measure(names, again, summed=("sum",), partial=partial, fingerprint="a")
+    assert again.seen == list(range(10))
+    np.testing.assert_array_equal(found.stacked("double"), run(Work()).stacked("double"))
+    assert not partial.exists()
+    partial.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"partial=.*: a folder"):
+        run(Work(), partial=partial)
 
 
 def test_where_nothing_can_be_used_the_reasons_are_kept(tmp_path: Path) -> None:

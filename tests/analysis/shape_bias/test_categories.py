@@ -94,10 +94,15 @@ def test_a_mapping_from_csv(tmp_path: Path) -> None:
     path.write_text("category,class_index\ndog,3\ncat,0\ndog,1\n")
     assert LabelMapping.from_csv(path, num_classes=5) == ANIMALS
     for text, message in (
-        ("class,category\n0,cat\n", "expected the columns class_index and category"),
+        ("class,category\n0,cat\n", "no column class_index; expected class_index,category"),
         ("class_index,category\n0,cat\n0,dog\n", "line 3: class index 0 was given before"),
         ("class_index,category\nzero,cat\n", "line 2: expected a class index and a category"),
-        ("class_index,category\n1\n", "line 2"),
+        ("class_index,category\n1\n", "line 2: 1 of 2 fields"),
+        ("class_index,category\n1,\n", "line 2: expected a class index and a category, not '1' and ''"),
+        (f"class_index,category\n{'9' * 5000},cat\n", "line 2: expected a class index"),
+        ("class_index,category\n-1,cat\n", "line 2: expected a class index"),
+        (f"class_index,category\n1,{'x' * 200_000}\n", "line 2: no CSV"),
+        ("class_index,category\n", "names no category"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,5 @@
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from analysis import (
     human_reference,
     read_observers,
     read_responses,
+    write_responses,
 )
 from analysis.shape_bias.comparing import common_images, pooled_by_category
 from analysis.shape_bias.result import CLUSTERS
@@ -374,3 +376,48 @@ def test_people_without_a_defined_value_do_not_hide_the_others() -> None:
 def test_options_are_validated() -> None:
     with pytest.raises(ValueError, match="estimator='mean'"):
         ShapeBiasOptions(estimator="mean")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", ["=cmd()", "-1", "-foo", "+a", "@b", "'=x", "a,b", 'say "no"', "two\nlines", "a\rb", "caf\u00e9"]
+)
+def test_raw_responses_come_back_whatever_the_observer_is_called(name: str, tmp_path: Path) -> None:
+    made = observer([("cat1-dog2", "cat"), ("dog1-cat2", "na"), ("bear1-oven2", "oven")], name=name)
+    write_responses(made, tmp_path / "a.csv")
+    found = read_responses(tmp_path / "a.csv")
+    assert found.observer == name
+    assert dict(zip(found.stimuli, found.responses, strict=True)) == dict(
+        zip(made.stimuli, made.responses, strict=True)
+    )
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        assert not next(csv.DictReader(file))["subj"].startswith(("=", "+", "-", "@"))
+
+
+HEADER = "subj,session,trial,rt,object_response,category,condition,imagename\n"
+ROW = "ann,1,1,NaN,cat,cat,0,0001_x_cat1-dog1.png\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (HEADER + ROW.replace("NaN", "9" * 200_000), "line 2: no CSV"),
+        (HEADER + ROW.replace("ann", '"ann'), "line 2: no CSV"),
+        (HEADER + ROW.replace("ann", "a\0n"), "expected text in UTF-8"),
+        (HEADER + ROW + ROW, "line 3: cat1-dog1.png was shown before"),
+        (HEADER.replace("subj", "subj,subj") + "x," + ROW, "2 columns subj"),
+        (HEADER.replace(",", ";") + ROW.replace(",", ";"), "no column subj"),
+        (HEADER + ROW.replace("cat1-dog1.png", "cat1-d"), "line 2: stimulus 'cat1-d'"),
+        (HEADER + ROW[:-10], "line 2: .*; is the file cut off"),
+        (HEADER, "found none"),
+        ("", "no column subj"),
+    ],
+)
+def test_damaged_responses_are_one_line_with_file_and_number(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(ValueError, match=rf"^responses='.*a\.csv'.*{message}") as raised:
+        read_responses(tmp_path / "a.csv")
+    assert len(str(raised.value)) < 400
+    (tmp_path / "a.csv").unlink()
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(FileNotFoundError, match="a pipe, a socket or a device"):
+        read_responses(tmp_path / "a.csv")

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -216,6 +217,51 @@ def test_a_job_out_of_time_goes_on_and_a_killed_one_fails(cluster: None, tmp_pat
     assert CellResult.load(tmp_path / "cells" / names[0]).weights_hash == whole.result.weights_hash
     log = "".join(path.read_text() for path in (tmp_path / "jobs").glob(f"{numbers[0]}_0_log.*"))
     assert log.count("Loading pickle") == 2
+
+
+def test_files_of_a_study_that_others_have_damaged_say_so_or_count_as_absent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record.save_study(TINY, "test", tmp_path)
+    first, second, third, fourth = (cell.name for cell in TINY.cells())
+    for name in (first, second, third):
+        (tmp_path / "cells" / name).mkdir(parents=True)
+    (tmp_path / "cells" / first / "measures").mkdir()
+    (tmp_path / "cells" / first / "measures" / "result.json").write_text("[]")
+    (tmp_path / "cells" / second / "error.txt").write_bytes(b"Traceback\nValueError: caf\xe9\n\n")
+    os.mkfifo(tmp_path / "cells" / third / "error.txt")
+    (tmp_path / "jobs").mkdir()
+    os.mkfifo(tmp_path / "jobs" / "7_0_0_log.err")
+    for registry in ("[]", "[" * 100_000, json.dumps({fourth: 1}), json.dumps({fourth: {"executor": "local"}})):
+        (tmp_path / "jobs" / "jobs.json").write_text(registry)
+        found = states_of(tmp_path)
+        assert [found[name].state for name in (first, second, third, fourth)] == [
+            "failed",
+            "failed",
+            "missing",
+            "missing",
+        ]
+        assert "unreadable result ([]: expected an object)" in found[first].line
+        assert found[second].line == "ValueError: caf\ufffd"
+    for job in ("/etc/x", "../x", "**/*", "", "9" * 30, "-1"):
+        (tmp_path / "jobs" / "jobs.json").write_text(json.dumps({fourth: {"executor": "local", "job": job}}))
+        assert states_of(tmp_path)[fourth].state == ("failed" if job == "9" * 30 else "missing")
+    study = json.loads((tmp_path / "study.json").read_text())
+    for content, message in (
+        ("null", "None: expected an object"),
+        ("[" * 100_000, "nested too deeply"),
+        (json.dumps({"command": "x"}), "study is missing"),
+        (json.dumps(study | {"command": 1}), "command=1: expected a text"),
+        (json.dumps(study | {"study": study["study"] | {"kernels": 3}}), "study.kernels=3: expected a list"),
+        (json.dumps(study | {"study": study["study"] | {"kernels": [True]}}), r"study.kernels[0]=True"),
+        (json.dumps(study | {"study": study["study"] | {"recipe": []}}), "study.recipe=[]: expected an object"),
+        (json.dumps(study | {"study": study["study"] | {"num_seeds": 10**15}}), "at most 10000 trainings"),
+    ):
+        (tmp_path / "study.json").write_text(content)
+        run("report", tmp_path, code=2)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{str(tmp_path / 'study.json')!r}: unreadable (" in line
+        assert message in line
 
 
 def test_a_job_that_a_former_version_queued_says_so(tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def test_a_full_disk_is_told_in_the_words_of_the_system(tmp_path: Path) -> None:
                 raise AttributeError("of a writer that closes its file")  # noqa: B904
         assert explicit or raised.value is full
     assert names(tmp_path) == set()
-    with pytest.raises(OSError, match="No such file"):
-        write_safetensors(tmp_path / "not there" / "a", {"x": torch.ones(1)})
+    with pytest.raises(OSError, match="Not a directory"):
+        write_safetensors(Path(__file__) / "a", {"x": torch.ones(1)})
 
 
 def test_scratch_is_gone_afterwards(tmp_path: Path) -> None:
