@@ -45,6 +45,11 @@ def made(cls: Any, content: Mapping[str, Any], name: str = "") -> Any:
     return cls(**values)
 
 
+def is_array(hint: Any) -> bool:
+    """Whether a field of this type is an array, or None."""
+    return any(typing.get_origin(option) is np.ndarray for option in (hint, *typing.get_args(hint)))
+
+
 def decoded(value: Any, hint: Any, name: str = "") -> Any:
     """A value of JSON as the type that `hint` names: lists become tuples, objects dataclasses.
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from analysis.runs.arrays import read_arrays
-from analysis.runs.decoding import decoded, made
+from analysis.runs.decoding import decoded, is_array, made
 from analysis.runs.texts import parse_json, read_text, short
 from analysis.runs.writing import replacing, write_json
 
@@ -104,6 +104,9 @@ class Result(Shown):
                 raise ResultError(f"directory={str(directory)!r}: {name} is in result.json, not a folder")
             if (directory / folder).is_dir():
                 content[name] = _result_type(hints[name]).load(directory / folder)
+        lost = [name for name, hint in hints.items() if name not in content and is_array(hint)]
+        if lost:  # where there was no array, null says so
+            raise ResultError(f"directory={str(directory)!r}: {lost[0]} is missing")
         try:
             found: Self = made(cls, content)
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:

@@ -258,6 +258,10 @@ def test_what_does_not_go_together_is_refused_by_every_kind_of_result(tmp_path: 
             with pytest.raises(ResultError, match=r"^directory="):
                 type(result).load(folder)
     best = analysis.Prediction(image="a", indices=(1, 0), names=("x", "y"), scores=(0.7, 0.3))
+    bias.save(tmp_path / "lost")
+    np.savez(tmp_path / "lost" / "arrays.npz")  # an optional array that was there
+    with pytest.raises(ResultError, match="logits is missing"):
+        analysis.ShapeBiasResult.load(tmp_path / "lost")
     predictions = analysis.Predictions(model="m", items=(best,))
     for change in ({"indices": [1]}, {"indices": [-1, 0]}, {"scores": [1.7, 0]}, {"scores": ["NaN", 0]}, {"names": []}):
         predictions.save(tmp_path / "predictions", overwrite=True)
