@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.runs.processes import by_first, in_turns, rank
+from analysis.runs.settings import BATCHES, check_number
 from analysis.runs.writing import replacing
 
 Row = Mapping[str, NDArray[Any]]
@@ -82,10 +83,9 @@ def measure(
         progress: Called at the start and after each batch.
 
     Raises:
-        ValueError: If `batch_size` is below 1.
+        ValueError: If `batch_size` is out of range.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    check_number("batch_size", batch_size, BATCHES)
     found = Measured() if partial is None else by_first(lambda: _load(Path(partial), fingerprint) or Measured())
     total, first = len(names), found.done
     if progress is not None:

@@ -47,7 +47,8 @@ def test_changes_and_own_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs = 1", "not a recipe .'recipe'"),
+        ("", r"not a recipe \(it lacks about, epochs, recipe, source, warmup_epochs\)"),
+        ("epochs = 1", r"not a recipe \(it lacks about, recipe, source, warmup_epochs\)"),
         ("epochs = \n", "not a recipe"),
         (
             'about = ""\nsource = ""\nepochs = 1\nwarmup_epochs = 0\n[recipe]\nbatch = 8\n',
