@@ -109,9 +109,9 @@ def _bench(
     hopeless: float = math.inf,
 ) -> None:
     check_timing(repeats=rounds, seconds=seconds, threads=threads)
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"out={str(out)!r}: exists and is not a folder")
     if out is not None:
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"out={str(out)!r}: exists and is not a folder")
         for suffix in ("csv", "json", "png", "pdf"):
             if (out / f"{name}.{suffix}").exists():
                 raise FileExistsError(f"out={str(out)!r}: {name}.{suffix} is there already; choose another folder")

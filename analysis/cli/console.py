@@ -59,6 +59,7 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
             yield lambda done, total, now=label: bar.update(task, completed=done, total=total, description=now)
         except Exception:
             bar.live.transient = True  # the error is the only line
+            bar.console.quiet = not bar.console.is_interactive  # where it would print an empty one
             bar.remove_task(task)
             raise
 

@@ -70,7 +70,7 @@ class Inputs:
                 return self.load(index)
             except ImageError as error:
                 reason = reason or f"{self.names[index]}: {error}"
-        raise ValueError(f"images: none of {len(self)} is a usable image; {reason}")
+        raise ValueError(f"images: none of {len(self)} files is a usable image; {reason}")
 
     def hashes(self) -> tuple[str, ...]:
         """SHA-256 of each image, in hexadecimal; of a file of its name, size and time of change."""

@@ -83,7 +83,8 @@ def save_network(
         training: How it was trained, anything that JSON holds; see `plain` for infinite numbers.
 
     Raises:
-        ValueError: If a value is out of range, or the network has layers that its configuration does not tell; nothing is written then.
+        ValueError: If a value is out of range, or the network has layers that its configuration does not tell; nothing
+            is written then.
     """
     state = module.state_dict()
     with torch.device("meta"):

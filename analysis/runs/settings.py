@@ -4,6 +4,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from functools import cache
 from numbers import Integral, Real
 from os import PathLike
@@ -34,7 +35,8 @@ def check_fields(settings: Any, **ranges: Range) -> None:
     Raises:
         ValueError: Naming the field, the value and what was expected.
     """
-    for name, hint in _hints(type(settings)).items():
+    kind: Any = type(settings)
+    for name, hint in _hints(kind).items():
         value = getattr(settings, name)
         try:
             fitted = _fitted(value, hint)
@@ -135,4 +137,6 @@ def _words(hint: Any) -> str:
         Path: "a path",
         type(None): "none",
     }
-    return known.get(hint) or f"a {getattr(origin or hint, '__name__', hint)}"
+    if origin is Mapping:
+        return "values by name"
+    return known.get(hint) or f"a {getattr(hint, '__name__', hint)}"

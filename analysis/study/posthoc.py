@@ -133,8 +133,8 @@ def default_variants(
 
     Args:
         model: To be cropped.
-        kernels: Sides to crop to; None for some eight of the possible ones. At each place only those smaller than the
-            kernel there are used.
+        kernels: Sides to crop to; None for some eight of the possible ones. At each stage only those smaller than its
+            kernels are used.
         by_stage: Also one stage at a time.
 
     Raises:

@@ -206,9 +206,7 @@ def load_recipe(name: str) -> RecipeFile:
         expected = {field.name for field in fields(RecipeFile)} - {"name", "settings"} | {"recipe"}
         if content.keys() != expected:
             missing, more = sorted(expected - content.keys()), sorted(content.keys() - expected)
-            raise ValueError(
-                f"it lacks {', '.join(missing)}" if missing else f"it has {', '.join(more)}, which none has"
-            )
+            raise ValueError(f"it lacks {', '.join(missing)}" if missing else f"{', '.join(more)}: no entry of one")
         found = RecipeFile(name=Path(name).stem, settings=content.pop("recipe"), **content)
         found.for_images(int(COUNTS[1]))
     except (ValueError, RecursionError) as error:  # many brackets in each other
