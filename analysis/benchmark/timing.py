@@ -24,8 +24,11 @@ import torch
 
 from analysis.runs.identity import processor_name
 from analysis.runs.memory import is_freed_memory_kept, return_freed_memory
+from analysis.runs.settings import Range, check_number
 
 Call = Callable[[], object]
+ROUNDS: Range = (1, 1_000_000, "1 to 1000000 rounds")
+THREADS: Range = (1, 4096, "1 to 4096 threads")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,17 @@ def seed_and_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def check_timing(*, repeats: int = 1, seconds: float = 1.0, threads: int = 1) -> None:
+    """Refuse what nothing can be timed with.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    check_number("repeats", repeats, ROUNDS)
+    check_number("seconds", seconds, (0.0, 1e9, "a number of at least 0, and at most 1e9"))
+    check_number("threads", threads, THREADS)
+
+
 def compare(
     cases: Sequence[Case],
     *,
@@ -83,7 +97,11 @@ def compare(
         milliseconds, the number of rounds, `ratio`, its median over the first contender's, and `peak_mib`, the memory
         that the first call needs beyond what was there before it. A contender whose library is not installed has no
         times.
+
+    Raises:
+        ValueError: If a value is out of range.
     """
+    check_timing(repeats=repeats, seconds=seconds)
     rows: list[dict[str, Any]] = []
     with _workers({contender.process for case in cases for contender in case.contenders}) as workers:
         for index, case in enumerate(cases):

@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         ARGUMENTS.set(tuple(given))
         with _ended_by_signals(), _all_processes(given):
+            _refuse_empty(given)
             code = app(args=given, prog_name="replknet", standalone_mode=False)
     except _UsageError as error:
         _fail(error.format_message())
@@ -121,6 +122,15 @@ def _leave_out_current_folder() -> None:
         os.environ["PYTHONSAFEPATH"] = "1"
 
 
+def _refuse_empty(given: Sequence[str]) -> None:
+    """An empty text, often that of an unset variable of the shell, would be taken for the current folder."""
+    for before, word in zip(["", *given], given, strict=False):
+        option, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if equals and not value.strip():
+            place = option if option.startswith("--") else f"argument after {option or 'replknet'}"
+            raise ValueError(f"{place}={value!r}: expected a value, not an empty text")
+
+
 def _write_any_name(stream: Any) -> None:
     """File names need not be valid text, and none may end a command whose work is done."""
     if hasattr(stream, "reconfigure"):
@@ -131,9 +141,11 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
     """A message of the library with the options that the user knows in place of arguments of functions."""
     from analysis.cli.options import SPELLING
 
+    typed = {word.partition("=")[0] for word in given}
+
     def option(match: Match[str]) -> str:
-        name = SPELLING.get(match[1], f"--{match[1].replace('_', '-')}")
-        return f"{name}=" if name in {word.partition("=")[0] for word in given} else match[0]
+        names = (*SPELLING.get(match[1], ()), f"--{match[1].replace('_', '-')}")
+        return next((f"{name}=" for name in names if name in typed), match[0])
 
     message = re.sub(r"(?:(?<=^)|(?<=, ))([a-z_]+)=", option, message)
     return (

@@ -22,6 +22,7 @@ from analysis.runs.folder import RunFolder
 from analysis.runs.identity import hash_weights
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
+from analysis.runs.settings import SIDES
 from analysis.runs.tables import write_table
 from analysis.shape_bias.categories import LabelMapping
 from analysis.study import posthoc
@@ -44,7 +45,8 @@ def _minutes(text: str) -> int:
     """Minutes of a time as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
     days, dash, clock = text.rpartition("-")
     parts = clock.split(":")
-    if not all(part.isdecimal() for part in (*parts, days or "0")) or len(parts) > 3 or (dash and not days):
+    known = all(part.isdecimal() and len(part) < 9 for part in (*parts, days or "0"))
+    if not known or len(parts) > 3 or (dash and not days):
         raise ValueError(f"time={text}: expected minutes, H:M:S or D-H:M:S")
     numbers = list(map(int, parts))
     if dash:
@@ -68,11 +70,20 @@ _JOB = Fields(
     tell_defaults=True,
     changes=True,
 )
+
+
+def _parse_decay(text: str) -> float | None:
+    try:
+        return None if text == "none" else float(text) or None
+    except ValueError:
+        raise ValueError(f"ema_decay={text!r}: expected a number in [0, 1), or none") from None
+
+
 _RECIPE = Fields(
     Recipe,
     called={"drop_path_rate": "drop_path"},
-    parsed={"ema_decay": lambda text: float(text) or None},
-    helps={"ema_decay": "Of a moving average of the weights; 0 for none."},
+    parsed={"ema_decay": _parse_decay},
+    helps={"ema_decay": "Of a moving average of the weights, from 0 to 1; 0 or none for none."},
     changes=True,
 )
 
@@ -160,7 +171,7 @@ def ablate_posthoc(
     images: Annotated[
         Path | None, typer.Option(help="Folder of images for receptive fields; else the network's own kind.")
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Their side in pixels.", min=32)] = None,
+    size: Annotated[int | None, typer.Option(help="Their side in pixels.", min=32, max=SIDES[1])] = None,
     num_images: Annotated[int, typer.Option(help="How many of them.", min=1)] = 12,
     overwrite: Overwrite = False,
 ) -> None:
@@ -171,6 +182,7 @@ def ablate_posthoc(
     A network of a study on generated images needs no data. For others, --data gives the accuracy, --stimuli the shape
     bias; the receptive field and the energy of the kernels need neither.
     """
+    wanted = None if kernels is None else parse_numbers("--kernels", kernels)
     (loaded,) = choice.load([model])
     materials = posthoc.materials_for(
         loaded,
@@ -183,7 +195,6 @@ def ablate_posthoc(
         seed=choice.seed,
     )
     module: Any = loaded.module
-    wanted = None if kernels is None else parse_numbers("--kernels", kernels)
     variants = posthoc.default_variants(module, wanted, by_stage=stages)
     settings = {
         "weights": hash_weights(module),

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from analysis.benchmark.convolutions import convolution_cases
 from analysis.benchmark.networks import network_cases
-from analysis.benchmark.timing import Case, compare, environment, slowness
+from analysis.benchmark.timing import ROUNDS, THREADS, Case, check_timing, compare, environment, slowness
 from analysis.cli.console import print_line, print_table, progress_bar
 from analysis.cli.options import parse_numbers
+from analysis.runs.settings import BATCHES, SIDES
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing, write_json
 
@@ -27,9 +28,11 @@ app.add_typer(bench, name="bench")
 
 
 _MANY = 400
-_Rounds = Annotated[int, typer.Option(help="Rounds; in each, every contender is called once.", min=1)]
+_Rounds = Annotated[int, typer.Option(help="Rounds; in each, every contender is called once.", min=1, max=ROUNDS[1])]
 _Seconds = Annotated[float, typer.Option(help="After so many seconds of rounds, no new one begins (two at least).")]
-_Threads = Annotated[int | None, typer.Option(help="Threads of every library; all cores by default.", min=1)]
+_Threads = Annotated[
+    int | None, typer.Option(help="Threads of every library; all cores by default.", min=1, max=THREADS[1])
+]
 _Out = Annotated[Path | None, typer.Option(help="Folder for table, figure and environment.")]
 
 
@@ -54,7 +57,7 @@ def bench_conv(
 
 @bench.command("model")
 def bench_model(
-    size: Annotated[int, typer.Option(help="Side of the images.", min=32)] = 224,
+    size: Annotated[int, typer.Option(help="Side of the images.", min=32, max=4096)] = 224,
     batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,4",
     rounds: _Rounds = 9,
     seconds: _Seconds = 60.0,
@@ -74,12 +77,12 @@ def bench_erf(
     out: _Out = None,
 ) -> None:
     """Input gradient of RepLKNet-31B for an effective receptive field."""
-    _bench_network("erf", parse_numbers("--sizes", sizes, lowest=1), "1", rounds, seconds, threads, out)
+    _bench_network("erf", parse_numbers("--sizes", sizes, within=SIDES[:2]), "1", rounds, seconds, threads, out)
 
 
 @bench.command("train")
 def bench_train(
-    size: Annotated[int, typer.Option(help="Side of the images.", min=32)] = 224,
+    size: Annotated[int, typer.Option(help="Side of the images.", min=32, max=4096)] = 224,
     batches: Annotated[str, typer.Option(help="Batch sizes.")] = "8",
     rounds: _Rounds = 5,
     seconds: _Seconds = 120.0,
@@ -94,7 +97,7 @@ def _bench_network(
     task: str, sizes: Sequence[int], batches: str, rounds: int, seconds: float, threads: int | None, out: Path | None
 ) -> None:
     threads = threads or torch.get_num_threads()
-    cases = list(network_cases(task, sizes, parse_numbers("--batches", batches, lowest=1), threads))
+    cases = list(network_cases(task, sizes, parse_numbers("--batches", batches, within=BATCHES[:2]), threads))
     _bench(task, cases, rounds, seconds, threads, out)
 
 
@@ -107,6 +110,9 @@ def _bench(
     out: Path | None,
     hopeless: float = math.inf,
 ) -> None:
+    check_timing(repeats=rounds, seconds=seconds, threads=threads)
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"out={str(out)!r}: exists and is not a folder")
     if out is not None:
         _check_free(out, name)
     with progress_bar(f"bench {name}") as progress:
@@ -152,7 +158,7 @@ def _check_free(out: Path, name: str) -> None:
         begun = False
     for file in others[-1:] if begun else (first, *others):
         if (out / file).exists():
-            raise FileExistsError(f"out={out}: {file} is there already; choose another folder")
+            raise FileExistsError(f"out={str(out)!r}: {file} is there already; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     for file in (first, *others):
         clear_leftovers(out, of=file)

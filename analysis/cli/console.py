@@ -12,6 +12,7 @@ from rich.table import Table
 
 from analysis.cli import ARGUMENTS
 from analysis.runs.folder import RunFolder
+from analysis.runs.settings import SIDES
 from analysis.runs.texts import few
 
 _MOST_SKIPPED = 10
@@ -58,6 +59,7 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
             yield lambda done, total, now=label: bar.update(task, completed=done, total=total, description=now)
         except Exception:
             bar.live.transient = True  # the error is the only line
+            bar.console.quiet = not bar.console.is_interactive  # where it would print an empty one
             bar.remove_task(task)
             raise
 
@@ -100,6 +102,7 @@ def skipped_notes(skipped: Iterable[tuple[str, str]]) -> list[str]:
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"{option}={text!r}: expected N or HxW{' in pixels' * (option == '--size')}")
+    if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) <= SIDES[1] for part in parts):
+        what = " in pixels" * (option == "--size")
+        raise ValueError(f"{option}={text!r}: expected N or HxW{what}, each from 1 to {SIDES[1]}")
     return int(parts[0]), int(parts[-1])

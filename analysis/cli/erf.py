@@ -22,7 +22,7 @@ from analysis.cli.console import (
     run_folder,
     skipped_notes,
 )
-from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, Out, Overwrite, parse_three, takes
+from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, Out, Overwrite, parse_names, parse_three, takes
 from analysis.images.sets import ImageSet, load_images
 from analysis.models.layers import ForwardError, LayerError
 from analysis.models.layouts import find_feature_map
@@ -35,6 +35,7 @@ from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
+from analysis.runs.settings import COUNTS, check_number
 from analysis.runs.tables import write_table
 
 app = typer.Typer()
@@ -83,7 +84,9 @@ def erf(
         raise ValueError(f"protocol={protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     units = None if grid is None else parse_size(grid, "--grid")
     means, stds = parse_three("--mean", mean), parse_three("--std", std)
-    wanted = [None if name == "last" else name for name in layers.split(",")] if layers else [None]
+    names = ("last",) if layers is None else parse_names("--layers", layers)
+    wanted = [None if name == "last" else name for name in names]
+    check_number("num_images", num_images, COUNTS)
     loaded = choice.load(model, untrained=untrained)
     loaded = [replace(item, mean=means or item.mean, std=stds or item.std) for item in loaded]
     pixels, notes = _fitting_size(loaded, None if size is None else parse_size(size))
@@ -109,13 +112,13 @@ def erf(
         **choice.computed_on(),
     }
     labels = [item.name if layer is None else f"{item.name}, {layer}" for item in loaded for layer in wanted]
-    names = iter(zip(labels, folder_names(labels), strict=True))
+    places = iter(zip(labels, folder_names(labels), strict=True))
     keep_freed_memory()
     with run_folder(out, "erf", settings, overwrite=overwrite) as folder:
         results = []
         for item, identity in zip(loaded, identities, strict=True):
             for layer in wanted:
-                results.append(_measure(item, identity, layer, chosen, protocol, named, folder, *next(names)))
+                results.append(_measure(item, identity, layer, chosen, protocol, named, folder, *next(places)))
         by_first(lambda: _write_outputs(results, folder))
     _report(results, notes)
     typer.echo(f"results, table and figures: {out}")

@@ -125,7 +125,7 @@ def reparameterize(
 
 
 @app.command()
-@takes(choice=Fields(ModelChoice, without=("device", "dtype")))
+@takes(choice=Fields(ModelChoice, without=("device", "dtype", "unit_scales")))
 def export(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     out: Annotated[Path, typer.Option(help="The file: .onnx, .pt or .ts (TorchScript), or .pt2 (torch.export).")],
@@ -133,7 +133,9 @@ def export(
     format_: Annotated[
         str | None, typer.Option("--format", help="onnx, torchscript or export; by default what OUT ends in.")
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Side in pixels of the image it is traced with.", min=32)] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side in pixels of the image it is traced with.", min=32, max=4096)
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a network as ONNX, TorchScript or a program of torch.export.

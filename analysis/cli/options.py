@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import inspect
-import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,14 +15,23 @@ from typing import Annotated, Any, Literal
 import typer
 
 from analysis.images.inputs import Images
+from analysis.images.preparing import MEANS, STANDARD_DEVIATIONS
 from analysis.models.libraries import LIBRARIES
 from analysis.models.loaded import LoadedModel
-from analysis.models.loading import load_model
+from analysis.models.loading import load_model, names_library
 from analysis.models.replknets import is_replknet
 from analysis.models.untrained import calibrated, untrained_copy
+from analysis.runs.settings import BATCHES, LARGEST_KERNEL, SEEDS, WORKERS, check_fields
 
-SPELLING: dict[str, str] = {"layer": "--layers"}
-"""Option of a field that is called otherwise, for messages."""
+SPELLING: dict[str, list[str]] = {
+    "layer": ["--layers", "--stages"],
+    "num_workers": ["--workers"],
+    "input_size": ["--size"],
+    "repeats": ["--rounds"],
+    "directory": ["--to"],
+    "path": ["--out"],
+}
+"""Options of an argument or field that are called otherwise, for messages."""
 
 
 class Fields:
@@ -63,7 +72,8 @@ class Fields:
         self._fields = [
             item for item in dataclasses.fields(kind) if item.name not in without and (not only or item.name in only)
         ]
-        SPELLING.update({field: _dashed(option) for field, option in self._called.items()})
+        for field, option in self._called.items():
+            SPELLING.setdefault(field, []).append(_dashed(option))
 
     def parameters(self) -> list[inspect.Parameter]:
         """Of a command's signature."""
@@ -166,35 +176,55 @@ def _dashed(name: str) -> str:
 
 
 def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
-    if not all("=" in text for text in texts):
-        raise ValueError(f"{option}={', '.join(texts)}: expected name=value, such as account=vision")
-    return {name: value for name, _, value in (text.partition("=") for text in texts)}
+    pairs = {name.strip(): value for name, _, value in (text.partition("=") for text in texts)}
+    if not all("=" in text for text in texts) or "" in pairs or len(pairs) < len(texts):
+        raise ValueError(f"{option}={', '.join(texts)}: expected name=value, such as account=vision, each name once")
+    return pairs
 
 
 def parse_numbers(
-    option: str, text: str, kind: Callable[[str], Any] = int, *, count: int | None = None, lowest: float | None = None
+    option: str,
+    text: str,
+    kind: Callable[[str], Any] = int,
+    *,
+    count: int | None = None,
+    within: tuple[float, float] | None = None,
 ) -> tuple[Any, ...]:
     """Numbers separated by commas.
 
     Raises:
-        ValueError: Naming the option, if there is none, one is below `lowest`, or there are not `count` of them.
+        ValueError: Naming the option, if there is none, one is not finite or not `within` these, or there are not
+            `count` of them.
     """
     try:
         numbers = tuple(kind(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    usable = all(math.isfinite(number) and (lowest is None or number >= lowest) for number in numbers)
+    lowest, highest = within or (-sys.float_info.max, sys.float_info.max)
+    usable = all(lowest <= number <= highest for number in numbers)
     if not numbers or not usable or count not in (None, len(numbers)):
         what = f"{count or ''} {'whole ' * (kind is int)}numbers".strip()
-        bound = "" if lowest is None else f" of at least {lowest:g}"
+        bound = "" if within is None else f" from {lowest:g} to {highest:g}"
         raise ValueError(f"{option}={text!r}: expected {what}{bound}, separated by commas")
     return numbers
 
 
 def parse_three(option: str, text: str | None) -> tuple[float, ...] | None:
     """Three numbers, positive ones for a standard deviation."""
-    lowest = 1e-12 if option == "--std" else None
-    return None if text is None else parse_numbers(option, text, float, count=3, lowest=lowest)
+    low, high, _ = STANDARD_DEVIATIONS if option == "--std" else MEANS
+    return None if text is None else parse_numbers(option, text, float, count=3, within=(low, high))
+
+
+def parse_names(option: str, text: str) -> tuple[str, ...]:
+    """Different names separated by commas.
+
+    Raises:
+        ValueError: Naming the option, if one is empty or given twice.
+    """
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"{option}={text!r}: expected different names, separated by commas")
+    return names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,12 +255,19 @@ class ModelChoice:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: expected at least 0")
+        check_fields(self, seed=SEEDS, small_kernel=(0, LARGEST_KERNEL, f"an odd number up to {LARGEST_KERNEL}, or 0"))
+        if self.checkpoint is not None and not self.pretrained:
+            raise ValueError(f"checkpoint={self.checkpoint}: expected none with pretrained=False")
 
     def kernels(self) -> list[tuple[int, ...] | None]:
         """Those of `kernel_sizes`, or None once."""
-        return [parse_numbers("--kernel-sizes", text, lowest=1) for text in self.kernel_sizes or ()] or [None]
+        allowed = (1, LARGEST_KERNEL)
+        return [parse_numbers("--kernel-sizes", text, within=allowed) for text in self.kernel_sizes or ()] or [None]
+
+    def given(self) -> dict[str, Any]:
+        """What differs from the defaults."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value != getattr(type(self), name)}
 
     def load(self, specs: Sequence[str], *, untrained: bool = False) -> list[LoadedModel]:
         """The networks of these names, a RepLKNet once for each of the kernel sizes.
@@ -246,6 +283,8 @@ class ModelChoice:
             for name in ("checkpoint", "kernel_sizes", "small_kernel"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}={getattr(self, name)}: applies to RepLKNets by name only; none was named")
+        if not self.pretrained and not any(is_replknet(spec) or names_library(spec) for spec in specs):
+            raise ValueError("pretrained=False: applies to networks by name only; none was named")
         loaded: list[LoadedModel] = []
         libraries: list[str] = []
         for spec in specs:
@@ -257,7 +296,7 @@ class ModelChoice:
                         checkpoint=self.checkpoint if ours else None,
                         kernel_sizes=sizes,
                         small_kernel=self.small_kernel if ours else None,
-                        pretrained=self.pretrained,
+                        pretrained=self.pretrained or not (ours or names_library(spec)),
                         trust=self.trust,
                         seed=self.seed,
                     )
@@ -266,6 +305,8 @@ class ModelChoice:
                 if untrained and not item.initial:
                     loaded.append(untrained_copy(item, seed=self.seed))
                 libraries += [spec.partition(":")[0]] * (len(loaded) - len(libraries))
+        if self.unit_scales and not any(item.initial for item in loaded):
+            raise ValueError("unit_scales=True: applies to untrained networks only; there is none")
         names = [item.name for item in loaded]
         if len(set(names)) < len(names):  # one name in two libraries
             loaded = [
@@ -299,8 +340,11 @@ MODEL_HELP = (
     "torchvision:NAME, hf:NAME, package.module:callable, or a file: weights, TorchScript or an exported program "
     "(--trust)."
 )
-BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=1)]
-Workers = Annotated[int, typer.Option(help="Processes that read images; without effect on the results.", min=0)]
+BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=BATCHES[0], max=BATCHES[1])]
+Workers = Annotated[
+    int,
+    typer.Option(help="Processes that read images; without effect on the results.", min=WORKERS[0], max=WORKERS[1]),
+]
 InputSize = Annotated[
     int | None,
     typer.Option(help="Side of the input in pixels, with RepLKNet's resizing; else the model's own.", min=8, max=4096),

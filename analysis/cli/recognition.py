@@ -17,8 +17,18 @@ from analysis.cli.console import (
     run_folder,
     skipped_notes,
 )
-from analysis.cli.options import MODEL_HELP, BatchSize, Fields, InputSize, ModelChoice, Overwrite, Workers, takes
-from analysis.recognition.evaluation import EvaluationResult, evaluate, num_outputs
+from analysis.cli.options import (
+    MODEL_HELP,
+    BatchSize,
+    Fields,
+    InputSize,
+    ModelChoice,
+    Overwrite,
+    Workers,
+    parse_names,
+    takes,
+)
+from analysis.recognition.evaluation import EvaluationResult, check_files, evaluate, num_outputs
 from analysis.recognition.features import POOLED, extract_features
 from analysis.recognition.labels import labelled_files
 from analysis.recognition.prediction import Predictions, class_names, class_notes, predict
@@ -54,8 +64,9 @@ def predict_command(
     """Name what is in images: the best classes with their softmax probabilities."""
     if as_json and as_csv:
         raise ValueError("--json, --csv: expected one of them")
-    if out is not None:
-        _check_file(out, (".json", ".csv"), overwrite)
+    if out is not None and (as_json or as_csv):
+        raise ValueError(f"--{'json' if as_json else 'csv'}: prints; with --out, its name tells the format")
+    _check_file(out, (".json", ".csv"), overwrite)
     (loaded,) = choice.load([model])
     loaded = choice.on_images(loaded, images, size)
     with progress_bar("images") as progress:
@@ -104,12 +115,20 @@ def _json(found: Predictions) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
-def _check_file(out: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+def _check_file(out: Path | None, suffixes: tuple[str, ...], overwrite: bool) -> None:
+    if out is None:
+        _refuse_without_out("overwrite", overwrite)
+        return
     if out.suffix not in suffixes:
         raise ValueError(f"out={str(out)!r}: expected a name that ends in {' or '.join(suffixes)}")
     if out.exists() and not overwrite:
         raise FileExistsError(f"out={str(out)!r}: exists already; choose another file, or overwrite=True replaces it")
     check_writable(out)
+
+
+def _refuse_without_out(option: str, given: bool) -> None:
+    if given:
+        raise ValueError(f"--{option}: goes with --out only")
 
 
 def _state_of(out: Path | None) -> Path | None:
@@ -137,10 +156,10 @@ def features(
     overwrite: Overwrite = False,
 ) -> None:
     """Extract features of images into an .npz file, which numpy.load opens."""
+    wanted = [int(name) if name.isdecimal() else name for name in parse_names("--stages", stages)]
     _check_file(out, (".npz",), overwrite)
     (loaded,) = choice.load([model])
     loaded = choice.on_images(loaded, images, size)
-    wanted = [int(stage) if stage.strip().isdecimal() else stage.strip() for stage in stages.split(",")]
     with progress_bar("images") as progress:
         found = extract_features(
             loaded,
@@ -182,10 +201,12 @@ def evaluate_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure the accuracy on an image folder, with 95 % intervals, beside the published value."""
-    if confusion and out is None:
-        raise ValueError("--confusion: needs a folder for the table, --out")
+    if out is None:
+        _refuse_without_out("confusion", confusion)
+        _refuse_without_out("overwrite", overwrite)
     (loaded,) = choice.load([model])
     files = labelled_files(data, class_names(loaded, num_outputs(loaded)), labels=labels)
+    check_files(loaded, files, size)
     keep_freed_memory()
     loaded = choice.on_images(loaded, files.files, size)
     identity = identify(loaded.module)

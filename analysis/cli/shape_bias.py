@@ -19,6 +19,7 @@ from analysis.cli.options import (
     Out,
     Overwrite,
     Workers,
+    parse_names,
     parse_three,
     takes,
 )
@@ -59,7 +60,9 @@ def shape_bias(
     categories: Annotated[
         str | None, typer.Option(help="Only these, e.g. cat,dog,car, of stimuli and of answers; all by default.")
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Input size in pixels that replaces the model's own.", min=1)] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Input size in pixels that replaces the model's own.", min=1, max=4096)
+    ] = None,
     mean: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     std: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     batch_size: BatchSize = 16,
@@ -77,6 +80,17 @@ def shape_bias(
     specs = [spec for spec in model if not spec.endswith(".csv")]
     if specs and stimuli is None:
         raise ValueError(f"--stimuli: {specs[0]} needs a folder of stimuli")
+    if not specs:
+        given = {**choice.given(), "stimuli": stimuli, "size": size, "mean": mean, "std": std}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name}={value}: goes with networks only; none was named")
+    named = None if categories is None else parse_names("--categories", categories)
+    changes: dict[str, Any] = {
+        "mean": parse_three("--mean", mean),
+        "std": parse_three("--std", std),
+        "input_size": size,
+    }
     loaded = choice.load(specs) if specs else []
     mapping = _own_mapping(loaded) if labels is None else LabelMapping.from_csv(labels)
     recorded = [read_responses(spec, categories=None) for spec in model if spec.endswith(".csv")]
@@ -84,7 +98,7 @@ def shape_bias(
     asked = [*recorded, *people]
     by_mapping = bool(loaded) or labels is not None
     known = mapping.categories if by_mapping else sorted({name for result in asked for name in result.categories})
-    wanted = None if categories is None else select_categories([c.strip() for c in categories.split(",")], known)
+    wanted = None if named is None else select_categories(named, known)
     whole = load_stimuli(stimuli) if stimuli is not None and specs else None
     if whole is not None:
         loaded = [choice.on_images(item, whole.paths, size) for item in loaded]
@@ -95,11 +109,6 @@ def shape_bias(
     twice = sorted({*names}.intersection(result.observer for result in people))
     if twice:
         raise ValueError(f"--humans={str(humans)!r}: {twice[0]} is among the models, too")
-    changes: dict[str, Any] = {
-        "mean": parse_three("--mean", mean),
-        "std": parse_three("--std", std),
-        "input_size": size,
-    }
     if chosen is not None:
         _check_stimuli(chosen, mapping)
     of_categories = [_of_categories(result, wanted or known) for result in asked]

@@ -21,18 +21,17 @@ from analysis.cli.console import (
     run_folder,
 )
 from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, Workers, takes
-from analysis.models.loaded import check_device
 from analysis.runs.folder import RunFolder
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
 from analysis.runs.writing import clear_leftovers
-from analysis.study.design import Study, preset
+from analysis.study.design import GENERATED, Study, preset
 from analysis.study.images import StudyImages
 from analysis.study.jobs import CellState
 from analysis.study.measures import BRIEF, shown
 from analysis.study.record import STUDY_FILE, load_study, save_study
 from analysis.study.result import settings_of, study_table
-from analysis.study.running import run_study
+from analysis.study.running import check_place, run_study
 from analysis.study.verdict import findings, summary_text
 
 app = typer.Typer()
@@ -79,12 +78,17 @@ def _parse_balance(text: str) -> float | None:
     try:
         return None if text == "random" else float(text)
     except ValueError:
-        raise ValueError(f"train_balance={text}: expected a number from -1 to 1, or random") from None
+        raise ValueError(f"train_balance={text!r}: expected a number from -1 to 1, or random") from None
 
 
 def changed_preset(name: str, data: Path | None, study: dict[str, Any], recipe: dict[str, Any]) -> Study:
     """A preset, of an image folder or not, with other values of some fields."""
     base = preset(name, None if data is None else str(data.resolve() if data.exists() else data))
+    for field in GENERATED if data is not None else ():
+        if field in study:
+            raise ValueError(f"{field}={study[field]}: goes with generated images only, not with an image folder")
+    if "image_size" in recipe and recipe.get("augmentation", base.recipe.augmentation) != "imagenet":
+        raise ValueError(f"image_size={recipe['image_size']}: goes with augmentation 'imagenet' only")
     if "size" in study:
         study = {"erf_size": 4 * study["size"], **study}
     return replace(base, **study, recipe=replace(base.recipe, **recipe))
@@ -123,12 +127,12 @@ def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders
     """Make OUT the folder of this study, with folders for its cells and others, if its images are fit."""
     from analysis.study.report import FIGURES, REPORT, TABLE
 
-    check_device(device)
     settings = asdict(study)
     for name in ("kernels", "small_kernels", "shortcuts", "num_seeds"):
         settings.pop(name)  # cells are added to a study; what they share makes it another one
     images = StudyImages(study)
     images.check()  # what is wrong with the images is said before OUT is touched
+    check_place(study, device)
     settings["images"] = images.fingerprint
     with run_folder(out, "study", settings, overwrite=overwrite) as folder:
         for name in ("cells", *folders):

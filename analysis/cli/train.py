@@ -28,12 +28,13 @@ from analysis.runs.folder import RunFolder
 from analysis.runs.identity import describe_environment, hash_weights, processor_name
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first, num_processes, rank
+from analysis.runs.settings import WORKERS
 from analysis.runs.tables import read_table, write_table
 from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import write_json
-from analysis.training.loop import Training, train
+from analysis.training.loop import Training, check_training, train
 from analysis.training.progress import Curve
-from analysis.training.recipe import Recipe, load_recipe, parse_changes, recipe_names
+from analysis.training.recipe import STEPS, Recipe, load_recipe, parse_changes, recipe_names
 from analysis.training.state import remove_state
 
 _STATE, _CURVE, _NETWORK, _SUMMARY, _EVENTS = (
@@ -55,7 +56,7 @@ def _group() -> None:
 
 
 @app.command("train")
-@takes(choice=Fields(ModelChoice, without=("pretrained", "trust", "dtype")))
+@takes(choice=Fields(ModelChoice, without=("pretrained", "trust", "dtype", "unit_scales")))
 def train_command(
     model: Annotated[
         str,
@@ -77,12 +78,19 @@ def train_command(
         typer.Option("--set", help="Change the recipe, e.g. batch_size=256; may be given several times."),
     ] = None,
     max_steps: Annotated[
-        int | None, typer.Option(help="Stop after this step, for a trial; without it the same command goes on.", min=1)
+        int | None,
+        typer.Option(
+            help="Stop after this step, for a trial; without it the same command goes on.", min=1, max=STEPS[1]
+        ),
     ] = None,
     evaluate_every: Annotated[
-        int | None, typer.Option(help="Steps between measurements of the accuracy; an epoch by default.", min=1)
+        int | None,
+        typer.Option(help="Steps between measurements of the accuracy; an epoch by default.", min=1, max=STEPS[1]),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that load images, for each process that trains.", min=0)] = 0,
+    workers: Annotated[
+        int,
+        typer.Option(help="Processes that load images, for each process that trains.", min=WORKERS[0], max=WORKERS[1]),
+    ] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a network by a published recipe, alone or under torchrun.
@@ -124,6 +132,15 @@ def train_command(
         "seed": choice.seed,
     }
     loaded = loaded.to(choice.device)
+    if evaluate_every is not None and validation is None:
+        raise ValueError(f"evaluate_every={evaluate_every}: goes with validation images only; there are none")
+    height, width, _ = images[0][0].shape
+    if chosen.augmentation != "imagenet" and (height, width) != (chosen.image_size, chosen.image_size):
+        raise ValueError(
+            f"image_size={chosen.image_size}: the training images have {height}x{width} pixels, and only augmentation "
+            "'imagenet' resizes them"
+        )
+    check_training(loaded.module, images, validation, chosen, mean=loaded.mean, std=loaded.std)
     keep_freed_memory()
     epoch = max(1, len(images) // chosen.batch_size)
     with run_folder(out, "train", settings, overwrite=overwrite) as folder:

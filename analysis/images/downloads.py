@@ -10,6 +10,7 @@ import pooch
 import requests
 
 from analysis.images.stimuli import published_sets
+from analysis.runs.settings import named_path
 from analysis.runs.writing import clear_leftovers, scratch_folder
 
 _CONNECTIONS = 8
@@ -54,7 +55,7 @@ def download_stimuli(
         raise DownloadError(f"name={name!r}: expected one of {', '.join(published_sets())}")
     published = published_sets()[name]
     url = url or published.url
-    root = Path(directory)
+    root = named_path(directory, "directory")
     if root.exists() and not root.is_dir():
         raise DownloadError(f"directory={str(root)!r}: exists and is not a folder")
     registry = dict(published.files)

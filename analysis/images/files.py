@@ -12,6 +12,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from analysis.runs.settings import named_path
 from analysis.runs.texts import printable, why_no_file
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -97,10 +98,11 @@ def find_images(sources: str | PathLike[str] | Sequence[str | PathLike[str]]) ->
 
     Raises:
         FileNotFoundError: If a source does not exist or matches no file.
+        ValueError: If one is an empty text.
     """
     found: dict[tuple[Path, str], Path] = {}
     for source in [sources] if isinstance(sources, (str, PathLike)) else sources:
-        path = Path(source)
+        path = named_path(source, "images")
         named = set(path.parts)
         matches = [path]
         if not path.exists():

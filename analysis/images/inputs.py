@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from analysis.images.files import as_rgb, find_images, read_rgb
+from analysis.images.files import ImageError, as_rgb, find_images, read_rgb
 from analysis.images.preparing import Transform
 from analysis.images.sets import ImageSet
 from analysis.runs.texts import printable
@@ -57,6 +57,20 @@ class Inputs:
         if isinstance(item, Tensor):
             item = item.permute(1, 2, 0).cpu().numpy()
         return self.transform(as_rgb(item if isinstance(item, Image.Image) else Image.fromarray(item)))
+
+    def first(self) -> Tensor:
+        """The first input that can be had.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        reason = ""
+        for index in range(len(self)):
+            try:
+                return self.load(index)
+            except ImageError as error:
+                reason = reason or f"{self.names[index]}: {error}"
+        raise ValueError(f"images: none of {len(self)} files is a usable image; {reason}")
 
     def hashes(self) -> tuple[str, ...]:
         """SHA-256 of each image, in hexadecimal; of a file of its name, size and time of change."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from analysis.images.files import ImageError, folders_in, images_beside, images_in, read_rgb
+from analysis.runs.settings import SIDES, check_number, named_path
 from analysis.runs.texts import few, printable
 
 Split = Literal["train", "val"]
@@ -65,8 +66,10 @@ class FolderImages:
         size: int | None = None,
         prepare: Preparation | None = None,
     ) -> None:
-        if not Path(directory).is_dir():
+        if not named_path(directory, "data").is_dir():
             raise FileNotFoundError(f"data={str(directory)!r}: no such folder")
+        if size is not None:
+            check_number("size", size, SIDES)
         found = [Path(directory) / name for name in SPLITS[split] if (Path(directory) / name).is_dir()]
         if not found:
             raise FileNotFoundError(f"data={str(directory)!r}: holds no folder {' or '.join(SPLITS[split])}")

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.runs.settings import SIDES, Range, check_number
 
+MEANS: Range = (-1e6, 1e6, "three numbers from -1e6 to 1e6")
+STANDARD_DEVIATIONS: Range = (1e-12, 1e6, "three numbers from 1e-12 to 1e6")
 Transform = Callable[[Image.Image], Tensor]
 """An upright RGB image to a normalised tensor, shape (3, H, W)."""
 
@@ -40,6 +42,7 @@ def evaluation_transform(
     """
     from torchvision import transforms  # not needed by who measures receptive fields
 
+    check_normalization(mean, std)
     resize = [] if size is None else [evaluation_crop(size, crop=crop, interpolation=interpolation)]
     steps = [*resize, transforms.ToTensor()]
     return transforms.Compose([*steps, transforms.Normalize(tuple(mean), tuple(std))])  # type: ignore[no-any-return]
@@ -55,11 +58,12 @@ def evaluation_crop(
     """
     from torchvision import transforms
 
+    check_number("size", size, SIDES)
     kept = (0.875 if size < 384 else 1.0) if crop is None else crop
-    if size < 1:
-        raise ValueError(f"size={size}: expected a positive number of pixels")
-    if not 0 < kept <= 1:
-        raise ValueError(f"crop={crop}: expected a number in (0, 1]")
+    check_number("crop", kept, (1e-3, 1.0, "a number from 0.001 to 1"))
+    known = [mode.value for mode in transforms.InterpolationMode]
+    if interpolation not in known:
+        raise ValueError(f"interpolation={interpolation!r}: expected one of {', '.join(known)}")
     mode = transforms.InterpolationMode(interpolation)
     resize = [transforms.Resize((size, size), mode)]
     if kept < 1:
@@ -73,8 +77,11 @@ def check_normalization(mean: Sequence[float], std: Sequence[float]) -> None:
     Raises:
         ValueError: If the numbers are not three finite ones each, or a standard deviation is not positive.
     """
-    if len(mean) != 3 or len(std) != 3 or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
-        raise ValueError(f"mean={tuple(mean)}, std={tuple(std)}: expected three numbers each, std positive")
+    for name, numbers, allowed in (("mean", mean, MEANS), ("std", std, STANDARD_DEVIATIONS)):
+        if len(numbers) != 3:
+            raise ValueError(f"{name}={tuple(numbers)}: expected {allowed[2]}")
+        for number in numbers:
+            check_number(name, number, allowed, shown=tuple(numbers))
 
 
 def normalize(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:

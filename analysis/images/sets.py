@@ -19,6 +19,7 @@ from analysis.images.files import ImageError, files_in, read_rgb
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.images.preparing import check_normalization, normalize
 from analysis.runs.results import Shown
+from analysis.runs.settings import COUNTS, SEEDS, SIDES, check_number, named_path
 from analysis.runs.texts import printable
 
 GENERATED = "generated dead leaves"
@@ -69,7 +70,12 @@ class ImageSet(Shown, Sequence[Tensor]):
         return pixels
 
     def normalized_by(self, mean: Sequence[float], std: Sequence[float]) -> "ImageSet":
-        """The same images under another model's mean and standard deviation, on the scale of [0, 1]."""
+        """The same images under another model's mean and standard deviation, on the scale of [0, 1].
+
+        Raises:
+            ValueError: See `check_normalization`.
+        """
+        check_normalization(mean, std)
         return replace(self, mean=tuple(mean), std=tuple(std))
 
 
@@ -101,11 +107,14 @@ def load_images(
         FileNotFoundError: If `source` does not exist.
         ValueError: If a value is out of range, or no image can be used.
     """
-    size = (size, size) if isinstance(size, int) else size
-    if min(size) < 1:
-        raise ValueError(f"size={size}: expected positive numbers of pixels")
-    if num_images < 1:
-        raise ValueError(f"num_images={num_images}: expected at least 1")
+    size = size if isinstance(size, (tuple, list)) else (size, size)
+    if len(size) != 2:
+        raise ValueError(f"size={size}: expected height and width")
+    size = (size[0], size[1])
+    for side in size:
+        check_number("size", side, SIDES, shown=size)
+    check_number("num_images", num_images, COUNTS)
+    check_number("seed", seed, SEEDS)
     check_normalization(mean, std)
     common = {"size": size, "seed": seed, "mean": tuple(mean), "std": tuple(std)}
     if source is None:
@@ -114,7 +123,7 @@ def load_images(
         return ImageSet(source=GENERATED, names=names, hashes=hashes, **common)  # type: ignore[arg-type]
     root: Path | None
     if isinstance(source, (str, PathLike)):
-        root = Path(source)
+        root = named_path(source, "images")
         if not root.exists():
             raise FileNotFoundError(f"images={str(root)!r}: no such folder")
         if not root.is_dir():

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from analysis.images.files import ImageError, is_hidden, read_rgb
 from analysis.images.labelled import SPLITS, DataError, Preparation, Split
 from analysis.runs.processes import by_first
+from analysis.runs.settings import named_path
 from analysis.runs.texts import parse_json, read_text, short, why_no_file
 
 _IMAGE_MEMBERS = (".jpg", ".jpeg", ".png", ".webp", ".ppm")
@@ -52,7 +53,7 @@ class TarShards:
     """
 
     def __init__(self, directory: str | PathLike[str], split: Split, *, prepare: Preparation | None = None) -> None:
-        self._directory = Path(directory)
+        self._directory = named_path(directory, "data")
         self._prepare = prepare
         self.shards, self._samples, self.classes = by_first(lambda: self._read_headers(split))
 

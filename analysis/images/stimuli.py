@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from analysis.images.files import IMAGE_SUFFIXES, files_in, read_rgb
 from analysis.runs.results import Shown
+from analysis.runs.settings import named_path
 from analysis.runs.texts import few, printable, why_no_file
 
 _NAME = re.compile(r"(?P<shape>[A-Za-z]+)(?P<i>\d+)(?:-(?P<texture>[A-Za-z]+)(?P<j>\d+))?")
@@ -97,7 +98,7 @@ def load_stimuli(directory: str | PathLike[str]) -> StimulusSet:
     References:
         Geirhos et al. 2019, arXiv:1811.12231.
     """
-    root = Path(directory)
+    root = named_path(directory, "stimuli")
     if not root.is_dir():
         raise FileNotFoundError(f"stimuli={str(root)!r}: no such folder")
     found: dict[str, Path] = {}

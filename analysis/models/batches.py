@@ -18,6 +18,7 @@ from analysis.models.loading import as_loaded
 from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.processes import num_processes
 from analysis.runs.resuming import Measured, Progress, Row, hash_settings, measure
+from analysis.runs.settings import BATCHES, WORKERS, check_number
 
 _Item = tuple[int, Tensor | None, str]
 _WITHOUT_CLASSES = "extract_features (replknet features) keeps what such a network returns"
@@ -101,8 +102,8 @@ def run_batches(
     Raises:
         ValueError: If a value is out of range, or the images of a batch differ in size.
     """
-    if num_workers < 0:
-        raise ValueError(f"num_workers={num_workers}: expected 0 or more processes")
+    check_number("num_workers", num_workers, WORKERS)
+    check_number("batch_size", batch_size, BATCHES)
     place = place_of(loaded.module)
     batches: Iterator[_Batch] | None = None
 
@@ -151,6 +152,7 @@ def measure_images(
     Raises:
         ValueError: As `run_batches`, and if no image can be used.
     """
+    inputs.first()  # refuses what is no image before anything is written
     fingerprint = ""
     if partial is not None:
         identity = identity or identify(loaded.module)

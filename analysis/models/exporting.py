@@ -18,6 +18,7 @@ from analysis.models.files import PREPARATION, describe_preparation
 from analysis.models.layers import ForwardError, evaluation_mode, run
 from analysis.models.libraries import quiet
 from analysis.models.loaded import LoadedModel
+from analysis.runs.settings import check_number
 from analysis.runs.writing import check_writable, replacing
 
 Format = Literal["onnx", "torchscript", "export"]
@@ -93,7 +94,8 @@ def export_model(
     if path.exists() and not overwrite:
         raise FileExistsError(f"path={str(path)!r}: exists already; overwrite=True replaces it")
     own = loaded.input_size or 224
-    side = size or own
+    side = own if size is None else size
+    check_number("size", side, (8, 4096, "8 to 4096 pixels"))
     module = loaded.module
     if isinstance(module, replknet.RepLKNet):
         module = replknet.reparameterize(module)

@@ -19,8 +19,9 @@ from analysis.images.preparing import check_normalization
 from analysis.models.layers import missing_head
 from analysis.models.libraries import quiet
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
+from analysis.runs.settings import SIDES, check_number
 from analysis.runs.texts import printable
-from analysis.runs.writing import replacing
+from analysis.runs.writing import plain, replacing
 from replknet.checkpoints.describing import DESCRIPTION, architecture_of
 from replknet.checkpoints.naming import weight_form
 from replknet.checkpoints.programs import check_exported, program_in
@@ -98,10 +99,11 @@ def save_network(
         mean: Per channel, subtracted from images in [0, 1].
         std: Per channel, divided by.
         crop: See `LoadedModel`.
-        training: How it was trained, anything that JSON holds.
+        training: How it was trained, anything that JSON holds; see `plain` for infinite numbers.
 
     Raises:
-        ValueError: If the network has layers that its configuration does not tell; nothing is written then.
+        ValueError: If a value is out of range, or the network has layers that its configuration does not tell; nothing
+            is written then.
     """
     state = module.state_dict()
     with torch.device("meta"):
@@ -114,8 +116,10 @@ def save_network(
             f"file could not be read back: {misfit}"
         )
     content = {"config": asdict(module.config), "classes": list(classes), "input_size": input_size}
+    check_normalization(mean, std)
+    check_number("input_size", input_size, SIDES)
     content |= {"mean": list(mean), "std": list(std), "crop": crop, "training": dict(training or {})}
-    save_weights(path, module, {DESCRIPTION: json.dumps(content)})
+    save_weights(path, module, {DESCRIPTION: json.dumps(plain(content), allow_nan=False)})
 
 
 def save_weights(path: str | PathLike[str], module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:

@@ -79,9 +79,8 @@ class LoadedModel(Shown):
         """From an RGB image to the network's input; `size` in pixels replaces the model's own way by RepLKNet's."""
         if size is None and self.transform is not None:
             return self.transform
-        return evaluation_transform(
-            size or self.input_size or DEFAULT_SIZE, mean=self.mean, std=self.std, crop=self.crop
-        )
+        side = (self.input_size or DEFAULT_SIZE) if size is None else size
+        return evaluation_transform(side, mean=self.mean, std=self.std, crop=self.crop)
 
 
 def place_of(module: nn.Module) -> Tensor:
@@ -90,7 +89,7 @@ def place_of(module: nn.Module) -> Tensor:
     return next(floating, torch.zeros(()))
 
 
-def check_device(device: str) -> None:
+def check_device(device: str | torch.device) -> None:
     """Refuse a device that is not there.
 
     Raises:

@@ -16,6 +16,7 @@ from analysis.models.files import SUFFIXES, load_file
 from analysis.models.libraries import LIBRARIES, from_timm
 from analysis.models.loaded import LoadedModel
 from analysis.models.replknets import is_replknet, load_replknet
+from analysis.runs.settings import SEEDS, check_number
 
 SPECS = (
     "a RepLKNet (replknet models lists them), timm:NAME, torchvision:NAME, hf:NAME (transformers), "
@@ -24,6 +25,12 @@ SPECS = (
 )
 """What `load_model` takes, for messages."""
 _INSTALLED = "site-packages"
+
+
+def names_library(spec: str) -> bool:
+    """Whether a name is that of a network of another library, such as "timm:resnet18"."""
+    prefix, _, rest = spec.partition(":")
+    return prefix in LIBRARIES and bool(rest)
 
 
 def as_loaded(model: LoadedModel | nn.Module | str) -> LoadedModel:
@@ -82,11 +89,16 @@ def load_model(
         for name, value in options.items():
             if value is not None:
                 raise ValueError(f"{name}={value!r}: applies to RepLKNets by name only, not to {spec!r}")
+        if not pretrained and not names_library(spec):
+            raise ValueError(f"pretrained=False: applies to networks by name only, not to {spec!r}")
+    if checkpoint is not None and not pretrained:
+        raise ValueError(f"checkpoint={str(checkpoint)!r}: expected none with pretrained=False")
+    check_number("seed", seed, SEEDS)
     torch.manual_seed(seed)
     prefix, _, rest = spec.partition(":")
     if is_replknet(spec):
         loaded = load_replknet(spec, checkpoint, kernel_sizes, small_kernel, pretrained)
-    elif prefix in LIBRARIES and rest:
+    elif names_library(spec):
         if prefix == "timm":
             from replknet import timm_models  # noqa: F401  the family among timm's own
         loaded = LIBRARIES[prefix](rest, pretrained)

@@ -13,6 +13,7 @@ import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.models.files import family_preparation, load_file
 from analysis.models.loaded import OWN, LoadedModel
+from analysis.runs.settings import LARGEST_KERNEL, SEEDS, check_number
 from replknet.checkpoints.describing import infer_config
 from replknet.creating import load_into
 
@@ -29,6 +30,7 @@ def load_replknet(
     small_kernel: int | None,
     pretrained: bool,
 ) -> LoadedModel:
+    _check_kernels(kernel_sizes)
     as_published = kernel_sizes is None and small_kernel is None
     if pretrained and name in replknet.SHIPPED and checkpoint is None and as_published:
         with replknet.shipped_weights(name) as file:
@@ -81,6 +83,12 @@ def load_replknet(
     )
 
 
+def _check_kernels(sizes: Sequence[int] | None) -> None:
+    """Refuse what would not fit into memory; all else is refused where the network is made."""
+    for size in sizes or ():
+        check_number("kernel_sizes", size, (1, LARGEST_KERNEL, f"odd numbers up to {LARGEST_KERNEL}"), shown=sizes)
+
+
 def new_model(
     spec: str,
     *,
@@ -112,7 +120,11 @@ def new_model(
 
     from replknet import timm_models  # noqa: F401  the family among timm's own
 
+    check_number("seed", seed, SEEDS)
+    _check_kernels(kernel_sizes)
     architecture, _, tag = spec.partition(".")
+    if checkpoint is not None and is_replknet(spec) and tag:
+        raise ValueError(f"checkpoint={str(checkpoint)!r}: expected none, or {architecture!r} without its tag")
     options: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": drop_path_rate}
     notes: tuple[str, ...] = ()
     torch.manual_seed(seed)

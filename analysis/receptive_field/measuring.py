@@ -120,7 +120,7 @@ def effective_receptive_field(
         layer,
         grid=grid,
         prefix_tokens=prefix_tokens,
-        in_channels=_first(inputs).shape[0],
+        in_channels=inputs.first().shape[0],
         name=loaded.name,
     )
     field = field_of(found)
@@ -192,7 +192,7 @@ def effective_receptive_field(
 
 def _described(inputs: Inputs, loaded: LoadedModel) -> ImageSet:
     """What is recorded of images that came in another way."""
-    height, width = _first(inputs).shape[-2:]
+    height, width = inputs.first().shape[-2:]
     prepared = inputs.transform is not None
     return ImageSet(
         source="prepared for the model" if prepared else "tensors",
@@ -203,17 +203,6 @@ def _described(inputs: Inputs, loaded: LoadedModel) -> ImageSet:
         mean=loaded.mean if prepared else (),
         std=loaded.std if prepared else (),
     )
-
-
-def _first(inputs: Inputs) -> Tensor:
-    """The first input that can be had."""
-    reason = ""
-    for index in range(len(inputs)):
-        try:
-            return inputs.load(index)
-        except ImageError as error:
-            reason = reason or f"{inputs.names[index]}: {error}"
-    raise ValueError(f"images: none of {len(inputs)} is a usable image; {reason}")
 
 
 def _input_gradient(

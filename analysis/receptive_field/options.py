@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from analysis.runs.settings import SIDES, Range, check_fields
+
 Protocol = Literal["standard", "official"]
 OutputRule = Literal["relu", "identity"]
 GradientRule = Literal["relu", "abs", "square", "signed"]
@@ -17,6 +19,7 @@ GRADIENT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "square": torch.square,
     "signed": lambda x: x,
 }
+_UNITS: Range = (0, SIDES[1], "a row and a column of at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +43,7 @@ class ErfOptions:
     square_center: Literal["unit", "image"] = "unit"
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("output_rule", tuple(OUTPUT_RULES)),
-            ("gradient_rule", tuple(GRADIENT_RULES)),
-            ("sum_colors", ("before", "after")),
-            ("square_center", ("unit", "image")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        if isinstance(self.unit, str):
-            if self.unit not in ("center", "feature-center"):
-                raise ValueError(f"unit={self.unit!r}: expected 'center', 'feature-center' or (row, column)")
-        else:
-            object.__setattr__(self, "unit", tuple(self.unit))
+        check_fields(self, **({} if isinstance(self.unit, str) else {"unit": _UNITS}))
 
 
 PROTOCOLS: Mapping[Protocol, ErfOptions] = {

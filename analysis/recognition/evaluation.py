@@ -140,6 +140,19 @@ def num_outputs(loaded: LoadedModel) -> int:
         return classify(loaded, torch.zeros(1, 3, size, size, device=reference.device, dtype=reference.dtype)).shape[1]
 
 
+def check_files(loaded: LoadedModel, files: LabelledFiles, size: int | None = None) -> None:
+    """Refuse a network that cannot name these images, by a black one of their size.
+
+    Raises:
+        ValueError: If none is usable, or the network takes no images of this size.
+        DataError: If there is none.
+    """
+    place = place_of(loaded.module)
+    image = Inputs(files.names, files.files, loaded.preparation(size)).first()
+    with evaluation_mode(loaded.module), torch.no_grad():
+        classify(loaded, torch.zeros_like(image[None], device=place.device, dtype=place.dtype))
+
+
 def evaluate(
     model: LoadedModel | nn.Module | str,
     data: str | PathLike[str] | LabelledFiles,

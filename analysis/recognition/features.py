@@ -105,15 +105,17 @@ def extract_features(
         ForwardError: If the model cannot take such images.
         ValueError: If a value is out of range, or no file is a usable image.
     """
+    wanted = list(stages)
+    if not wanted or len(set(wanted)) < len(wanted) or "" in wanted:
+        raise ValueError(f"stages={wanted!r}: expected one or more different stages, layers or {POOLED!r}")
     loaded, inputs = inputs_for(model, images, size)
-    wanted = list(dict.fromkeys(stages))
-    if not wanted:
-        raise ValueError(f"stages={stages!r}: expected at least one stage, layer or {POOLED!r}")
 
     maps: dict[tuple[Any, ...], FeatureMap] = {}
 
     def rows(batch: Tensor) -> list[Row | str]:
         found = _features(loaded, batch, wanted)
+        if average and all(value.ndim == 2 for value in found.values()):
+            raise ValueError(f"average=True: {', '.join(found)} gives vectors, which have no positions")
         if average:
             for name, value in found.items():
                 if value.ndim > 2 and name in wanted and name != POOLED:
@@ -187,8 +189,13 @@ def _layer_outputs(loaded: LoadedModel, images: Tensor, layers: Sequence[str]) -
     require_layers(module, named, also=POOLED)
     with layer_calls(module, keep, lambda name, layer: name in named or (pooled and isinstance(layer, nn.Linear))):
         output = run(module, images, loaded.name)
-    if pooled:
-        found.setdefault(POOLED, output)
+    if pooled and POOLED not in found:
+        if not isinstance(output, Tensor):
+            raise LayerError(
+                f"model: {loaded.name} has no last linear layer that gets vectors, and returns "
+                f"{type(output).__name__}; name stages or layers in place of {POOLED!r}"
+            )
+        found[POOLED] = output
     for layer in layers:
         if not isinstance(found.get(layer), Tensor):
             what = f"returns {type(found[layer]).__name__}" if layer in found else "is not run"

@@ -10,6 +10,7 @@ from pathlib import Path
 from analysis.images.files import folders_in, images_beside, images_in
 from analysis.images.imagenet import are_imagenet, imagenet_classes
 from analysis.images.labelled import DataError
+from analysis.runs.settings import named_path
 from analysis.runs.tables import read_lines
 from analysis.runs.texts import few, printable, short, why_no_file
 
@@ -71,11 +72,11 @@ def labelled_files(
         FileNotFoundError: If `data` or `labels` does not exist.
         DataError: If a class is none of the network's or may be several, or there is no image.
     """
-    root = Path(data)
+    root = named_path(data, "data")
     if not root.is_dir():
         raise FileNotFoundError(f"data={str(root)!r}: no such folder")
     if labels is not None:
-        return _from_table(root, Path(labels), classes)
+        return _from_table(root, named_path(labels, "labels"), classes)
     folders = folders_in(root)
     if not folders:
         raise DataError(f"data={str(root)!r}: expected a sub-folder for each class, or {_WAY_OUT}")

@@ -15,6 +15,7 @@ from analysis.models.loaded import LoadedModel
 from analysis.runs.identity import NetworkIdentity
 from analysis.runs.results import Result, ResultError
 from analysis.runs.resuming import Progress, Row
+from analysis.runs.settings import COUNTS, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,7 @@ def predict(
         >>> predictions[0].names[0]
         'ring'
     """
-    if top < 1:
-        raise ValueError(f"top={top}: expected at least 1")
+    check_number("top", top, COUNTS)
     loaded, inputs = inputs_for(model, images, size)
 
     def rows(batch: Tensor) -> list[Row | str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from analysis.runs.arrays import read_arrays
 from analysis.runs.processes import by_first, in_turns, rank
+from analysis.runs.settings import BATCHES, check_number
 from analysis.runs.writing import clear_leftovers, replacing
 
 Row = Mapping[str, NDArray[Any]]
@@ -85,10 +86,9 @@ def measure(
 
     Raises:
         IsADirectoryError: If there is a folder in place of the file `partial`.
-        ValueError: If `batch_size` is below 1.
+        ValueError: If `batch_size` is out of range.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    check_number("batch_size", batch_size, BATCHES)
     if partial is not None and Path(partial).is_dir():
         raise IsADirectoryError(f"partial={str(partial)!r}: a folder, not the file of a measurement")
     found = Measured() if partial is None else by_first(lambda: _found(Path(partial), fingerprint, names))

@@ -23,7 +23,7 @@ __all__ = [
 
 
 def check_writable(path: str | PathLike[str]) -> None:
-    """Find out before the work whether a file can be written there; its folder is made.
+    """Find out before the work whether a file can be written there; nothing is made.
 
     What a killed process has left of the file goes.
 
@@ -31,10 +31,10 @@ def check_writable(path: str | PathLike[str]) -> None:
         ValueError: If it cannot.
     """
     path = Path(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path.parent, of=path.name)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ValueError(f"path={str(path)!r}: cannot be written ({error})") from error

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analysis.images.files import ImageError
 from analysis.images.inputs import Inputs
 from analysis.images.preparing import check_normalization, evaluation_transform
 from analysis.images.stimuli import StimulusSet, load_stimuli
@@ -167,20 +166,7 @@ def check_model(
             fails.
     """
     mapping.check_stimuli(stimuli.names, stimuli.shapes, stimuli.textures)
-    inputs = _inputs(stimuli, preprocessing)
-    for index in range(len(stimuli)):
-        try:
-            image = inputs.load(index)
-        except ImageError:
-            continue
-        place = place_of(loaded.module)
-        with evaluation_mode(loaded.module), torch.no_grad():
-            try:
-                _logits(loaded, torch.zeros_like(image[None], device=place.device, dtype=place.dtype), mapping)
-            except ValueError:
-                raise
-            except Exception as error:  # a user's own code
-                raise ValueError(
-                    f"model: failed on an image of shape {tuple(image.shape)} with {type(error).__name__}: {error}"
-                ) from error
-        return
+    image = _inputs(stimuli, preprocessing).first()
+    place = place_of(loaded.module)
+    with evaluation_mode(loaded.module), torch.no_grad():
+        _logits(loaded, torch.zeros_like(image[None], device=place.device, dtype=place.dtype), mapping)

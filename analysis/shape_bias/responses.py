@@ -6,6 +6,7 @@ from pathlib import Path
 
 from analysis.images.files import is_hidden
 from analysis.images.stimuli import parse_stimulus
+from analysis.runs.settings import named_path
 from analysis.runs.tables import read_table, write_rows
 from analysis.runs.texts import few
 from analysis.shape_bias.categories import CATEGORIES, MOST_SHOWN, NO_RESPONSE, check_categories
@@ -85,7 +86,7 @@ def read_observers(
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no CSV file, one cannot be read, or two belong to the same observer.
     """
-    root = Path(directory)
+    root = named_path(directory, "humans")
     if not root.is_dir():
         raise FileNotFoundError(f"humans={str(root)!r}: no such folder")
     files = sorted(path for path in root.glob("*.csv") if not is_hidden(path.name))

@@ -11,10 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.runs.results import Result, ResultError
+from analysis.runs.settings import check_fields
 from analysis.shape_bias.categories import (
-    AGGREGATIONS,
     NO_RESPONSE,
-    TIES,
     Aggregation,
     LabelMapping,
     Tie,
@@ -25,7 +24,6 @@ from analysis.statistics import cluster_weights, percentile_interval
 Estimator = Literal["pooled", "category-mean", "category-median"]
 Congruent = Literal["exclude", "include"]
 Cluster = Literal["image", "shape", "texture", "two-way"]
-ESTIMATORS: tuple[Estimator, ...] = ("pooled", "category-mean", "category-median")
 CLUSTERS: tuple[Cluster, ...] = ("image", "shape", "texture", "two-way")
 LOW_CONGRUENT_ACCURACY = 0.5
 """Below it an observer names even images without conflict badly, and its shape bias means little."""
@@ -51,14 +49,7 @@ class ShapeBiasOptions:
     congruent: Congruent = "exclude"
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("aggregation", AGGREGATIONS),
-            ("tie", TIES),
-            ("estimator", ESTIMATORS),
-            ("congruent", ("exclude", "include")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

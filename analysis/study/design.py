@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import replknet
 from analysis.images.synthetic.drawing import SyntheticOptions
-from analysis.images.synthetic.sets import SyntheticImages
+from analysis.runs.settings import COUNTS, LARGEST_KERNEL, SIDES, check_fields
 from analysis.training.recipe import Recipe
 
+GENERATED = ("num_train", "num_val", "train_balance", "texture_region", "texture_scale", "balances", "num_conflict")
+"""Fields of a study that say something of generated images alone."""
 _STRIDE = 4
 """Of the first stage; each further stage doubles it."""
 _MOST_CELLS = 10_000
@@ -64,25 +66,46 @@ class Study:
     num_erf: int = 12
 
     def __post_init__(self) -> None:
+        check_fields(
+            self,
+            kernels=(3, LARGEST_KERNEL, f"odd numbers from 3 to {LARGEST_KERNEL}"),
+            small_kernels=(0, LARGEST_KERNEL, f"odd numbers up to {LARGEST_KERNEL}, or 0 for none"),
+            num_seeds=(1, 10_000, "1 to 10000"),
+            size=(16, 4096, "16 to 4096 pixels"),
+            layers=(1, 1000, "1 to 1000 pairs of blocks in each stage"),
+            channels=(1, 16_384, "1 to 16384 channels in each stage"),
+            num_train=COUNTS,
+            num_val=COUNTS,
+            num_conflict=COUNTS,
+            num_erf=COUNTS,
+            train_balance=(-1.0, 1.0, "a number from -1 to 1, or none"),
+            balances=(-1.0, 1.0, "numbers from -1 to 1"),
+            erf_size=SIDES,
+        )
         for name in ("kernels", "small_kernels", "shortcuts", "balances"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}={values}: expected one or more different values")
-        for name in ("num_seeds", "num_train", "num_val", "num_conflict", "num_erf"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         num_cells = math.prod(map(len, (self.kernels, self.small_kernels, self.shortcuts))) * self.num_seeds
         if num_cells > _MOST_CELLS:
             raise ValueError(f"num_seeds={self.num_seeds}: expected at most {_MOST_CELLS} trainings, not {num_cells}")
-        if any(kernel < 3 or kernel % 2 == 0 for kernel in self.kernels):
+        if any(kernel % 2 == 0 for kernel in self.kernels):
             raise ValueError(f"kernels={self.kernels}: expected odd numbers of at least 3")
+        if any(kernel and kernel % 2 == 0 for kernel in self.small_kernels):
+            raise ValueError(f"small_kernels={self.small_kernels}: expected odd numbers, or 0 for none")
+        if not 1 <= len(self.layers) <= 8 or len(self.layers) != len(self.channels):
+            raise ValueError(
+                f"layers={self.layers}, channels={self.channels}: expected a number for each of 1 to 8 stages in both"
+            )
         if 0.0 not in self.balances:
             raise ValueError(f"balances={self.balances}: expected 0, both cues full, among them")
-        for balance in (*self.balances, self.train_balance):
-            SyntheticImages(num_images=1, balance=balance, options=self.synthetic_options)
+        self.synthetic_options  # noqa: B018  refuses what it cannot be
         stride = _STRIDE * 2 ** (len(self.layers) - 1)
-        if self.size < stride:
-            raise ValueError(f"size={self.size}: expected at least {stride} pixels, the stride of the last stage")
+        for name in ("size", "erf_size"):
+            if getattr(self, name) < stride:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: expected at least {stride} pixels, the stride of the last stage"
+                )
         if self.recipe.augmentation == "imagenet" and self.recipe.image_size != self.size:
             raise ValueError(
                 f"image_size={self.recipe.image_size}: expected {self.size}, the size of the study's images"

@@ -20,12 +20,14 @@ import torch
 from analysis.runs.decoding import decoded, made
 from analysis.runs.processes import process_group, rank
 from analysis.runs.results import ResultError
+from analysis.runs.settings import check_fields
 from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import write_json
 from analysis.study.design import Study
 from analysis.study.images import StudyImages
 from analysis.study.result import CellResult
 from analysis.study.running import run_cell
+from analysis.training.parallel import check_division
 
 State = Literal["done", "running", "pending", "failed", "missing"]
 FOLDER = "jobs"
@@ -71,16 +73,21 @@ class JobOptions:
     slurm: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(
+            self,
+            nodes=(1, 10_000, "1 to 10000 machines"),
+            gpus=(0, 1024, "0 to 1024"),
+            processes=(1, 1024, "1 to 1024"),
+            cpus=(1, 4096, "1 to 4096"),
+            memory=(1e-3, 1e6, "a positive number of gigabytes, at most 1000000"),
+            minutes=(1, 10_000_000, "1 to 10000000 minutes"),
+            at_once=(1, 1_000_000, "1 to 1000000"),
+            signal_seconds=(1, 1_000_000, "1 to 1000000 seconds"),
+        )
         if self.executor not in ("local", "slurm"):
             raise ValueError(f"executor={self.executor!r}: expected local or slurm")
         if self.at_once is None:
             object.__setattr__(self, "at_once", 1 if self.executor == "local" else 16)
-        lowest = {"nodes": 1, "gpus": 0, "processes": 1, "cpus": 1, "minutes": 1, "at_once": 1, "signal_seconds": 1}
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {low}")
-        if self.memory is not None and not self.memory > 0:
-            raise ValueError(f"memory={self.memory}: expected a positive number of gigabytes")
         if self.gpus and self.processes > 1:
             raise ValueError(f"processes={self.processes}: there is one for each of the {self.gpus} GPUs")
         if self.executor == "local" and (self.nodes > 1 or self.partition or self.slurm):
@@ -173,17 +180,25 @@ def _teller(steps: int) -> Callable[[int], None]:
 def cell_jobs(
     study: Study, names: Sequence[str], directory: Path, options: JobOptions, *, num_workers: int, device: str
 ) -> list[CellJob]:
-    """One job for each of the cells."""
-    per_node = options.gpus or options.processes
+    """One job for each of the cells.
+
+    Raises:
+        ValueError: If the processes of a job cannot share a batch, or a device is named beside GPUs.
+    """
+    processes = options.nodes * (options.gpus or options.processes)
+    if options.gpus and device not in ("cpu", "cuda"):
+        raise ValueError(f"device={device}: expected none beside {options.gpus} GPUs, of which each process gets one")
+    device = "cuda" if options.gpus else device
+    check_division(study.recipe, torch.device(device), processes)
     return [
         CellJob(
             study=asdict(study),
             name=name,
             directory=str(directory.resolve()),
             num_workers=num_workers,
-            device="cuda" if options.gpus else device,
+            device=device,
             num_threads=options.cpus,
-            num_processes=options.nodes * per_node,
+            num_processes=processes,
         )
         for name in names
     ]

@@ -25,6 +25,7 @@ from analysis.receptive_field.measuring import effective_receptive_field
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.identity import hash_weights
 from analysis.runs.results import Result, ResultError, check_shares
+from analysis.runs.settings import COUNTS, LARGEST_KERNEL, SEEDS, SIDES, check_number
 from analysis.runs.writing import clear_leftovers, plain
 from analysis.shape_bias.categories import IMAGENET, MAPPING, LabelMapping
 from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, preprocessing_of
@@ -114,9 +115,10 @@ def apply_variant(model: replknet.RepLKNet, variant: Variant) -> replknet.RepLKN
     return changed
 
 
-def _check_kernel(kernel: int) -> None:
-    if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"kernel={kernel}: expected an odd positive number")
+def _check_kernel(kernel: int, name: str = "kernel") -> None:
+    check_number(name, kernel, (1, LARGEST_KERNEL, "an odd positive number"))
+    if kernel % 2 == 0:
+        raise ValueError(f"{name}={kernel}: expected an odd positive number")
 
 
 def has_small_branch(model: replknet.RepLKNet) -> bool:
@@ -131,17 +133,21 @@ def default_variants(
 
     Args:
         model: To be cropped.
-        kernels: Sides to crop to; None for some eight of the possible ones. At each place only those smaller than the
-            kernel there are used.
+        kernels: Sides to crop to; None for some eight of the possible ones. At each stage only those smaller than its
+            kernels are used.
         by_stage: Also one stage at a time.
 
     Raises:
-        ValueError: If a kernel is not odd and positive.
+        ValueError: If a kernel is not odd and positive, given twice, or none that the network's are larger than.
     """
-    for kernel in kernels or ():
-        _check_kernel(kernel)
     sizes = [max((layer.weight.shape[-1] for layer in own), default=1) for own in large_kernels(model)]
     largest = max(sizes)
+    for kernel in kernels or ():
+        _check_kernel(kernel, "kernels")
+        if kernel >= largest:
+            raise ValueError(f"kernels={kernel}: expected less than {largest}, the largest kernel of the network")
+    if kernels is not None and len(set(kernels)) < max(len(kernels), 1):
+        raise ValueError(f"kernels={tuple(kernels)}: expected one or more different numbers")
     if kernels is None:
         steps = np.unique(np.linspace(0, (largest - 1) // 2, 9).round().astype(int))[:-1]
         kernels = [int(2 * step + 1) for step in steps]
@@ -268,8 +274,11 @@ def materials_for(
     module = loaded.module
     if not isinstance(module, replknet.RepLKNet):
         raise ValueError(f"model={loaded.name!r}: expected a RepLKNet, not {type(module).__name__}")
+    for argument, value, allowed in (("seed", seed, SEEDS), ("num_images", num_images, COUNTS)):
+        check_number(argument, value, allowed)
     trained = loaded.training
-    side = size or int(trained.get("erf_size", 4 * (loaded.input_size or 128)))
+    side = int(trained.get("erf_size", 4 * (loaded.input_size or 128))) if size is None else size
+    check_number("size", side, SIDES)
     labelled: LabelledImages | None = None
     generated: StudyImages | None = None
     if data is not None:
@@ -294,6 +303,8 @@ def materials_for(
         )
         labelled = generated.val
     chosen = load_stimuli(stimuli) if stimuli is not None else generated.conflict(0.0) if generated else None
+    if mapping is not None and chosen is None:
+        raise ValueError("mapping=LabelMapping(...): goes with stimuli only; there are none")
     mapping = mapping or (MAPPING if generated is not None else IMAGENET)
     if chosen is not None:
         check_model(loaded, chosen, mapping, preprocessing_of(loaded))

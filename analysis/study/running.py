@@ -24,6 +24,7 @@ import replknet
 from analysis.images.preparing import normalize
 from analysis.models.complexity import num_macs, num_parameters
 from analysis.models.files import save_network
+from analysis.models.loaded import check_device
 from analysis.models.loading import load_model
 from analysis.models.untrained import calibrate
 from analysis.receptive_field.measuring import effective_receptive_field
@@ -32,6 +33,7 @@ from analysis.runs.identity import describe_environment, hash_weights, processor
 from analysis.runs.locking import LOCK_FILE, Lock
 from analysis.runs.processes import by_first, num_processes
 from analysis.runs.results import ResultError
+from analysis.runs.settings import WORKERS, check_number, named_path
 from analysis.runs.tables import write_table
 from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import clear_leftovers, plain, remove, replacing, write_json
@@ -42,6 +44,7 @@ from analysis.study.design import Cell, Study
 from analysis.study.images import StudyImages
 from analysis.study.result import CellResult
 from analysis.training.loop import accuracy, train
+from analysis.training.parallel import check_division
 from analysis.training.progress import Curve
 from analysis.training.state import remove_state
 
@@ -84,11 +87,14 @@ def run_study(
         One outcome for each cell, in the order of `study.cells()`.
 
     Raises:
-        ValueError: If the images cannot be used, or `directory` holds a finished cell of another study.
+        ValueError: If the images or the device cannot be used, or `directory` holds a finished cell of another study.
         FileNotFoundError: If the image folder is missing or incomplete.
     """
     images = StudyImages(study)
     images.check()
+    check_place(study, device)
+    check_number("num_workers", num_workers, WORKERS)
+    directory = named_path(directory, "directory")
     check_folder(study, directory, images)
     cells = study.cells()
     # The measurements of a cell take about as long as this many steps.
@@ -105,6 +111,16 @@ def run_study(
         outcomes.append(run_cell(study, cell, images, target, num_workers=num_workers, device=device, report=report))
         report(effort)
     return outcomes
+
+
+def check_place(study: Study, device: str | torch.device) -> None:
+    """Refuse a device on which no cell could be trained, or batches that the processes cannot share.
+
+    Raises:
+        ValueError: Naming what is wrong.
+    """
+    check_device(device)
+    check_division(study.recipe, torch.device(device))
 
 
 def run_cell(

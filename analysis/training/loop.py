@@ -23,13 +23,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.images.labelled import LabelledImages, different_classes
-from analysis.images.preparing import normalize
-from analysis.models.layers import evaluation_mode
+from analysis.images.preparing import check_normalization, normalize
+from analysis.models.layers import evaluation_mode, run
 from analysis.runs.processes import copy_buffers, gather, in_turns, num_processes, rank, total
+from analysis.runs.settings import BATCHES, SEEDS, WORKERS, check_number
 from analysis.training.batches import OrderedBatches, TrainingBatches, mix, seeded
 from analysis.training.parallel import TrainingError, check_division, lost_processes_named, prepared, unsynchronised
 from analysis.training.progress import Curve, TrainingState
-from analysis.training.recipe import Recipe
+from analysis.training.recipe import STEPS, Recipe
 from analysis.training.signals import DeferredSignals, leave_signals_to_parent
 
 _NUM_EVALUATIONS = 10
@@ -100,11 +101,17 @@ def train(
     References:
         Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
-    difference = "" if validation is None else different_classes(images, validation)
-    if difference:
-        raise ValueError(f"validation: images and validation have different classes ({difference})")
+    check_training(model, images, validation, recipe, mean=mean, std=std)
+    check_number("seed", seed, SEEDS)
+    check_number("num_workers", num_workers, WORKERS)
+    for name, value in {
+        "stop_after": stop_after,
+        "record_every": record_every,
+        "evaluate_every": evaluate_every,
+    }.items():
+        if value is not None:
+            check_number(name, value, STEPS)
     device = next(model.parameters()).device
-    check_division(recipe, device)
     model.train()
     model.to(memory_format=torch.channels_last)
     state = TrainingState.begin(model, images, recipe, seed, None if checkpoint is None else Path(checkpoint))
@@ -169,6 +176,38 @@ def train(
     return Training(curve=state.curve(), seconds_per_step=float(np.median(state.seconds)), notes=state.notes)
 
 
+def check_training(
+    model: nn.Module,
+    images: LabelledImages,
+    validation: LabelledImages | None,
+    recipe: Recipe,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> None:
+    """Refuse what `train` cannot do, as far as the first image and a pass through the network tell.
+
+    Raises:
+        ValueError: If the images have other classes than the validation images, a batch cannot be divided, or the
+            network takes no images of this size or gives other outputs.
+    """
+    check_normalization(mean, std)
+    difference = "" if validation is None else different_classes(images, validation)
+    if difference:
+        raise ValueError(f"validation: images and validation have different classes ({difference})")
+    reference = next(model.parameters())
+    check_division(recipe, reference.device)
+    photographs = recipe.augmentation == "imagenet"
+    size = (recipe.image_size, recipe.image_size) if photographs else images[0][0].shape[:2]
+    with evaluation_mode(model), torch.no_grad():
+        logits = run(model, reference.new_zeros(1, 3, *size))
+    if not isinstance(logits, Tensor) or logits.shape != (1, len(images.classes)):
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"model: returns {what} for an image; expected one score for each of the {len(images.classes)} classes"
+        )
+
+
 def accuracy(
     model: nn.Module,
     images: LabelledImages,
@@ -185,6 +224,8 @@ def accuracy(
     Raises:
         TrainingError: If the logits of an image are not finite.
     """
+    check_number("batch_size", batch_size, BATCHES)
+    check_normalization(mean, std)
     reference = next(model.parameters())
     copy_buffers(model)
     batches = OrderedBatches(images, batch_size)
@@ -220,8 +261,6 @@ def _load(
 
 def _due(every: int | None, steps: int, last: int) -> set[int]:
     """The steps after which something is done: every so many, or ten in all, and the last."""
-    if every is not None and every < 1:
-        raise ValueError(f"record_every, evaluate_every: {every}; expected at least 1")
     found = range(every, last, every) if every else (round(steps * k / _NUM_EVALUATIONS) for k in range(1, 10))
     return {step for step in found if 0 < step < last} | {last}
 

@@ -16,11 +16,17 @@ class TrainingError(ValueError):
     """Training that cannot go on, such as a loss that is not finite."""
 
 
-def check_division(recipe: Recipe, device: torch.device) -> None:
-    pieces = num_processes() * recipe.accumulate
+def check_division(recipe: Recipe, device: torch.device, processes: int | None = None) -> None:
+    """Refuse a batch that so many processes, by default those at work, cannot share.
+
+    Raises:
+        ValueError: Naming the batch size, or what the device does not do.
+    """
+    processes = processes or num_processes()
+    pieces = processes * recipe.accumulate
     if recipe.batch_size % pieces:
         raise ValueError(
-            f"batch_size={recipe.batch_size}: expected a multiple of {pieces}, the processes ({num_processes()}) times "
+            f"batch_size={recipe.batch_size}: expected a multiple of {pieces}, the processes ({processes}) times "
             f"accumulate ({recipe.accumulate})"
         )
     if recipe.mixes and recipe.batch_size // pieces % 2:
@@ -28,7 +34,7 @@ def check_division(recipe: Recipe, device: torch.device) -> None:
             f"batch_size={recipe.batch_size}: mixup and cutmix take an even number of images; each of {pieces} pieces "
             f"would have {recipe.batch_size // pieces}"
         )
-    if recipe.sync_batch_norm and num_processes() > 1 and device.type == "cpu":
+    if recipe.sync_batch_norm and processes > 1 and device.type == "cpu":
         raise ValueError("sync_batch_norm=True: PyTorch synchronises batch norms on GPUs only, not on the CPU")
 
 

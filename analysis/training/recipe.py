@@ -1,5 +1,6 @@
 """How a network is trained: every hyper-parameter, and the published ones as TOML files."""
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -7,10 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from analysis.runs.settings import BATCHES, COUNTS, Range, check_fields, check_number
 from analysis.runs.texts import parse_toml, read_text
 
 Augmentation = Literal["none", "flip", "flip-crop", "imagenet"]
-AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip-crop", "imagenet")
+STEPS: Range = (1, 100_000_000, "1 to 100000000 steps")
+_BELOW_ONE = math.nextafter(1, 0)
+_BY_EPOCHS = {"steps": "epochs", "warmup": "warmup_epochs"}
+"""Fields of a recipe, and what a file that counts in epochs has in their place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,36 +84,31 @@ class Recipe:
     sync_batch_norm: bool = False
 
     def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float, str]] = {
-            "steps": (1, math.inf, "at least 1"),
-            "batch_size": (2, math.inf, "at least 2 (batch norm)"),
-            "learning_rate": (1e-12, math.inf, "a positive number"),
-            "minimum_rate": (0, self.learning_rate, "a number from 0 to learning_rate"),
-            "weight_decay": (0, math.inf, "a number of at least 0"),
-            "layer_decay": (1e-6, 1, "a number in (0, 1]"),
-            "warmup": (0, 0.999, "a part below 1"),
-            "label_smoothing": (0, 0.999, "a number in [0, 1)"),
-            "drop_path_rate": (0, 0.999, "a number in [0, 1)"),
-            "image_size": (16, 4096, "16 to 4096 pixels"),
-            "random_erasing": (0, 1, "a probability"),
-            "mixup": (0, math.inf, "a number of at least 0"),
-            "cutmix": (0, math.inf, "a number of at least 0"),
-            "max_gradient_norm": (1e-12, math.inf, "a positive number"),
-            "accumulate": (1, self.batch_size, "1 to batch_size"),
-        }
-        for name, (low, high, expected) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
-        if self.augmentation not in AUGMENTATIONS:
-            raise ValueError(f"augmentation={self.augmentation!r}: expected one of {', '.join(AUGMENTATIONS)}")
+        check_fields(
+            self,
+            learning_rate=(1e-12, 1e6, "a number from 1e-12 to 1e6"),
+            steps=STEPS,
+            batch_size=(2, BATCHES[1], f"2 (batch norm) to {BATCHES[1]} images"),
+            weight_decay=(0.0, 1e6, "a number from 0 to 1e6"),
+            layer_decay=(1e-6, 1.0, "a number in (0, 1]"),
+            warmup=(0.0, 0.999, "a part below 1"),
+            label_smoothing=(0.0, 0.999, "a number in [0, 1)"),
+            drop_path_rate=(0.0, 0.999, "a number in [0, 1)"),
+            image_size=(16, 4096, "16 to 4096 pixels"),
+            random_erasing=(0.0, 1.0, "a probability"),
+            mixup=(0.0, 1e6, "a number from 0 to 1e6"),
+            cutmix=(0.0, 1e6, "a number from 0 to 1e6"),
+            ema_decay=(0.0, _BELOW_ONE, "a number in [0, 1), or none"),
+            max_gradient_norm=(1e-12, math.inf, "a positive number"),
+        )
+        check_number("minimum_rate", self.minimum_rate, (0.0, self.learning_rate, "a number from 0 to learning_rate"))
+        check_number("accumulate", self.accumulate, (1, self.batch_size, "1 to batch_size"))
+        if self.autocast not in ("", "bfloat16"):
+            raise ValueError(f"autocast={self.autocast!r}: expected 'bfloat16' or ''")
         if self.rand_augment and self.augmentation != "imagenet":
             raise ValueError(f"rand_augment={self.rand_augment!r}: goes with augmentation 'imagenet' only")
         if self.rand_augment:
             _check_rand_augment(self.rand_augment)
-        if self.autocast not in ("", "bfloat16"):
-            raise ValueError(f"autocast={self.autocast!r}: expected 'bfloat16' or ''")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay}: expected a number in [0, 1), or None")
 
     @property
     def mixes(self) -> bool:
@@ -136,31 +136,41 @@ class RecipeFile:
     warmup_epochs: float
     settings: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in _BY_EPOCHS.keys() & self.settings:
+            raise ValueError(f"{name}={self.settings[name]!r}: a file tells {_BY_EPOCHS[name]} in its place")
+
     def for_images(self, num_images: int, changes: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe for a set of so many images; `changes` may name any field of `Recipe`, `epochs` and
         `warmup_epochs`.
 
         Raises:
-            ValueError: If a field is unknown or out of range.
+            ValueError: If a field is unknown, out of range, or contradicts another, or a batch is larger than the set.
         """
-        settings = {"epochs": self.epochs, "warmup_epochs": self.warmup_epochs, **self.settings, **(changes or {})}
+        changes = changes or {}
+        check_number("num_images", num_images, COUNTS)
+        known = sorted({field.name for field in fields(Recipe)} | set(_BY_EPOCHS.values()))
+        for name, value in {**self.settings, **changes}.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                meant = f" (did you mean {close[0]}?)" if close else ""
+                raise ValueError(f"{name}={value!r}: no field of a recipe{meant}; expected {', '.join(known)}")
+        for name, by_epochs in (*_BY_EPOCHS.items(), ("steps", "warmup_epochs")):
+            if name in changes and by_epochs in changes:
+                raise ValueError(f"{by_epochs}={changes[by_epochs]!r}: expected {name} or {by_epochs}, not both")
+        settings = {"epochs": self.epochs, "warmup_epochs": self.warmup_epochs, **self.settings, **changes}
         epochs, warmup = settings.pop("epochs"), settings.pop("warmup_epochs")
-        known = {field.name for field in fields(Recipe)}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise ValueError(
-                f"{unknown[0]}={settings[unknown[0]]!r}: no field of a recipe; expected epochs, warmup_epochs, "
-                f"{', '.join(sorted(known))}"
-            )
-        for name, value in {"epochs": epochs, "warmup_epochs": warmup, **settings}.items():
-            _check_type(name, value)
-        if not epochs > 0 or not 0 <= warmup < epochs:
+        check_number("epochs", epochs, (1e-6, 1e6, "a number from 1e-6 to 1e6"))
+        check_number("warmup_epochs", warmup, (0.0, 1e6, "a number from 0 to 1e6"))
+        if not warmup < epochs:
             raise ValueError(
                 f"epochs={epochs}, warmup_epochs={warmup}: expected 0 <= warmup_epochs < epochs; set both of them"
             )
-        batch_size = settings.get("batch_size", Recipe.batch_size)
-        derived = {"steps": max(1, round(epochs * num_images / batch_size)), "warmup": warmup / epochs}
-        return Recipe(**derived | settings)
+        size = Recipe(**settings).batch_size
+        if size > num_images:
+            raise ValueError(f"batch_size={size}: there are only {num_images} training images")
+        return Recipe(**{"steps": max(1, round(epochs * num_images / size)), "warmup": warmup / epochs} | settings)
 
 
 def _check_rand_augment(text: str) -> None:
@@ -170,21 +180,6 @@ def _check_rand_augment(text: str) -> None:
         rand_augment_transform(text, {})
     except (AssertionError, ValueError, IndexError, KeyError) as error:
         raise ValueError(f"rand_augment={text!r}: expected timm's notation, such as 'rand-m9-mstd0.5-inc1'") from error
-
-
-def _check_type(name: str, value: Any) -> None:
-    """Refuse a value of another type than the field's own."""
-    default = getattr(Recipe, name, 0.0)
-    kinds: tuple[type, ...]
-    if isinstance(default, bool | str):
-        kinds, expected = (type(default),), "true or false" if isinstance(default, bool) else "a text"
-    elif isinstance(default, int):
-        kinds, expected = (int,), "a whole number"
-    else:
-        kinds, expected = (int, float), "a number"
-    nothing = name == "ema_decay" and value is None
-    if not nothing and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-        raise ValueError(f"{name}={value!r}: expected {expected}")
 
 
 def recipe_names() -> list[str]:
@@ -207,26 +202,42 @@ def load_recipe(name: str) -> RecipeFile:
         raise ValueError(f"recipe={name!r}: expected a .toml file or one of {', '.join(recipe_names())}")
     try:
         content = parse_toml(text)
+        expected = {field.name for field in fields(RecipeFile)} - {"name", "settings"} | {"recipe"}
+        if content.keys() != expected:
+            missing, more = sorted(expected - content.keys()), sorted(content.keys() - expected)
+            raise ValueError(f"it lacks {', '.join(missing)}" if missing else f"{', '.join(more)}: no entry of one")
         found = RecipeFile(name=Path(name).stem, settings=content.pop("recipe"), **content)
-        found.for_images(1_000_000)
-    except (KeyError, TypeError, ValueError) as error:
+        found.for_images(int(COUNTS[1]))
+    except ValueError as error:
         raise ValueError(f"recipe={name!r}: not a recipe ({error})") from error
     return found
 
 
 def parse_changes(texts: list[str]) -> dict[str, Any]:
-    """Fields of a recipe from texts such as "batch_size=64"; an empty value is an empty text, or None for a number.
+    """Fields of a recipe from texts such as "batch_size=64".
+
+    A value is a number, true, false or a text; "none" or nothing where the field may be None is that.
 
     Raises:
-        ValueError: If a text is not of this form.
+        ValueError: If a text is not of this form, or two change one field.
     """
     changes: dict[str, Any] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name:
             raise ValueError(f"set={text!r}: expected name=value, such as batch_size=64")
-        try:
-            changes[name] = parse_toml(f"value = {value}")["value"]
-        except ValueError:
-            changes[name] = None if name == "ema_decay" else value
+        if name in changes:
+            raise ValueError(f"set={text!r}: {name} is given twice")
+        nothing = value in ("", "none") and getattr(Recipe, name, "") is None
+        changes[name] = None if nothing else _value(value)
     return changes
+
+
+def _value(text: str) -> int | float | bool | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else {"true": True, "false": False}.get(text, text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -9,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from analysis.cli.ablate import ablate_train
-from analysis.cli.options import Fields, ModelChoice, parse_numbers, takes
+from analysis.cli.options import Fields, ModelChoice, parse_names, parse_numbers, takes
 from analysis.study.design import Study
 from analysis.study.jobs import JobOptions
 from analysis.training.recipe import Recipe
@@ -102,9 +103,18 @@ def test_every_field_of_a_sweep_is_an_option(
 def test_numbers() -> None:
     assert parse_numbers("--sizes", "3,7") == (3, 7)
     assert parse_numbers("--mean", "0.1,0.2,0.3", float, count=3) == (0.1, 0.2, 0.3)
-    for text, options in (("3,x", {}), ("", {}), ("3", {"count": 3}), ("0,3", {"lowest": 1})):
+    cases: list[tuple[str, dict[str, Any]]] = [("3,x", {}), ("", {}), ("3", {"count": 3})]
+    cases += [("0,3", {"within": (1, 9)}), ("3,10", {"within": (1, 9)}), ("nan", {"kind": float})]
+    for text, options in cases:
         with pytest.raises(ValueError, match=r"--sizes=.*: expected .*numbers"):
-            parse_numbers("--sizes", text, **options)  # type: ignore[arg-type]
+            parse_numbers("--sizes", text, **options)
+
+
+def test_names() -> None:
+    assert parse_names("--layers", "a, b.0") == ("a", "b.0")
+    for text in ("", "a,,b", "a,b,a", "a, "):
+        with pytest.raises(ValueError, match=r"--layers='.*': expected different names, separated by commas"):
+            parse_names("--layers", text)
 
 
 def test_the_choice_of_a_model() -> None:
@@ -114,14 +124,20 @@ def test_the_choice_of_a_model() -> None:
     assert ModelChoice(device="meta", dtype="float16").computed_on() == {"device": "meta", "dtype": "float16"}
     with pytest.raises(ValueError, match="small_kernel=3: applies to RepLKNets by name only"):
         ModelChoice(small_kernel=3).load(["timm:resnet18"])
+    with pytest.raises(ValueError, match="pretrained=False: applies to networks by name only"):
+        ModelChoice(pretrained=False).load(["weights.pth"])
+    with pytest.raises(ValueError, match="unit_scales=True: applies to untrained networks only"):
+        ModelChoice(unit_scales=True).load(["replknet_nano_k3"])
+    assert ModelChoice(unit_scales=True, pretrained=False).load(["replknet_nano_k3"])[0].initial
+    assert ModelChoice(seed=3, checkpoint=Path("w.pth")).given() == {"seed": 3, "checkpoint": Path("w.pth")}
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("ablate train --preset quick --seeds 0 --out X", "--seeds=0: expected at least 1"),
+        ("ablate train --preset quick --seeds 0 --out X", "--seeds=0: expected 1 to 10000"),
         ("ablate train --preset quick --drop-path 2 --out X", "--drop-path=2.0: expected a number in [0, 1)"),
-        ("ablate train --preset quick --dry-run --nodes 0 --out X", "--nodes=0: expected at least 1"),
+        ("ablate train --preset quick --dry-run --nodes 0 --out X", "--nodes=0: expected 1 to 10000 machines"),
         ("ablate train --preset quick --dry-run --slurm account --out X", "--slurm=account: expected name=value"),
         ("ablate train --preset quick --partition gpu --out X", "--partition=gpu: goes with --executor only"),
         (

@@ -89,7 +89,7 @@ def test_generated_stimuli_are_answered_by_the_shipped_networks(
         ("ablate train --texture-region all --out X", "--texture-region='all': expected one of image, figure"),
         ("report nowhere", "directory='nowhere': holds no study.json"),
         ("data synthetic --kind both --to X", "kind='both': expected one of"),
-        ("ablate posthoc replknet_nano_k31 --kernels 2 --out X", "kernel=2: expected an odd positive number"),
+        ("ablate posthoc replknet_nano_k31 --kernels 2 --out X", "--kernels=2: expected an odd positive number"),
     ],
 )
 def test_errors_are_one_line(

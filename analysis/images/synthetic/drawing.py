@@ -9,9 +9,9 @@ from scipy import ndimage
 
 from analysis.images.synthetic.outlines import CLASSES, MARGIN, FloatArray, outline
 from analysis.images.synthetic.textures import TEXTURES
+from analysis.runs.settings import check_fields
 
 Region = Literal["image", "figure"]
-REGIONS: tuple[Region, ...] = ("image", "figure")
 _CONTRAST = 0.1
 """Root mean square of the full texture, in units of the brightness range."""
 _STEP = 0.36
@@ -38,10 +38,7 @@ class SyntheticOptions:
     texture_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.size < 16:
-            raise ValueError(f"size={self.size}: expected at least 16 pixels")
-        if self.texture_region not in REGIONS:
-            raise ValueError(f"texture_region={self.texture_region!r}: expected one of {', '.join(REGIONS)}")
+        check_fields(self, size=(16, 4096, "16 to 4096 pixels"))
         finest = min(period for _, period, _ in TEXTURES.values()) * self.texture_scale * self.size / 64
         if not 0 < self.texture_scale <= 4 or finest < 2:
             raise ValueError(

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from analysis.images.stimuli import StimulusSet
 from analysis.images.synthetic.drawing import SyntheticOptions, draw_image
 from analysis.images.synthetic.outlines import CLASSES
+from analysis.runs.settings import COUNTS, SEEDS, check_fields, named_path
 from analysis.runs.writing import clear_leftovers, replacing
 
 Kind = Literal["congruent", "conflict", "shape-only", "texture-only"]
@@ -32,7 +32,7 @@ class SyntheticImages(Sequence[tuple[NDArray[np.uint8], int]]):
         num_images: How many there are.
         seed: Seed of the set. Sets of one seed show the same scenes.
         balance: Which cue is weakened: from -1 (the texture is absent) over 0 (both are full) to 1 (the shape is
-            absent). None draws it for each image, uniformly. Has no effect on sets with a single cue.
+            absent). None draws it for each image, uniformly. Sets with a single cue have none but 0.
         options: Size and the rest.
 
     Raises:
@@ -48,12 +48,9 @@ class SyntheticImages(Sequence[tuple[NDArray[np.uint8], int]]):
     classes = CLASSES
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r}: expected one of {', '.join(KINDS)}")
-        if self.num_images < 1:
-            raise ValueError(f"num_images={self.num_images}: expected at least 1")
-        if self.balance is not None and not -1 <= self.balance <= 1:
-            raise ValueError(f"balance={self.balance}: expected a number from -1 to 1")
+        check_fields(self, num_images=COUNTS, seed=SEEDS, balance=(-1.0, 1.0, "a number from -1 to 1"))
+        if self.kind.endswith("-only") and self.balance != 0:
+            raise ValueError(f"balance={self.balance}: goes with two cues; these images have one, kind={self.kind!r}")
 
     def __len__(self) -> int:
         return self.num_images
@@ -149,12 +146,13 @@ def save_stimuli(
         ValueError: If the images have no shape, or `directory` is a file.
     """
     written = 0
-    if Path(directory).exists() and not Path(directory).is_dir():
+    directory = named_path(directory, "directory")
+    if directory.exists() and not directory.is_dir():
         raise ValueError(f"directory={str(directory)!r}: exists and is not a folder")
     for name in CLASSES:
-        clear_leftovers(Path(directory) / name)
+        clear_leftovers(directory / name)
     for index in range(len(images)):
-        path = Path(directory) / CLASSES[images.cues(index)[0]] / stimulus_name(images, index)
+        path = directory / CLASSES[images.cues(index)[0]] / stimulus_name(images, index)
         if not path.exists():
             with replacing(path) as temporary:
                 Image.fromarray(images[index][0]).save(temporary)

@@ -54,6 +54,14 @@ def test_empty_and_missing_folders(tmp_path: Path) -> None:
         load_images(size=4, std=(1, 0, 1))
     with pytest.raises(ValueError, match="std="):
         load_images(size=4, std=(float("nan"), 1, 1))
+    with pytest.raises(ValueError, match=r"size=\(8, -1\): expected 1 to 16384 pixels"):
+        load_images(size=(8, -1))
+    with pytest.raises(ValueError, match="seed=-1: expected a whole number from 0"):
+        load_images(size=4, seed=-1)
+    with pytest.raises(ValueError, match=r"mean=\(nan, 0, 0\): expected three numbers"):
+        load_images(size=4, num_images=1).normalized_by((float("nan"), 0, 0), (1, 1, 1))
+    with pytest.raises(ValueError, match="images='': expected a path"):
+        load_images("", size=4)
 
 
 @pytest.mark.parametrize(

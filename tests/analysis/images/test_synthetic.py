@@ -216,3 +216,13 @@ def test_wrong_values_are_named() -> None:
         SyntheticOptions(texture_region="all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="size=8"):
         SyntheticOptions(size=8)
+    for options, message in (
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 10**20}, "seed=1000"),
+        ({"num_images": 10**20}, "num_images=1000"),
+        ({"balance": float("nan")}, "balance=nan"),
+        ({"kind": "shape-only", "balance": 0.5}, r"balance=0\.5: goes with two cues"),
+        ({"kind": "texture-only", "balance": None}, "balance=None: goes with two cues"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SyntheticImages(**{"num_images": 1, **options})  # type: ignore[arg-type]

@@ -80,6 +80,25 @@ def test_a_folded_network_is_saved_with_its_description(tmp_path: Path) -> None:
         assert torch.allclose(loaded.module(images), model(images), atol=1e-6)
 
 
+def test_what_a_network_is_saved_with_is_plain_json(tmp_path: Path) -> None:
+    """JSON has no infinite numbers: another reader than Python's would refuse the file's description."""
+    path, settings = tmp_path / "small.safetensors", {"classes": [str(i) for i in range(10)], "input_size": 32}
+    model = tiny_model().float()
+    save_network(path, model, training={"recipe": {"max_gradient_norm": float("inf")}}, **settings)  # type: ignore[arg-type]
+    with safe_open(path, "pt") as file:
+        (text,) = file.metadata().values()
+    assert "Infinity" not in text.replace('"Infinity"', "")
+    assert load_model(str(path)).training == {"recipe": {"max_gradient_norm": "Infinity"}}
+    for change, message in (
+        ({"input_size": -1}, "input_size=-1"),
+        ({"mean": (float("nan"), 0, 0)}, r"mean=\(nan, 0, 0\)"),
+        ({"std": (0, 1, 1)}, r"std=\(0, 1, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_network(tmp_path / "other.safetensors", model, **settings | change)  # type: ignore[arg-type]
+    assert not (tmp_path / "other.safetensors").exists()
+
+
 @pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
 @pytest.mark.parametrize("change", ["pruned", "lazy", "replaced", "quantised"])
 def test_a_network_that_could_not_be_read_back_is_not_saved(tmp_path: Path, change: str) -> None:

@@ -148,6 +148,9 @@ def test_rule_on_outputs_and_explicit_unit() -> None:
     on = effective_receptive_field(negative, ONES, output_rule="identity", unit=(0, 20))
     assert on.mean_map.sum() == 4
     assert (on.center, on.mean_map[:2, 19:].sum()) == ((0, 20), 4)
+    for unit in ((-1, 0), (1.0, 2), (1, 2, 3), "middle", 3):
+        with pytest.raises(ValueError, match="unit="):
+            effective_receptive_field(negative, ONES, unit=unit)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"unit=\(21, 0\)"):
         effective_receptive_field(negative, ONES, unit=(21, 0))
     with pytest.raises(ValueError, match="gradient_rule='signed'"):

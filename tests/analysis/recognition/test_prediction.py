@@ -1,3 +1,4 @@
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import analysis
 import replknet
@@ -184,8 +185,42 @@ def test_features_of_other_networks(folder: Path) -> None:
         extract_features(net, folder, stages=["nose"])
     with pytest.raises(LayerError, match="stages=\\[7\\]"):
         extract_features("replknet_nano_k3", folder, stages=[7])
-    with pytest.raises(ValueError, match="expected at least one stage"):
+    with pytest.raises(ValueError, match="expected one or more different stages"):
         extract_features(net, folder, stages=[])
+    with pytest.raises(ValueError, match=r"stages=\['pooled', 'pooled'\]: expected one or more different"):
+        extract_features(net, folder, stages=["pooled", "pooled"])
+    with pytest.raises(ValueError, match="average=True: pooled gives vectors, which have no positions"):
+        extract_features(net, folder, average=True)
+
+
+class Named(nn.Module):
+    """Returns its outputs by name, and has no linear layer."""
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        return OrderedDict(out=x.mean((2, 3)))
+
+
+def test_features_of_a_network_that_returns_no_tensor(folder: Path) -> None:
+    with pytest.raises(LayerError, match=r"model: Named has no last linear layer .* returns OrderedDict; name"):
+        extract_features(Named(), folder)
+
+
+def test_numbers_out_of_range_are_named(folder: Path) -> None:
+    """Also those that a shorter way would have taken for the default."""
+    for changes, message in (
+        ({"size": 0}, "size=0: expected 1 to 16384 pixels"),
+        ({"size": 2.5}, "size=2.5: expected 1 to 16384 pixels"),
+        ({"batch_size": 0}, "batch_size=0: expected 1 to 65536 images"),
+        ({"batch_size": 10**20}, "batch_size=100000000000000000000: expected"),
+        ({"num_workers": 10**20}, "num_workers=100000000000000000000: expected 0 to 1024 processes"),
+        ({"top": 1.5}, "top=1.5: expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict(COLOURS, folder, **changes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"images='': expected a path; '\.' is the current folder"):
+        predict(COLOURS, "")
+    with pytest.raises(ValueError, match="images=' '"):
+        predict(COLOURS, [folder / "b" / "blue.png", " "])
 
 
 def test_interrupted_predictions_and_features_go_on_where_they_were(folder: Path, tmp_path: Path) -> None:

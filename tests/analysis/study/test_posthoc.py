@@ -134,8 +134,25 @@ def test_merged_networks_are_cropped_too_but_have_no_small_branch() -> None:
     assert all(variant.small_branch for variant in default_variants(merged))
 
 
+def test_kernels_that_would_crop_nothing_are_refused() -> None:
+    model = tiny_model()
+    largest = max(TINY["kernel_sizes"])
+    assert Variant(kernel=largest - 2) in default_variants(model, [largest - 2])
+    for kernels, message in (
+        ([99], f"kernels=99: expected less than {largest}, the largest kernel"),
+        ([3, largest], f"kernels={largest}: expected less than {largest}"),
+        ([3, 3], r"kernels=\(3, 3\): expected one or more different numbers"),
+        ([], r"kernels=\(\): expected one or more"),
+        ([4], "kernels=4: expected an odd positive number"),
+        ([-1], "kernels=-1: expected an odd positive number"),
+        ([3.0], "kernels=3.0: expected an odd positive number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            default_variants(model, kernels)  # type: ignore[arg-type]
+
+
 def test_default_variants() -> None:
-    variants = default_variants(tiny_model(), [3, 9, 21])
+    variants = default_variants(tiny_model(), [3, 9])
     assert variants[0] == Variant()
     assert [v.kernel for v in variants if v.stage is None and v.kernel] == [3, 9]
     assert [(v.stage, v.kernel) for v in variants if v.stage is not None] == [

@@ -263,6 +263,20 @@ def test_wrong_values_are_named(tmp_path: Path) -> None:
         ("balances", (1.0,)),
         ("small_kernels", (5,)),
         ("size", 4),
+        ("kernels", (3.0,)),
+        ("kernels", (10**20 + 1,)),
+        ("small_kernels", (2,)),
+        ("shortcuts", (1,)),
+        ("num_train", 10**20),
+        ("num_seeds", True),
+        ("layers", (1, 1)),
+        ("channels", (8, 8, 0)),
+        ("train_balance", float("nan")),
+        ("balances", (0.0, float("inf"))),
+        ("erf_size", -1),
+        ("erf_size", 8),
+        ("erf_size", 10**20),
+        ("recipe", {}),
     ):
         with pytest.raises(ValueError, match=name.rstrip("s")):
             replace(TINY, **{name: value})  # type: ignore[arg-type]
@@ -270,4 +284,13 @@ def test_wrong_values_are_named(tmp_path: Path) -> None:
         run_study(replace(TINY, recipe=Recipe(batch_size=100)), tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         run_study(replace(TINY, data=str(tmp_path / "none")), tmp_path)
+    with pytest.raises(ValueError, match="device=warp: cannot be used here"):
+        run_study(TINY, tmp_path, device="warp")
+    with pytest.raises(ValueError, match="num_workers=-1"):
+        run_study(TINY, tmp_path, num_workers=-1)
+    with pytest.raises(ValueError, match="expected a multiple of 7"):
+        run_study(replace(TINY, recipe=replace(TINY.recipe, accumulate=7)), tmp_path)
+    with pytest.raises(ValueError, match="directory='': expected a path"):
+        run_study(TINY, "")
+    assert not any(tmp_path.iterdir())
     assert Cell(kernel=7, small_kernel=0, shortcut=True, seed=4).name == "k7_small0_seed4"

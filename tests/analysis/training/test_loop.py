@@ -238,9 +238,46 @@ def test_recipe_is_checked() -> None:
         ("augmentation", "mixup"),
         ("ema_decay", 1.0),
         ("max_gradient_norm", 0.0),
+        ("steps", 1e12),
+        ("batch_size", 10**9),
+        ("batch_size", True),
+        ("learning_rate", float("inf")),
+        ("learning_rate", float("nan")),
+        ("minimum_rate", 0.03),
+        ("weight_decay", float("inf")),
+        ("mixup", float("inf")),
+        ("cutmix", -1),
+        ("random_erasing", 1.5),
+        ("ema_decay", ".9999"),
+        ("max_gradient_norm", float("nan")),
+        ("accumulate", 9),
+        ("gradient_checkpointing", 1),
+        ("autocast", None),
     ):
         with pytest.raises(ValueError, match=f"{name}="):
             replace(RECIPE, **{name: value})  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_trained_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    images = Stripes(8)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"mean": (0, 0)}, r"mean=\(0, 0\): expected three numbers"),
+        ({"std": (1, 1, 0)}, r"std=\(1, 1, 0\): expected three numbers from 1e-12"),
+        ({"seed": -1}, "seed=-1"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"stop_after": 0}, "stop_after=0"),
+        ({"evaluate_every": 0.5}, "evaluate_every=0.5"),
+        ({"recipe": replace(RECIPE, accumulate=3)}, "batch_size=8: expected a multiple of 3"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(ValueError, match=message):
+            train(network(), images, None, **{"recipe": RECIPE, "checkpoint": tmp_path / "state.pt", **changes})
+    with pytest.raises(ValueError, match=r"cannot take images of shape \(1, 3, 32, 32\)"):
+        train(network(), Stripes(8, side=32), None, RECIPE, checkpoint=tmp_path / "state.pt")
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+    with pytest.raises(ValueError, match=r"returns shape \(1, 3\) .* one score for each of the 2 classes"):
+        train(wide, images, None, RECIPE, checkpoint=tmp_path / "state.pt")
+    assert not any(tmp_path.iterdir())
 
 
 def make_folder(root: Path, parts: tuple[str, ...] = ("train", "test")) -> Path:

@@ -6,6 +6,7 @@ import pytest
 from analysis.training.recipe import Recipe, load_recipe, parse_changes, recipe_names
 
 IMAGENET = 1_281_167
+HEAD = 'about = ""\nsource = ""\nepochs = 1\nwarmup_epochs = 0\n'
 
 
 def test_the_published_recipes() -> None:
@@ -39,22 +40,44 @@ def test_changes_and_own_files(tmp_path: Path) -> None:
     recipe = load_recipe("imagenet-300").for_images(640, changes)
     assert (recipe.steps, recipe.warmup, recipe.batch_size) == (20, 0.25, 64)
     assert (recipe.ema_decay, recipe.autocast, recipe.mixup) == (None, "", 0.2)
+    spelled = {".9999": 0.9999, "0.9999": 0.9999, "9999e-4": 0.9999, "0": 0, "none": None, "": None, " ": None}
+    for text, value in spelled.items():
+        assert parse_changes([f" ema_decay = {text}"]) == {"ema_decay": value}
+    texts = ["gradient_checkpointing=true", "sync_batch_norm=false", "rand_augment='rand-m9'"]
+    texts += ['augmentation="imagenet"', "autocast=''", "max_gradient_norm=inf", "batch_size=1_024"]
+    assert parse_changes(texts) == {
+        "gradient_checkpointing": True,
+        "sync_batch_norm": False,
+        "rand_augment": "rand-m9",
+        "augmentation": "imagenet",
+        "autocast": "",
+        "max_gradient_norm": math.inf,
+        "batch_size": 1024,
+    }
     own = tmp_path / "mine.toml"
-    own.write_text('about = ""\nsource = ""\nepochs = 1\nwarmup_epochs = 0\n[recipe]\nbatch_size = 8\n')
+    own.write_text(HEAD + "[recipe]\nbatch_size = 8\n")
     assert load_recipe(str(own)).for_images(80) == Recipe(steps=10, batch_size=8, warmup=0.0)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs = 1", "not a recipe .'recipe'"),
+        ("", r"not a recipe \(it lacks about, epochs, recipe, source, warmup_epochs\)"),
+        ("epochs = 1", r"not a recipe \(it lacks about, recipe, source, warmup_epochs\)"),
         ("epochs = \n", "not a recipe"),
         (
-            'about = ""\nsource = ""\nepochs = 1\nwarmup_epochs = 0\n[recipe]\nbatch = 8\n',
+            HEAD + "[recipe]\nbatch = 8\n",
             "batch=8: no field of a recipe",
         ),
         ('about = ""\nsource = ""\nepochs = 1\nwarmup_epochs = 2\n[recipe]\n', "0 <= warmup_epochs < epochs"),
-        ('about = ""\nsource = ""\nepochs = 1\nwarmup_epochs = 0\n[recipe]\nlearning_rate = "a"\n', "not a recipe"),
+        (HEAD + '[recipe]\nlearning_rate = "a"\n', "not a recipe"),
+        ('about = ""\nsource = ""\nepochs = "1"\nwarmup_epochs = 0\n[recipe]\n', "epochs='1': expected a number"),
+        (HEAD + "recipe = 3\n", "settings=3: expected values by name"),
+        (HEAD + "[recipe]\nsteps = 8\n", "steps=8: a file tells epochs"),
+        (HEAD + "seed = 3\n[recipe]\n", "seed: no entry of one"),
+        (HEAD + "[recipe]\nbatch_size = 0\n", "batch_size=0: expected"),
+        ('about = ""\nabout = ""\n', "not a recipe"),
+        ("a = " + "[" * 100_000, "not a recipe"),
     ],
 )
 def test_wrong_recipes_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -66,8 +89,14 @@ def test_wrong_recipes_are_named(tmp_path: Path, text: str, message: str) -> Non
 def test_unknown_names_and_changes() -> None:
     with pytest.raises(ValueError, match=r"recipe='imagenet': expected a \.toml file or one of finetune-22k-224"):
         load_recipe("imagenet")
-    with pytest.raises(ValueError, match="set='batch_size': expected name=value"):
-        parse_changes(["batch_size"])
+    for text in ("batch_size", "=8", " = 8", ""):
+        with pytest.raises(ValueError, match=f"set='{text}': expected name=value"):
+            parse_changes([text])
+    with pytest.raises(ValueError, match="set='batch_size=8': batch_size is given twice"):
+        parse_changes(["batch_size=4", "batch_size=8"])
+    for changes in (["steps=9", "epochs=3"], ["warmup=0.1", "warmup_epochs=1"], ["steps=9", "warmup_epochs=1"]):
+        with pytest.raises(ValueError, match=r"epochs=\d: expected (steps|warmup) or (warmup_)?epochs, not both"):
+            load_recipe("imagenet-300").for_images(IMAGENET, parse_changes(changes))
     with pytest.raises(ValueError, match="rand_augment='rand-m9': goes with augmentation 'imagenet' only"):
         Recipe(rand_augment="rand-m9")
     with pytest.raises(ValueError, match="autocast='float16': expected 'bfloat16' or ''"):
@@ -88,6 +117,24 @@ def test_unknown_names_and_changes() -> None:
         ("autocast=1", "autocast=1: expected a text"),
         ("rand_augment=hello", "rand_augment='hello': expected timm's notation"),
         ("epochs=1", "expected 0 <= warmup_epochs < epochs; set both of them"),
+        ("epochs=inf", "epochs=inf: expected a number from 1e-6 to 1e6"),
+        ("epochs=nan", "epochs=nan: expected a number"),
+        ("epochs=1e12", r"epochs=1000000000000\.0: expected a number from"),
+        ("warmup_epochs=-1", "warmup_epochs=-1: expected a number from 0"),
+        ("batch_size=0", "batch_size=0: expected 2 .* to 65536 images"),
+        ("batch_size=", "batch_size='': expected a whole number"),
+        ("batch_size=none", "batch_size='none': expected a whole number"),
+        ('batch_size="8"', "batch_size='8': expected a whole number"),
+        ("batch_size=[8]", r"batch_size='\[8\]': expected a whole number"),
+        ("batch_size=8 # more", "batch_size='8 # more': expected a whole number"),
+        ("batch_size=8\nsteps=3", r"batch_size='8\\nsteps=3': expected a whole number"),
+        ("batch_size=2048", "batch_size=2048: there are only 1000 training images"),
+        ("learning_rate=inf", "learning_rate=inf: expected a number"),
+        ("ema_decay=half", "ema_decay='half': expected a number or none"),
+        ("ema_decay=1", r"ema_decay=1: expected a number in \[0, 1\), or none"),
+        ("ema_decay=nan", "ema_decay=nan: expected a number"),
+        ("autocast=none", "autocast='none': expected 'bfloat16' or ''"),
+        ("batchsize=8", r"batchsize=8: no field of a recipe \(did you mean batch_size\?\); expected accumulate, aug"),
     ],
 )
 def test_changes_of_another_type_are_named(change: str, message: str) -> None:
