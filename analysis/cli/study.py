@@ -78,7 +78,7 @@ def _parse_balance(text: str) -> float | None:
     try:
         return None if text == "random" else float(text)
     except ValueError:
-        raise ValueError(f"train_balance={text!r}: expected a number from -1 to 1, or random") from None
+        raise ValueError(f"train_balance={text}: expected a number from -1 to 1, or random") from None
 
 
 def changed_preset(name: str, data: Path | None, study: dict[str, Any], recipe: dict[str, Any]) -> Study:

@@ -98,10 +98,11 @@ def test_chosen_categories_restrict_stimuli_answers_and_people(
     assert list(table.loc["by-shape", ["num_shape", "num_texture", "num_neither"]]) == [3, 0, 0]
     assert set(pd.read_csv(out / "confusion.csv").columns) == {"observer", "shape", "cat", "oven", "na"}
     capsys.readouterr()
-    for wrong in ("cat,cow", "cat,cat", ""):
+    unknown, twice = "=cat,cow: expected different ones of airplane, bear", "='cat,cat': expected different names"
+    for wrong, message in (("cat,cow", unknown), ("cat,cat", twice), ("", "='': expected a value")):
         run(*arguments[:-1], wrong, "--out", tmp_path / "other", code=2)
         error = capsys.readouterr().err
-        assert f"--categories={wrong}: expected different ones of airplane, bear, bicycle" in error
+        assert f"--categories{message}" in error
     run(*arguments[:-1], "cat,car", "--out", tmp_path / "other")
     assert set(pd.read_csv(tmp_path / "other" / "shape_bias.csv")["num_images"]) == {0}
     run(*arguments[:-1], "bear,bird", "--out", tmp_path / "third", code=2)
