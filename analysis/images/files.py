@@ -144,7 +144,10 @@ def read_rgb(file: Path | IO[bytes]) -> Image.Image:
         with Image.open(file) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return as_rgb(image)
+            found = as_rgb(image)
+        if image.format == "PNG":
+            _check_sums(file)
+        return found
     except FileNotFoundError:
         raise ImageError("no such file") from None
     except UnidentifiedImageError:
@@ -153,6 +156,18 @@ def read_rgb(file: Path | IO[bytes]) -> Image.Image:
         raise ImageError("corrupt" if suffix in IMAGE_SUFFIXES else "not an image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"corrupt ({error})") from None
+
+
+def _check_sums(file: Path | IO[bytes]) -> None:
+    """Refuse a PNG whose bytes are not those that were written: Pillow makes pixels of them without a look at the sums.
+
+    Raises:
+        OSError or SyntaxError: If one is wrong.
+    """
+    if not isinstance(file, Path):
+        file.seek(0)
+    with Image.open(file, formats=("PNG",)) as image:
+        image.verify()
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
