@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,7 +215,7 @@ def trend(values: NDArray[np.float64]) -> Trend:
     low, high = mean_interval(differences.tolist())
     p_value, test, rises = nothing, "none", bool(differences.mean() > 0)
     if len(complete) > 1 and values.shape[1] > 2:
-        method = "exact" if values.shape[1] <= _MOST_PERMUTED else "asymptotic"
+        method: Literal["exact", "asymptotic"] = "exact" if values.shape[1] <= _MOST_PERMUTED else "asymptotic"
         rising, falling = (
             float(stats.page_trend_test(signed, method=method).pvalue) for signed in (complete, -complete)
         )

@@ -106,8 +106,6 @@ def load_images(
         raise ValueError(f"size={size}: expected positive numbers of pixels")
     if num_images < 1:
         raise ValueError(f"num_images={num_images}: expected at least 1")
-    if seed < 0:
-        raise ValueError(f"seed={seed}: expected at least 0")
     check_normalization(mean, std)
     common = {"size": size, "seed": seed, "mean": tuple(mean), "std": tuple(std)}
     if source is None:

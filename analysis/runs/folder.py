@@ -16,6 +16,9 @@ from analysis.runs.writing import plain, remove, replacing, write_json
 RUN_FILE = "run.json"
 SCHEMA_VERSION = 3
 """Of that file. 2 listed outputs that might be written; 1 named the networks' code otherwise, too."""
+_FORM = {"schema_version": int, "settings": dict, "calls": list, "outputs": list}
+_LONGEST_NAME = 256
+"""Bytes that no system takes for a name."""
 _VERSIONS = ("replknet", "torch", "torchvision", "timm", "numpy", "scipy")
 
 
@@ -117,7 +120,7 @@ def _claim(
                     "choose another folder, or overwrite=True replaces it"
                 )
             for name in written:
-                if name not in keep and (path / name).parent == path:
+                if name not in keep:
                     remove(path / name)
             calls = []
     elif path.is_dir() and any(path.iterdir()):
@@ -144,11 +147,23 @@ def _describe_call(command_line: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The content of the file; nothing where it is damaged, so that the folder is taken for that of something else."""
     try:
         content = json.loads(path.read_text())
-    except ValueError:
-        content = None
-    return content if isinstance(content, dict) else {}
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key, of()), of) for key, of in _FORM.items()):
+        return {}
+    if "outputs" in content:
+        content["outputs"] = list(filter(_is_name, content["outputs"]))
+    return content
+
+
+def _is_name(name: Any) -> bool:
+    """Whether something directly in a folder can be called so: what the record of a run lists may be removed."""
+    if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+        return False
+    return "\0" not in name and len(name.encode(errors="replace")) < _LONGEST_NAME
 
 
 def folder_name(label: str) -> str:

@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1200.0, help="For all families together.")
     parser.add_argument("--seed", type=int, default=seed_of_the_day())
     parser.add_argument("--case", type=int, help="Only this one.")
-    parser.add_argument("--most-wrong", type=int, default=1000, help="Wrong cases after which a family ends.")
+    parser.add_argument("--most-wrong", type=int, default=1000, help="WrongError cases after which a family ends.")
     parser.add_argument("--json", help="A file for all counts and wrong cases.")
     options = parser.parse_args()
     chosen = options.families or list(FAMILIES)

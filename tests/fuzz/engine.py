@@ -31,7 +31,7 @@ MEMORY = 1 << 30
 _STATUS = Path("/proc/self/status")
 
 
-class Wrong(Exception):
+class WrongError(Exception):
     """What a case came to is wrong; the message says how."""
 
 
@@ -41,7 +41,7 @@ class Case:
 
     Args:
         about: What it is.
-        run: Tries it; returns where the outcome is right, raises `Wrong` where it is not.
+        run: Tries it; returns where the outcome is right, raises `WrongError` where it is not.
         refusals: What it may raise instead.
     """
 
@@ -212,7 +212,7 @@ def _judged(case: Case) -> tuple[str, str]:
     outcome, detail = "right", ""
     try:
         case.run()
-    except Wrong as wrong:
+    except WrongError as wrong:
         outcome, detail = "wrong", str(wrong)
     except case.refusals as refusal:
         outcome, detail = "refused", str(refusal)

@@ -194,3 +194,21 @@ def test_pixels_of_unknown_range_are_refused_by_name_never_black(tmp_path: Path)
     found = predict(COLOURS, [Image.new("RGB", (8, 8), "red"), picture])
     assert [item.image for item in found] == ["image-0"]
     assert found.skipped[0][1].startswith(floats)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
+def test_no_changed_byte_of_a_png_changes_a_pixel(tmp_path: Path, mode: str) -> None:
+    # Chunks have checksums: with a wrong one, Pillow alone gives other pixels without a word.
+    path, generator = tmp_path / "a.png", np.random.default_rng(0)
+    grey = generator.integers(0, 256, (16, 16), np.uint8)
+    image = Image.fromarray(grey.astype(np.uint16) * 200) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    image.save(path)
+    whole, content = np.asarray(read_rgb(path)), path.read_bytes()
+    for place in range(8, len(content) - 12, 5):  # what follows is the mark of the end
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        with pytest.raises(ImageError):
+            read_rgb(path)
+    with path.open("rb") as file, pytest.raises(ImageError, match="corrupt"):
+        read_rgb(file)
+    path.write_bytes(content[:-1] + b"x")
+    np.testing.assert_array_equal(read_rgb(path), whole)

@@ -84,6 +84,35 @@ def test_a_folder_or_file_of_something_else_is_refused(tmp_path: Path) -> None:
     assert RunFolder.existing(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "../beside.txt", "inner/../..", "inner/a.txt", "x" * 300, "\0", 3, None]
+)
+def test_nothing_is_removed_that_no_run_can_have_written(tmp_path: Path, name: Any) -> None:
+    out = tmp_path / "out"
+    with RunFolder.claim(out, "erf", {"size": 64}).replace("table.csv") as path:
+        path.write_text("1")
+    (out / "inner").mkdir()
+    for file in (tmp_path / "beside.txt", out / "mine.txt", out / "inner" / "a.txt"):
+        file.write_text("kept")
+    (out / RUN_FILE).write_text(json.dumps(record(out) | {"outputs": [name, "table.csv"]}))
+    RunFolder.claim(out, "erf", {"size": 32}, overwrite=True).close()
+    assert record(out)["outputs"] == []
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.txt", "beside.txt", "mine.txt", "run.json"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"outputs": "a"}, {"settings": "none"}, {"schema_version": "3"}, {"calls": {}}, None]
+)
+def test_a_damaged_record_is_no_record(tmp_path: Path, change: dict[str, Any] | None) -> None:
+    out = tmp_path / "out"
+    RunFolder.claim(out, "erf", {"size": 64})
+    (out / RUN_FILE).write_text("[" * 100_000 if change is None else json.dumps(record(out) | change))
+    for size in (64, 32):
+        with pytest.raises(ValueError, match="holds results of something else"):
+            RunFolder.claim(out, "erf", {"size": size}, overwrite=True)
+    assert RunFolder.existing(out) is None
+
+
 def test_names_of_folders() -> None:
     assert folder_name("timm/ResNet 50, layer1") == "timm-ResNet-50-layer1"
     with pytest.raises(ValueError, match="no letter or digit"):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import analysis
 from analysis.images.files import ImageError, read_rgb
-from tests.fuzz.engine import Case, Wrong, family
+from tests.fuzz.engine import Case, WrongError, family
 from tests.fuzz.mutating import INTERESTING, TEXTS, mutated_bytes
 
 _SIDE = 24
@@ -20,8 +20,9 @@ _KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("png", "RGB", {}), ("png", "RGBA", {}), ("png", "L", {}), ("png", "LA", {}), ("png", "P", {}), ("png", "1", {}),
     ("png", "I;16", {}), ("png", "P", {"transparency": 3}), ("jpg", "RGB", {}), ("jpg", "L", {}), ("jpg", "CMYK", {}),
     ("jpg", "RGB", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"}),
-    ("jpg", "RGB", {"progressive": True}), ("tiff", "RGB", {}), ("tiff", "I;16", {}), ("tiff", "F", {}), ("tiff", "CMYK", {}),
-    ("tiff", "RGB", {"compression": "tiff_lzw"}), ("tiff", "LAB", {}), ("webp", "RGB", {}), ("webp", "RGBA", {"lossless": True}),
+    ("jpg", "RGB", {"progressive": True}), ("tiff", "RGB", {}), ("tiff", "I;16", {}), ("tiff", "F", {}),
+    ("tiff", "CMYK", {}), ("tiff", "RGB", {"compression": "tiff_lzw"}), ("tiff", "LAB", {}), ("webp", "RGB", {}),
+    ("webp", "RGBA", {"lossless": True}),
     ("gif", "P", {}), ("gif", "P", {"save_all": True, "append_images": [Image.new("P", (_SIDE, _SIDE), 5)]}),
     ("bmp", "RGB", {}), ("ppm", "RGB", {}), ("ppm", "I;16", {}),
 )  # fmt: skip
@@ -58,9 +59,9 @@ def image_bytes(random: Random, folder: Path) -> Case:
     def run() -> None:
         found = read_rgb(path)
         if found.mode != "RGB" or not found.width or not found.height:
-            raise Wrong(f"{found.mode} of {found.size}")
+            raise WrongError(f"{found.mode} of {found.size}")
         if whole is not None and not np.array_equal(np.asarray(found), whole):
-            raise Wrong("other pixels, although the file has checksums")
+            raise WrongError("other pixels, although the file has checksums")
 
     return Case(f"read_rgb, {suffix}, other bytes", run, (ImageError,))
 
@@ -89,13 +90,13 @@ def image_folders(random: Random, folder: Path) -> Case:
         if kind == "load_images":
             found = analysis.load_images(folder, size=8)
             if len(found.names) + len(found.skipped) != len(names):
-                raise Wrong(f"{len(found.names)} used and {len(found.skipped)} skipped of {len(names)}")
+                raise WrongError(f"{len(found.names)} used and {len(found.skipped)} skipped of {len(names)}")
             if not all(torch.isfinite(image).all() and image.shape == (3, 8, 8) for image in found):
-                raise Wrong("an image is not finite")
+                raise WrongError("an image is not finite")
         elif kind == "load_stimuli":
             stimuli = analysis.load_stimuli(folder)
             if len(stimuli) + len(stimuli.skipped) != len(names):
-                raise Wrong(f"{len(stimuli)} used and {len(stimuli.skipped)} skipped of {len(names)}")
+                raise WrongError(f"{len(stimuli)} used and {len(stimuli.skipped)} skipped of {len(names)}")
         elif kind == "labelled_files":
             analysis.labelled_files(folder / "val", ("a",))
         elif kind == "FolderImages":
@@ -105,7 +106,7 @@ def image_folders(random: Random, folder: Path) -> Case:
         else:
             found_predictions = analysis.predict("replknet_nano_k3", folder, size=32)
             if len(found_predictions) + len(found_predictions.skipped) != len(names):
-                raise Wrong("some are neither used nor skipped")
+                raise WrongError("some are neither used nor skipped")
 
     return Case(f"{kind} of {len(names)} files", run)
 
@@ -143,6 +144,6 @@ def shards(random: Random, folder: Path) -> Case:
         for index in range(len(found)):
             image, label = found[index]
             if image.ndim != 3 or not 0 <= label < len(found.classes):
-                raise Wrong(f"image of {image.shape}, class {label} of {len(found.classes)}")
+                raise WrongError(f"image of {image.shape}, class {label} of {len(found.classes)}")
 
     return Case(f"TarShards, {what}", run)

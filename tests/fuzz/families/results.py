@@ -20,14 +20,21 @@ import numpy as np
 
 import analysis
 from analysis import ResultError
+from analysis.receptive_field.measures import moments_about, ring_sums
 from analysis.runs.results import Result
-from tests.fuzz.engine import Case, Wrong, family
+from tests.fuzz.engine import Case, WrongError, family
 from tests.fuzz.mutating import INTERESTING, mutated_bytes, mutated_json, mutated_zip, rewritten_zip
 
 _REFUSALS = (ResultError, FileNotFoundError)
 _LENGTH = 3
 """Of every tuple and first axis of an example."""
+_MAP, _CENTER = np.arange(1.0, 19.0).reshape(_LENGTH, 6), (1.0, 2.5)
 _VALUES: dict[str, Any] = {
+    "mean_map": _MAP,
+    "center": _CENTER,
+    "unit": (0, 0),
+    "ring_sums": np.tile(ring_sums(_MAP, _CENTER), (_LENGTH, 1)),
+    "moments": np.tile(moments_about(_MAP, _CENTER), (_LENGTH, 1)),
     "labels": np.array([0, 1, 2]),
     "best": np.tile(np.arange(3), (3, 1)),
     "categories": ("bird", "cat", "dog"),
@@ -53,7 +60,7 @@ def kinds() -> tuple[type[Result], ...]:
     for module in pkgutil.walk_packages(analysis.__path__, "analysis."):
         import_module(module.name)
 
-    def below(kind: type[Result]) -> Iterator[type[Result]]:
+    def below(kind: Any) -> Iterator[type[Result]]:
         for own in kind.__subclasses__():
             yield own
             yield from below(own)
@@ -82,10 +89,10 @@ def example(hint: Any, name: str = "") -> Any:
         needed = [
             item
             for item in dataclasses.fields(hint)
-            if item.name in _VALUES or item.default is dataclasses.MISSING is item.default_factory
+            if item.name in _VALUES or item.default == () or item.default is dataclasses.MISSING is item.default_factory
         ]
         return typing.cast(Any, hint)(**{item.name: example(hints[item.name], item.name) for item in needed})
-    return {str: "a", int: 1, float: 0.5, bool: True}[hint]
+    return {str: "a", int: 1, float: 1.0, bool: True}[hint]
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -132,7 +139,7 @@ def _use(kind: type[Result], directory: Path) -> Result:
     result = kind.load(directory)
     misfit = _misfit(result)
     if misfit:
-        raise Wrong(f"loads, although {misfit}")
+        raise WrongError(f"loads, although {misfit}")
     repr(result)
     result._repr_html_()
     for method in ("row", "summary", "table", "decisions"):
@@ -154,9 +161,10 @@ def change_arrays(random: Random, content: bytes) -> tuple[bytes, str]:
     if kind == 2:
         array = random.choice(
             (
-                np.zeros(0), np.zeros((3, 6), complex), np.array(["a", "b", "c"]), np.full((3, 6), np.nan), np.zeros(()),
-                np.zeros((3, 6), bool), np.full((3, 6), 10**6), np.full((3, 6), -7), np.full(3, 99), np.full((3, 5), -1),
-                np.zeros((6, 3)), np.zeros((0, 6)), np.zeros((3, 0)), np.zeros((2, 6)), np.array(["NaT"], "M8[s]"),
+                np.zeros(0), np.zeros((3, 6), complex), np.array(["a", "b", "c"]), np.full((3, 6), np.nan),
+                np.zeros(()), np.zeros((3, 6), bool), np.full((3, 6), 10**6), np.full((3, 6), -7), np.full(3, 99),
+                np.full((3, 5), -1), np.zeros((6, 3)), np.zeros((0, 6)), np.zeros((3, 0)), np.zeros((2, 6)),
+                np.array(["NaT"], "M8[s]"),
             )
         )  # fmt: skip
         stream = io.BytesIO()
@@ -230,6 +238,6 @@ def result_arrays(random: Random, folder: Path) -> Case:
 
     def run() -> None:
         if not same(_use(kind, directory), made):
-            raise Wrong("other values, although the archive has checksums")
+            raise WrongError("other values, although the archive has checksums")
 
     return Case(f"{kind.__name__}, other bytes of {file.relative_to(directory)}", run, _REFUSALS)

@@ -14,7 +14,7 @@ from PIL import Image
 import analysis
 from analysis import CATEGORIES
 from analysis.training.recipe import parse_changes
-from tests.fuzz.engine import Case, Wrong, family
+from tests.fuzz.engine import Case, WrongError, family
 from tests.fuzz.mutating import INTERESTING, TEXTS, mutated_bytes
 
 _ODD = (*TEXTS, *map(str, INTERESTING), '"', '"a', "a;b", "a\tb", "a\r\nb", "x" * 200_000, "٣", "²", "cat1-dog1.png")
@@ -73,15 +73,15 @@ def responses(random: Random, folder: Path) -> Case:
     def run() -> None:
         found = analysis.read_responses(path, categories=categories)
         if not set(found.responses) <= {*(categories or found.responses), "na"}:
-            raise Wrong(f"responses {sorted(set(found.responses))[:5]}")
+            raise WrongError(f"responses {sorted(set(found.responses))[:5]}")
         lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
         if len(found.stimuli) != len(lines) - 1 and '"' not in content.decode("utf-8-sig"):
-            raise Wrong(f"{len(found.stimuli)} stimuli of {len(lines) - 1} lines")
+            raise WrongError(f"{len(found.stimuli)} stimuli of {len(lines) - 1} lines")
         repr(found)
         analysis.write_responses(found, folder / "again.csv")
         again = analysis.read_responses(folder / "again.csv", categories=categories)
         if (again.stimuli, again.responses, again.observer) != (found.stimuli, found.responses, found.observer):
-            raise Wrong("what is written is read back otherwise")
+            raise WrongError("what is written is read back otherwise")
 
     return Case(f"read_responses, {what}", run)
 
@@ -98,7 +98,7 @@ def mappings(random: Random, folder: Path) -> Case:
         num = sum(len(own) for _, own in mapping.indices)
         lines = sum(bool(line.strip()) for line in content.decode("utf-8-sig").splitlines())
         if num != lines - 1 and b'"' not in content:
-            raise Wrong(f"{num} indices of {lines - 1} lines")
+            raise WrongError(f"{num} indices of {lines - 1} lines")
 
     return Case(f"LabelMapping.from_csv, {what}", run)
 
@@ -115,9 +115,9 @@ def labels(random: Random, folder: Path) -> Case:
     def run() -> None:
         found = analysis.labelled_files(folder, ("cat", "dog"), labels=folder / "l.csv")
         if len(found.files) != len(found.labels) or not set(found.labels) <= {0, 1}:
-            raise Wrong(f"labels {found.labels}")
+            raise WrongError(f"labels {found.labels}")
         if any(not file.is_file() for file in found.files) or len(found.fingerprint) != 64:
-            raise Wrong("names files that are not there")
+            raise WrongError("names files that are not there")
 
     return Case(f"labelled_files, {what}", run)
 
@@ -147,9 +147,9 @@ def recipes(random: Random, folder: Path) -> Case:
             name, _, value = text.partition("=")
             found = getattr(recipe, name.strip(), value)
             if found is None and value.strip() not in ("", "none", "None"):
-                raise Wrong(f"{text[:60]!r} becomes None")
+                raise WrongError(f"{text[:60]!r} becomes None")
             if isinstance(found, float) and float(value) != found:
-                raise Wrong(f"{text[:60]!r} becomes {found}")
+                raise WrongError(f"{text[:60]!r} becomes {found}")
 
         return Case(f"set {text[:60]!r}", change)
     name = random.choice(_recipes())
