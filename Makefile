@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STUDY := results/study
+SECONDS ?= 1200
 
-.PHONY: study test docs format clean
+.PHONY: study test fuzz docs format clean
 
 study: .venv/stamp
 	$(BIN)/replknet study --preset standard --out $(STUDY)
@@ -14,6 +15,9 @@ test: .venv/stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -n 2
+
+fuzz: .venv/stamp
+	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -n 2 -m fuzz
 
 docs: .venv/stamp
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build

@@ -5,11 +5,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+_MOST_PERMUTED = 9
+"""Conditions of which all orders can be gone through in about a second."""
 
 
 def bootstrap_interval(
@@ -33,9 +36,14 @@ def bootstrap_interval(
         Lower and upper end; both NaN with fewer than two samples or where the statistic of the samples or of a draw
         is NaN.
 
+    Raises:
+        ValueError: If `confidence`, `num_resamples` or `seed` is out of range.
+
     References:
         Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; `scipy.stats.bootstrap`.
     """
+    _check_confidence(confidence)
+    _check_draws(num_resamples, seed)
     if num_samples < 2 or np.isnan(statistic(np.arange(num_samples))):
         return float("nan"), float("nan")
 
@@ -73,9 +81,13 @@ def cluster_weights(
     Yields:
         Multiplicities, shape (draws, N).
 
+    Raises:
+        ValueError: If `num_resamples` or `seed` is out of range.
+
     References:
         Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1, arXiv:0712.1111.
     """
+    _check_draws(num_resamples, seed)
     counts = [_draws(int(numbers.max()) + 1, num_resamples, seed, way) for way, numbers in enumerate(clusters)]
     for first in range(0, num_resamples, chunk):
         weights = np.ones(1)
@@ -97,13 +109,24 @@ def percentile_interval(draws: NDArray[np.float64], confidence: float) -> tuple[
     Raises:
         ValueError: If `confidence` is not between 0 and 1.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: expected a number between 0 and 1")
+    _check_confidence(confidence)
     draws = draws[~np.isnan(draws)]
     if not len(draws):
         return float("nan"), float("nan")
     low, high = np.quantile(draws, ((1 - confidence) / 2, (1 + confidence) / 2))
     return float(low), float(high)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: expected a number between 0 and 1")
+
+
+def _check_draws(num_resamples: int, seed: int) -> None:
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples={num_resamples}: expected at least 1")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: expected at least 0")
 
 
 def bootstrap_p_value(draws: NDArray[np.float64]) -> float:
@@ -120,7 +143,12 @@ def bootstrap_p_value(draws: NDArray[np.float64]) -> float:
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean of independent repeats; NaN with fewer than two or where one is not finite."""
+    """Student's interval of the mean of independent repeats; NaN with fewer than two or where one is not finite.
+
+    Raises:
+        ValueError: If `confidence` is not between 0 and 1.
+    """
+    _check_confidence(confidence)
     numbers = np.asarray(values, dtype=float)
     if len(numbers) < 2 or not np.isfinite(numbers).all():
         return float("nan"), float("nan")
@@ -157,6 +185,8 @@ class Trend:
 def trend(values: NDArray[np.float64]) -> Trend:
     """Test for a monotone trend.
 
+    Page's L is tested exactly for up to nine conditions, and by its normal approximation for more.
+
     Args:
         values: Shape (repeats, conditions), conditions in order. Repeats with a value that is not finite do not count.
 
@@ -185,8 +215,9 @@ def trend(values: NDArray[np.float64]) -> Trend:
     low, high = mean_interval(differences.tolist())
     p_value, test, rises = nothing, "none", bool(differences.mean() > 0)
     if len(complete) > 1 and values.shape[1] > 2:
+        method: Literal["exact", "asymptotic"] = "exact" if values.shape[1] <= _MOST_PERMUTED else "asymptotic"
         rising, falling = (
-            float(stats.page_trend_test(signed, method="exact").pvalue) for signed in (complete, -complete)
+            float(stats.page_trend_test(signed, method=method).pvalue) for signed in (complete, -complete)
         )
         p_value, test = min(1.0, 2 * min(rising, falling)), "Page's L"
         rises = rising < falling

@@ -10,6 +10,8 @@ import torch
 import replknet
 from replknet import RepLKNet
 
+pytest_plugins = ["tests.fuzz.reporting"]
+
 # Two test processes on two cores: threads of one would only wait for those of the other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))

@@ -159,7 +159,10 @@ def read_rgb(file: Path | IO[bytes]) -> Image.Image:
             with Image.open(file, formats=_FORMATS) as image:
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
-                return as_rgb(image)
+                found = as_rgb(image)
+            if image.format == "PNG":
+                _check_sums(file)
+            return found
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -171,6 +174,18 @@ def read_rgb(file: Path | IO[bytes]) -> Image.Image:
         ) from None
     except Exception as error:  # Pillow's readers raise whatever the bytes bring about
         raise ImageError(f"corrupt ({str(error) or type(error).__name__})") from None
+
+
+def _check_sums(file: Path | IO[bytes]) -> None:
+    """Refuse a PNG whose bytes are not those that were written: Pillow makes pixels of them without a look at the sums.
+
+    Raises:
+        OSError or SyntaxError: If one is wrong.
+    """
+    if not isinstance(file, Path):
+        file.seek(0)
+    with Image.open(file, formats=("PNG",)) as image:
+        image.verify()
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -17,6 +17,7 @@ from torch import nn
 
 from analysis.images.imagenet import NUM_IMAGENET_CLASSES, are_imagenet
 from analysis.models.loaded import OWN, LoadedModel
+from analysis.runs.texts import few
 
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """For transformers, which would otherwise ask whether to run the code of a repository or folder."""
@@ -30,6 +31,10 @@ def _load_timm(name: str, pretrained: bool) -> LoadedModel:
         raise ValueError(
             f"model='timm:{name}': timm has no such model" + (f"; near are {', '.join(near)}" if near else "")
         )
+    architecture, _, tag = name.partition(".")
+    tagged = timm.models.get_arch_pretrained_cfgs(architecture)
+    if tag and name not in tagged:
+        raise ValueError(f"model='timm:{name}': expected {architecture!r}, or of its weights one of {few(tagged, 10)}")
     try:
         with quiet("huggingface_hub"):
             module = timm.create_model(name, pretrained=pretrained)

@@ -58,12 +58,15 @@ def theoretical_receptive_field(
         Size, stride and centres of the units, in input pixels.
 
     Raises:
+        ValueError: If a size or the number of channels is below 1.
         LayerError: If there is no such layer or it has no spatial output.
         ForwardError: If the model cannot take such images.
 
     References:
         Araujo, Norris and Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks", Distill.
     """
+    if min(image_size) < 1 or in_channels < 1:
+        raise ValueError(f"image_size={image_size}, in_channels={in_channels}: expected numbers of at least 1")
     loaded = as_loaded(model)
     return field_of(
         find_feature_map(

@@ -1,6 +1,5 @@
 """The folder of a run: what it may write, what it has written, and how it came about."""
 
-import json
 import platform
 import re
 import time
@@ -12,6 +11,7 @@ from typing import Any, Self
 from analysis.runs.identity import commit, versions
 from analysis.runs.locking import LOCK_FILE, Lock
 from analysis.runs.processes import by_first, rank
+from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import clear_leftovers, is_unfinished, plain, remove, replacing, write_json
 
 RUN_FILE = "run.json"
@@ -195,11 +195,11 @@ def _read(folder: Path) -> dict[str, Any]:
         ValueError: If it is not what a run writes.
     """
     try:
-        content = json.loads((folder / RUN_FILE).read_bytes())
+        content = parse_json(read_text(folder / RUN_FILE, "out"))
         if isinstance(content, dict):
             content = {"settings": {}, "calls": [], "outputs": []} | content
         wrong = _misfit(content)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         wrong = str(error)
     if wrong:
         raise ValueError(f"out={str(folder)!r}: {RUN_FILE} is damaged ({wrong}); choose another folder")

@@ -51,7 +51,8 @@ def fit_psychometric(balance: Sequence[float], num_shape: Sequence[int], num_tex
         num_texture: Images answered with their texture.
 
     Raises:
-        ValueError: If the lengths differ, or there are fewer than two balances.
+        ValueError: If the lengths differ, there are fewer than two balances, or a balance or a count is not a number
+            that can be one.
 
     References:
         Wichmann and Hill 2001, "The psychometric function: I", Perception & Psychophysics 63.
@@ -59,6 +60,9 @@ def fit_psychometric(balance: Sequence[float], num_shape: Sequence[int], num_tex
     x, shape, texture = (np.asarray(values, dtype=float) for values in (balance, num_shape, num_texture))
     if not x.shape == shape.shape == texture.shape or len(np.unique(x)) < 2:
         raise ValueError(f"balance of length {len(x)}: expected two or more, with as many counts of each decision")
+    for name, values, lowest in (("balance", x, -np.inf), ("num_shape", shape, 0), ("num_texture", texture, 0)):
+        if not np.isfinite(values).all() or (values < lowest).any():
+            raise ValueError(f"{name}={values.tolist()}: expected finite numbers{', none below 0' * (lowest == 0)}")
     nothing = float("nan")
     undefined = {"location": nothing, "slope": nothing, "low": nothing, "high": nothing, "standard_error": nothing}
     if shape.sum() == 0 or texture.sum() == 0:

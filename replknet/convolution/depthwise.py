@@ -62,6 +62,8 @@ class DepthwiseConv2d(nn.Conv2d):
     """
 
     def __init__(self, channels: int, kernel_size: int, bias: bool = False) -> None:
+        if channels < 1:
+            raise ValueError(f"channels={channels}: expected at least 1")
         if kernel_size % 2 == 0 or kernel_size < 1:
             raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
@@ -96,10 +98,11 @@ def _is_autocast(device: str) -> bool:
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> None:
     kernel = weight.shape
-    if len(kernel) != 4 or x.ndim != 4 or kernel[0] != x.shape[1] or kernel[1] != 1 or not kernel[2] & kernel[3] & 1:
+    fits = len(kernel) == x.ndim == 4 and kernel[0] == x.shape[1] and kernel[1] == 1 and 0 not in x.shape[1:]
+    if not fits or not kernel[2] & kernel[3] & 1:
         raise ValueError(
             f"weight of shape {tuple(weight.shape)} and x of shape {tuple(x.shape)}: expected x of shape (N, C, H, W) "
-            "and weight of shape (C, 1, Kh, Kw) with odd Kh and Kw"
+            "with at least one channel and pixel, and weight of shape (C, 1, Kh, Kw) with odd Kh and Kw"
         )
     if bias is not None and bias.shape != kernel[:1]:
         raise ValueError(f"bias of shape {tuple(bias.shape)}: expected ({kernel[0]},), one value per channel of weight")

@@ -1,6 +1,6 @@
 """RepLKNet: its configuration, its layers and the published sizes (Ding et al. 2022, arXiv:2203.06717)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -65,7 +65,7 @@ class RepLKNetConfig:
             value = getattr(self, name)
             if value is None and name == "out_indices":
                 continue
-            if isinstance(value, (str, int)) or not all(_is_int(item) for item in value):
+            if isinstance(value, str) or not isinstance(value, Iterable) or not all(_is_int(item) for item in value):
                 raise ValueError(f"{name}={value!r}: expected a sequence of integers")
             object.__setattr__(self, name, tuple(value))
         if not self.layers:
@@ -88,8 +88,9 @@ class RepLKNetConfig:
                 raise ValueError(f"{name}={ratio!r}: expected a positive number")
             if int(min(self.channels) * ratio) < 1:
                 raise ValueError(f"{name}={ratio!r}: leaves no channel of a stage of width {min(self.channels)}")
-        if not isinstance(self.shortcut, bool):
-            raise ValueError(f"shortcut={self.shortcut!r}: expected True or False")
+        for name in ("shortcut", "norm_intermediate_features", "gradient_checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
         if not isinstance(self.drop_path_rate, (int, float)) or not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate={self.drop_path_rate!r}: expected a number in [0, 1)")
         if not _is_int(self.in_channels) or self.in_channels < 1:

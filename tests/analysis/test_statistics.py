@@ -1,7 +1,9 @@
+import time
+
 import numpy as np
 import pytest
 
-from analysis.statistics import mean_interval, trend
+from analysis.statistics import bootstrap_interval, cluster_weights, mean_interval, percentile_interval, trend
 
 
 def test_perfect_order_over_three_repeats() -> None:
@@ -77,3 +79,37 @@ def test_too_few_repeats_to_decide() -> None:
     assert not trend(np.array([[1.0, 2, 3], [1, 2, 3]])).decidable
     assert not trend(np.array([[1.0, 2, 3, 4]])).decidable
     assert trend(np.array([[1.0, 2, 3, 4], [4, 3, 2, 1]])).decidable
+
+
+@pytest.mark.parametrize("num_conditions", [10, 15])
+def test_many_conditions_take_no_longer_than_few(num_conditions: int) -> None:
+    # Page's L over random orders of the ranks is the null distribution, whatever the number of conditions.
+    generator = np.random.default_rng(0)
+    values = np.arange(num_conditions) + generator.normal(0, 15, (3, num_conditions))
+    start = time.perf_counter()
+    found = trend(values)
+    assert time.perf_counter() - start < 1
+    ranks = np.arange(1, num_conditions + 1)
+    observed = (values.argsort(1).argsort(1) + 1).sum(0) @ ranks
+    orders = generator.permuted(np.tile(ranks, (3 * 100_000, 1)), axis=1).reshape(-1, 3, num_conditions).sum(1)
+    one_sided = (orders @ ranks >= observed).mean()
+    assert 0.01 < one_sided < 0.5
+    assert found.p_value == pytest.approx(2 * one_sided, rel=0.1)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 2.0, -0.5, float("nan"), float("inf")])
+def test_no_interval_has_an_impossible_confidence(confidence: float) -> None:
+    with pytest.raises(ValueError, match=r"confidence=.*expected a number between 0 and 1"):
+        mean_interval([1.0, 2.0], confidence=confidence)
+    with pytest.raises(ValueError, match=r"confidence=.*expected a number between 0 and 1"):
+        percentile_interval(np.arange(3.0), confidence)
+    with pytest.raises(ValueError, match=r"confidence=.*expected a number between 0 and 1"):
+        bootstrap_interval(lambda drawn: float(drawn.mean()), 3, confidence=confidence)
+
+
+def test_draws_are_a_positive_number_from_a_seed_that_can_be_one() -> None:
+    for options, message in (({"num_resamples": 0}, "num_resamples=0: expected"), ({"seed": -1}, "seed=-1: expected")):
+        with pytest.raises(ValueError, match=message):
+            bootstrap_interval(lambda drawn: float(drawn.mean()), 3, **options)
+        with pytest.raises(ValueError, match=message):
+            next(cluster_weights([np.arange(3)], **{"num_resamples": 5, "seed": 0} | options))

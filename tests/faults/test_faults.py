@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -26,12 +26,13 @@ from analysis.runs.locking import LOCK_FILE
 from tests.faults.commands import ALIKE, COMMANDS, READING, STIMULI, Case, make_inputs
 from tests.faults.runner import Run
 from tests.faults.supervising import Kind, Point, unsupported
+from tests.fuzz.reporting import COUNTS, seed_of_the_day
 from tests.server import serving
 
 ROOT = Path(__file__).parents[2]
-SEED = int(os.environ.get("FUZZ_SEED", time.strftime("%Y%m%d")))
+SEED = seed_of_the_day()
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "120")) / 2 / len(COMMANDS)
-"""For each command; the other half is for the fuzzing."""
+"""For each command; the other half is that of `tests/fuzz`."""
 TIMES = ("seconds", "seconds_per_step", "images_per_second", "inference_ms", "calls", "elapsed_seconds")
 """What two runs of a command have not in common, in files of JSON."""
 TIMED = re.compile(
@@ -123,8 +124,11 @@ def drawn(points: list[Point], random_numbers: random.Random) -> list[tuple[Kind
     return faults
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_fault_at_any_write(name: str, runner: Runner, tmp_path: Path) -> None:
+def test_a_fault_at_any_write(
+    name: str, runner: Runner, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     case = COMMANDS[name]
     start, expected, points = clean(case, runner, tmp_path)
     ended, tried = time.monotonic() + SECONDS, 0
@@ -150,7 +154,7 @@ def test_a_fault_at_any_write(name: str, runner: Runner, tmp_path: Path) -> None
         found = content(folder / "out")
         differing = {key for key in {*expected, *found} if expected.get(key) != found.get(key)}
         assert not differing, f"{where}\nthe same command again: differs in {sorted(differing)}"
-    print(f"{name}: {tried} of {len(faults)} faults at {len(points)} points")  # noqa: T201
+    record_property(COUNTS, f"{name:<28}{tried:>10} of {len(faults)} faults at {len(points)} points, all right")
 
 
 def clean(case: Case, runner: Runner, tmp_path: Path) -> tuple[Path, dict[str, Any], list[Point]]:

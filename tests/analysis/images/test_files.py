@@ -250,3 +250,21 @@ def test_a_large_photograph_is_read_without_a_warning_and_a_bomb_is_refused(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(ImageError, match=r"corrupt \(Image size \(64 pixels\) exceeds limit"):
         read_rgb(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
+def test_no_changed_byte_of_a_png_changes_a_pixel(tmp_path: Path, mode: str) -> None:
+    # Chunks have checksums: with a wrong one, Pillow alone gives other pixels without a word.
+    path, generator = tmp_path / "a.png", np.random.default_rng(0)
+    grey = generator.integers(0, 256, (16, 16), np.uint8)
+    image = Image.fromarray(grey.astype(np.uint16) * 200) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    image.save(path)
+    whole, content = np.asarray(read_rgb(path)), path.read_bytes()
+    for place in range(8, len(content) - 12, 5):  # what follows is the mark of the end
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        with pytest.raises(ImageError):
+            read_rgb(path)
+    with path.open("rb") as file, pytest.raises(ImageError, match="corrupt"):
+        read_rgb(file)
+    path.write_bytes(content[:-1] + b"x")
+    np.testing.assert_array_equal(read_rgb(path), whole)

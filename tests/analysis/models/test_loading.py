@@ -169,6 +169,15 @@ def test_libraries_bring_their_own_preparation(image: Image.Image) -> None:
     assert ours.input_size == 64
 
 
+@pytest.mark.parametrize(
+    ("name", "tags"), [("resnet18.a1_in1", "resnet18.a1_in1k"), ("replknet_31b.x", "replknet_31b.in1k_224")]
+)
+def test_a_wrong_tag_of_timm_is_refused_with_the_right_ones(name: str, tags: str) -> None:
+    with pytest.raises(ValueError, match=rf"^model='timm:{name}': expected '\w+', or of its weights one of .*{tags}"):
+        load_model(f"timm:{name}", pretrained=False)
+    assert load_model("timm:resnet18.a1_in1k", pretrained=False).initial
+
+
 def test_classifiers_of_transformers(tmp_path: Path, image: Image.Image) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

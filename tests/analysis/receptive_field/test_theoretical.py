@@ -195,3 +195,9 @@ def test_a_forward_pass_that_reads_values_still_gives_the_grid() -> None:
 def test_a_norm_of_the_map_itself_sees_the_whole_map(norm: nn.Module, size: float) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), norm)
     assert theoretical_receptive_field(model, (16, 16)).size == (size, size)
+
+
+@pytest.mark.parametrize(("size", "channels"), [((0, 8), 3), ((8, -1), 3), ((8, 8), 0)])
+def test_an_image_without_a_pixel_or_a_channel_is_refused(size: tuple[int, int], channels: int) -> None:
+    with pytest.raises(ValueError, match=r"image_size=.*in_channels=.*expected numbers of at least 1"):
+        theoretical_receptive_field(nn.Conv2d(3, 4, 3), size, in_channels=channels)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,3 +76,14 @@ def test_wrong_lengths() -> None:
         fit_psychometric((0,), (1,), (1,))
     with pytest.raises(ValueError, match="balance of length 2"):
         fit_psychometric((0, 1), (1,), (1, 2))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_count_and_no_balance_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"balance=\[.*expected finite numbers$"):
+        fit_psychometric((-1, bad, 1), (9, 5, 1), (1, 5, 9))
+    for name in ("num_shape", "num_texture"):
+        for count in (bad, -1):
+            counts: dict[str, Any] = {"num_shape": (9, 5, 1), "num_texture": (1, 5, 9), name: (3, count, 3)}
+            with pytest.raises(ValueError, match=rf"{name}=\[3.0, .*expected finite numbers, none below 0"):
+                fit_psychometric((-1, 0, 1), **counts)

@@ -212,6 +212,16 @@ def test_refuses(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], method
         depthwise_conv2d(torch.zeros(x_shape), torch.zeros(weight_shape), method=cast("Method", method))
     with pytest.raises(ValueError, match="kernel_size=4"):
         DepthwiseConv2d(3, 4)
+    with pytest.raises(ValueError, match="channels=0"):
+        DepthwiseConv2d(0, 3)
+
+
+@pytest.mark.parametrize("empty", [(2, 0, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)])
+def test_maps_without_a_channel_or_a_pixel_are_refused_as_conv2d_does(empty: tuple[int, ...]) -> None:
+    x, weight = torch.zeros(empty), torch.zeros(empty[1], 1, 3, 5)
+    with pytest.raises(ValueError, match=r"x of shape \(2, .*at least one channel and pixel"):
+        depthwise_conv2d(x, weight)
+    assert depthwise_conv2d(torch.zeros(0, 3, 4, 4), torch.zeros(3, 1, 3, 5)).shape == (0, 3, 4, 4)
 
 
 @pytest.mark.parametrize("kernel", [3, 31])

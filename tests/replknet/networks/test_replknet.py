@@ -178,6 +178,8 @@ VALID: dict[str, Any] = {"layers": (1, 2), "channels": (8, 16), "kernel_sizes": 
         ({"layers": ()}, "layers"),
         ({"layers": (0, 1)}, "layers"),
         ({"layers": "12"}, "layers"),
+        ({"layers": 0.5}, "layers"),
+        ({"channels": None}, "channels"),
         ({"channels": (8,)}, "channels"),
         ({"channels": (8, -1)}, "channels"),
         ({"kernel_sizes": (7, 5, 3)}, "kernel_sizes"),
@@ -195,6 +197,9 @@ VALID: dict[str, Any] = {"layers": (1, 2), "channels": (8, 16), "kernel_sizes": 
         ({"out_indices": ()}, "out_indices"),
         ({"out_indices": (2,)}, "out_indices"),
         ({"out_indices": (1, 0)}, "out_indices"),
+        ({"shortcut": 1}, "shortcut"),
+        ({"norm_intermediate_features": "no"}, "norm_intermediate_features"),
+        ({"gradient_checkpointing": None}, "gradient_checkpointing"),
     ],
 )
 def test_invalid_value_is_refused_by_name(override: dict[str, Any], message: str) -> None:
