@@ -17,6 +17,8 @@ from analysis.runs.writing import clear_leftovers, is_unfinished, plain, remove,
 RUN_FILE = "run.json"
 SCHEMA_VERSION = 3
 """Of that file. 2 listed outputs that might be written; 1 named the networks' code otherwise, too."""
+_LONGEST_NAME = 240
+"""Bytes; disks take 255, and an unfinished file has a longer name than it will get."""
 _VERSIONS = ("replknet", "torch", "torchvision", "timm", "numpy", "scipy")
 
 
@@ -215,7 +217,8 @@ def _misfit(content: Any) -> str:
         if not isinstance(content.get(key), kind):
             return f"{key!r}: expected {kind.__name__}, found {type(content.get(key)).__name__}"
     for name in content["outputs"]:
-        if not isinstance(name, str) or name in ("", ".", "..", RUN_FILE, LOCK_FILE) or re.search(r"[/\\\0]", name):
+        own = isinstance(name, str) and name not in ("", ".", "..", RUN_FILE, LOCK_FILE)
+        if not own or re.search(r"[/\\\0]", name) or len(name.encode(errors="replace")) > _LONGEST_NAME:
             return f"'outputs': {name!r} is no name of something in the folder"
     return ""
 

@@ -80,7 +80,8 @@ def test_overwriting_removes_what_was_written_and_no_more(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["..", ".", "", "../thesis.tex", "inner/..", "/", RUN_FILE, LOCK_FILE, "a\0b", "a\\b", 3, None, ["a"]]
+    "name",
+    ["..", ".", "", "../thesis.tex", "inner/..", "/", RUN_FILE, LOCK_FILE, "a\0b", "a\\b", "a" * 250, 3, None, ["a"]],
 )
 def test_a_name_that_no_run_writes_removes_nothing(tmp_path: Path, name: object) -> None:
     out = tmp_path / "out"
