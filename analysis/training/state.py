@@ -31,7 +31,7 @@ def store_state(path: Path, state: dict[str, Any]) -> None:
                 os.replace(path, previous_of(path))  # noqa: PTH105
     except OSError as error:
         raise StateError(
-            f"checkpoint={str(path)!r}: cannot be written ({error.strerror or error}); the state before it is kept: "
+            f"checkpoint={str(path)!r}: cannot be written ({error}); the state before it is kept: "
             "the same command goes on from there"
         ) from error
 

@@ -318,7 +318,7 @@ def test_damaged_files_are_one_line_or_made_anew(stimuli: Path, tmp_path: Path, 
     assert len(ShapeBiasResult.load(out / "thousand").stimuli) == 18
     (out / "run.json").write_text("[]")
     run(*arguments, code=2)
-    assert "holds results of something else" in capsys.readouterr().err
+    assert "run.json is damaged" in capsys.readouterr().err
 
 
 def test_a_model_that_fails_leaves_no_trace(stimuli: Path, tmp_path: Path, capsys: Capture) -> None:
