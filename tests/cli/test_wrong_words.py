@@ -97,7 +97,7 @@ def leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def all_commands() -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, (module, _) in cli.COMMANDS.items():
         app = __import__(f"analysis.cli.{module}", fromlist=["app"]).app
         found |= dict(leaves(typer.main.get_command(app).get_command(None, name), name))  # type: ignore[attr-defined]

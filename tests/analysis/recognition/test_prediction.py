@@ -216,7 +216,7 @@ def test_numbers_out_of_range_are_named(folder: Path) -> None:
         ({"top": 1.5}, "top=1.5: expected"),
     ):
         with pytest.raises(ValueError, match=message):
-            predict(COLOURS, folder, **changes)  # type: ignore[arg-type]
+            predict(COLOURS, folder, **changes)
     with pytest.raises(ValueError, match=r"images='': expected a path; '\.' is the current folder"):
         predict(COLOURS, "")
     with pytest.raises(ValueError, match="images=' '"):
