@@ -105,7 +105,7 @@ def test_the_command_line_in_two_processes_writes_once(data: Path, tmp_path: Pat
 
 
 def test_a_killed_process_ends_the_others_and_the_next_start_continues(data: Path, tmp_path: Path) -> None:
-    command = SMALL.replace("--max-steps 6", "--set epochs=300").split()
+    command = SMALL.replace("--max-steps 6", "").replace("epochs=4 ", "epochs=300 ").split()
     process = torchrun("-m", "replknet", *command, "--data", data, "--out", tmp_path / "out")
     curve = tmp_path / "out" / "curve.csv"
     limit = time.monotonic() + 120
