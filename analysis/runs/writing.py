@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from analysis.runs.texts import why_no_file
 from replknet.checkpoints.writing import clear_leftovers, is_unfinished, remove, replacing, scratch_folder
 
 __all__ = [
@@ -31,6 +32,9 @@ def check_writable(path: str | PathLike[str]) -> None:
         ValueError: If it cannot.
     """
     path = Path(path)
+    reason = why_no_file(path) if path.exists() else ""
+    if reason:
+        raise ValueError(f"path={str(path)!r}: is {reason}")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         clear_leftovers(path.parent, of=path.name)
