@@ -30,8 +30,14 @@ def run_folder(out: Path, command: str, settings: dict[str, Any], **options: Any
         folder = RunFolder.claim(out, command, settings, command_line=command_line(), **options)
         try:
             yield folder
-        finally:
-            folder.close()
+        except BaseException:
+            folder.close(done=False)
+            if folder.replaced is not None:
+                print_notes(
+                    [f"the former run is kept in {folder.replaced}; its own command with --overwrite brings it back"]
+                )
+            raise
+        folder.close()
 
 
 @contextmanager

@@ -146,6 +146,7 @@ def train_command(
     with run_folder(out, "train", settings, overwrite=overwrite) as folder:
         finished = by_first(lambda: _finished(out, chosen))
         if finished is not None:
+            by_first(lambda: remove_state(out / _STATE))
             _report(finished, chosen, ("finished before",), out)
             return
         for number in (signal.SIGUSR1, signal.SIGUSR2):

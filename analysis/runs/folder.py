@@ -1,5 +1,6 @@
 """The folder of a run: what it may write, what it has written, and how it came about."""
 
+import os
 import platform
 import re
 import time
@@ -15,6 +16,8 @@ from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import clear_leftovers, is_unfinished, plain, remove, replacing, write_json
 
 RUN_FILE = "run.json"
+FORMER = ".replknet.former"
+"""Folder, in that of a run, of the run that it replaces."""
 SCHEMA_VERSION = 3
 """Of that file. 2 listed outputs that might be written; 1 named the networks' code otherwise, too."""
 _LONGEST_NAME = 240
@@ -25,7 +28,8 @@ _VERSIONS = ("replknet", "torch", "torchvision", "timm", "numpy", "scipy")
 class RunFolder:
     """A folder that one command has made its own. `run.json` in it tells the command, its settings, every time that it
     was called (command line, date, versions, commit), and what was written: the name of each file and folder, recorded
-    before it appears. Nothing else is ever removed.
+    before it appears. Nothing else is ever removed, and that of a run that is replaced not before the new one is done:
+    it lies in `.replknet.former` until then, and its own command, with `overwrite`, brings it back.
 
     No other process has it at the same time. In a process group every process has one, and the first alone writes.
     """
@@ -64,7 +68,12 @@ class RunFolder:
 
         def work() -> dict[str, Any]:
             is_new = not path.exists()
-            _former(path, command, normal, overwrite)
+            try:
+                _former(path, command, normal, overwrite)
+            except ValueError:
+                if (path / LOCK_FILE).is_file():  # that somebody is at work is the better reason
+                    Lock.on(path, command_line).release()
+                raise
             path.mkdir(parents=True, exist_ok=True)
             try:
                 lock = Lock.on(path, command_line)
@@ -112,8 +121,17 @@ class RunFolder:
         with replacing(self.add(name)) as temporary:
             yield temporary
 
-    def close(self) -> None:
-        """Forget what is not there any more, such as the state of what is finished, and let others in."""
+    @property
+    def replaced(self) -> Path | None:
+        """Where the run lies that this one replaces, until it is done."""
+        return self.path / FORMER if (self.path / FORMER).is_dir() else None
+
+    def close(self, *, done: bool = True) -> None:
+        """Let others in, and forget what is not there any more, such as the state of what is finished.
+
+        Args:
+            done: The run that this one replaces is needed no more.
+        """
         if rank() > 0:
             return
         present = [name for name in self._content["outputs"] if (self.path / name).exists()]
@@ -121,6 +139,8 @@ class RunFolder:
             if present != self._content["outputs"]:
                 self._content["outputs"] = present
                 write_json(self.path / RUN_FILE, self._content)
+            if done:
+                remove(self.path / FORMER)
         finally:
             if self._lock is not None:
                 self._lock.release()
@@ -131,22 +151,55 @@ def _claim(
 ) -> dict[str, Any]:
     known = _former(path, command, settings, overwrite)
     written, calls = (known["outputs"], known["calls"]) if known else ([], [])
-    for name in (RUN_FILE, *written):
+    for name in (RUN_FILE, FORMER, *written):
         clear_leftovers(path, of=name, alone=True)
     if known and known["settings"] != settings:
-        for name in written:
-            if name not in keep:
-                remove(path / name)
+        _set_aside(path, known, keep)
         calls = []
+    written = [*written, *_brought_back(path, settings)]
     content = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
         "settings": settings,
         "calls": [*calls, _describe_call(command_line)],
-        "outputs": sorted(name for name in written if (path / name).exists()),
+        "outputs": sorted({name for name in written if (path / name).exists()}),
     }
     write_json(path / RUN_FILE, content)
     return content
+
+
+def _set_aside(path: Path, known: dict[str, Any], keep: Collection[str]) -> None:
+    """Keep what a run wrote until the one that replaces it is done; remove it where it replaced another one itself."""
+    aside = path / FORMER
+    if aside.is_symlink():
+        remove(aside)
+    if not (aside / RUN_FILE).is_file():
+        aside.mkdir(exist_ok=True)
+        write_json(aside / RUN_FILE, known)
+    first = _read(aside)["settings"] == known["settings"]
+    for name in known["outputs"]:
+        if name not in keep:
+            _move(path / name, aside / name) if first else remove(path / name)
+
+
+def _brought_back(path: Path, settings: dict[str, Any]) -> list[str]:
+    """The names of what was kept of a run with these settings, which is to go on."""
+    aside = path / FORMER
+    if aside.is_symlink() or not (aside / RUN_FILE).is_file():
+        return []
+    kept = _read(aside)
+    if kept["settings"] != settings:
+        return []
+    for name in kept["outputs"]:
+        _move(aside / name, path / name)
+    remove(aside)
+    names: list[str] = kept["outputs"]
+    return names
+
+
+def _move(source: Path, target: Path) -> None:
+    if os.path.lexists(source) and not os.path.lexists(target):
+        source.rename(target)
 
 
 def _former(path: Path, command: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
@@ -217,7 +270,7 @@ def _misfit(content: Any) -> str:
         if not isinstance(content.get(key), kind):
             return f"{key!r}: expected {kind.__name__}, found {type(content.get(key)).__name__}"
     for name in content["outputs"]:
-        own = isinstance(name, str) and name not in ("", ".", "..", RUN_FILE, LOCK_FILE)
+        own = isinstance(name, str) and name not in ("", ".", "..", RUN_FILE, LOCK_FILE, FORMER)
         if not own or re.search(r"[/\\\0]", name) or len(name.encode(errors="replace")) > _LONGEST_NAME:
             return f"'outputs': {name!r} is no name of something in the folder"
     return ""

@@ -48,6 +48,7 @@ from analysis.training.parallel import check_division
 from analysis.training.progress import Curve
 from analysis.training.state import remove_state
 
+_STATE = "checkpoint.pt"
 _CALIBRATION_IMAGES = 256
 _INFERENCE_BATCH = 32
 _NUM_TIMINGS = 9
@@ -143,6 +144,7 @@ def run_cell(
     settings = cell_settings(study, cell, images)
     found = by_first(lambda: _finished(target, settings))
     if found is not None:
+        by_first(lambda: _tidy(target, cell))
         return Outcome(cell=cell, result=found, reused=True)
     locks: list[Lock] = []
     try:
@@ -159,6 +161,17 @@ def run_cell(
         for lock in locks:
             lock.release()
     return Outcome(cell=cell, result=result)
+
+
+def _tidy(target: Path, cell: Cell) -> None:
+    """After a process that was killed when it had the result; what it removes last is there then."""
+    if (target / LOCK_FILE).is_file():
+        locks: list[Lock] = []
+        with suppress(ValueError, OSError):  # somebody is about to end it, or the folder is read only
+            _lock(target, cell, locks)
+            remove_state(target / _STATE)
+        for lock in locks:
+            lock.release()
 
 
 def _lock(target: Path, cell: Cell, locks: list[Lock]) -> None:
@@ -218,7 +231,7 @@ def _run_cell(
     classes = images.train.classes
     network = _new_network(study, cell, len(classes)).to(device)
     untrained = _measure_erf(_calibrated_copy(network, images), images, f"{cell.name}, untrained")
-    checkpoint = target / "checkpoint.pt"
+    checkpoint = target / _STATE
     training = train(
         network,
         images.train,

@@ -46,8 +46,10 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
         _rename(temporary, path)
         _flush_one(path.parent)
     except Exception as error:
-        reason = _of_the_disk(error)
-        if reason is None or reason is error:
+        reason = _first_reason(error)
+        if isinstance(reason, OSError):
+            reason.filename = reason.filename or str(path)
+        if reason in (None, error):
             raise
         raise reason from error
     finally:
@@ -59,8 +61,8 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path`, for those who write `path` and leave files beside it; removed at the end."""
     folder = _unfinished(path)
     remove(folder)
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
         yield folder
     finally:
         remove(folder)
@@ -173,9 +175,11 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def _of_the_disk(error: BaseException | None) -> OSError | None:
-    """The error of the disk in whose wake another was raised, by a writer that then tried to close its file."""
+def _first_reason(error: BaseException | None) -> BaseException | None:
+    """The error of the disk, or the signal, in whose wake another was raised by a writer that tried to end its file."""
     while error is not None:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return error
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             return error
         error = None if error.__suppress_context__ else error.__context__

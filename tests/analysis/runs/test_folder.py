@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analysis.runs.folder import RUN_FILE, RunFolder, folder_name, folder_names
+from analysis.runs.folder import FORMER, RUN_FILE, RunFolder, folder_name, folder_names
 from analysis.runs.identity import commit
 from analysis.runs.locking import LOCK_FILE
 from analysis.runs.writing import write_json
@@ -120,6 +120,46 @@ def test_what_a_killed_first_write_left_is_in_nobodys_way(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == [RUN_FILE]
 
 
+def test_a_run_is_kept_until_the_one_that_replaces_it_is_done(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def claim(size: int, *, write: str = "", done: bool = True) -> None:
+        folder = RunFolder.claim(out, "erf", {"size": size}, overwrite=True)
+        if write:
+            folder.add(write).write_text(f"{write} of {size}")
+        folder.close(done=done)
+
+    def files() -> dict[str, str]:
+        return {str(path.relative_to(out)): path.read_text() for path in out.rglob("*.csv")}
+
+    claim(3, write="a.csv")
+    claim(4, write="a.csv", done=False)
+    assert files() == {"a.csv": "a.csv of 4", f"{FORMER}/a.csv": "a.csv of 3"}
+    claim(5, write="b.csv", done=False)  # what was not finished goes, what was finished stays
+    assert files() == {"b.csv": "b.csv of 5", f"{FORMER}/a.csv": "a.csv of 3"}
+    claim(5, done=False)  # goes on
+    assert len(files()) == 2
+    claim(3, done=False)  # is back
+    assert files() == {"a.csv": "a.csv of 3"}
+    assert record(out)["outputs"] == ["a.csv"]
+    claim(4, write="b.csv")
+    assert files() == {"b.csv": "b.csv of 4"}
+    assert {path.name for path in out.iterdir()} == {"b.csv", RUN_FILE}
+    # Killed when the first of two was moved.
+    claim(4, write="c.csv")
+    (out / FORMER).mkdir()
+    write_json(out / FORMER / RUN_FILE, record(out))
+    (out / "b.csv").rename(out / FORMER / "b.csv")
+    claim(4, done=False)
+    assert files() == {"b.csv": "b.csv of 4", "c.csv": "c.csv of 4"}
+    # A link where the former run is kept is not followed.
+    (tmp_path / "thesis").mkdir()
+    (out / FORMER).symlink_to(tmp_path / "thesis")
+    claim(5)
+    assert list((tmp_path / "thesis").iterdir()) == []
+    assert [path.name for path in out.iterdir()] == [RUN_FILE]
+
+
 def test_a_second_process_is_told_who_has_the_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     program = (
@@ -132,10 +172,10 @@ def test_a_second_process_is_told_who_has_the_folder(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         number = other.stdout.readline().strip()
-        with pytest.raises(
-            ValueError, match=rf"out=.*: is in use by process {number} on .* \(replknet erf\); wait for"
-        ):
-            RunFolder.claim(out, "erf", {})
+        settings: dict[str, Any]
+        for settings in ({}, {"size": 3}):
+            with pytest.raises(ValueError, match=rf"is in use by process {number} on .* \(replknet erf\); wait for"):
+                RunFolder.claim(out, "erf", settings)
         other.kill()
         other.wait()
         RunFolder.claim(out, "erf", {}).close()  # the dead have no locks

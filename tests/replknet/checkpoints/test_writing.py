@@ -116,6 +116,16 @@ def test_a_full_disk_is_told_in_the_words_of_the_system(tmp_path: Path) -> None:
         write_safetensors(Path(__file__) / "a", {"x": torch.ones(1)})
 
 
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
+def test_a_signal_is_not_lost_in_a_writer(tmp_path: Path, signal: type[BaseException]) -> None:
+    with pytest.raises(signal), replacing(tmp_path / "a"):
+        try:
+            raise signal
+        finally:
+            raise RuntimeError("of a writer that ends its file")
+    assert names(tmp_path) == set()
+
+
 def test_scratch_is_gone_afterwards(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), scratch_folder(tmp_path / "a") as folder:
         write_pickled(folder / "b", {"x": 1})
