@@ -181,8 +181,9 @@ def convert_checkpoint(
             "to='mmpretrain': its code has no place for folded batch norms; re-parameterise the kernels only"
         )
     clear_leftovers(destination.parent, of=destination.name)
+    converted = convert_state_dict(state, to=to)
     with replacing(destination) as temporary:
-        _write(convert_state_dict(state, to=to), temporary, to, read_metadata(source))
+        _write(converted, temporary, to, read_metadata(source))
         difference = _largest_difference(before, load_checkpoint(temporary).eval())
         if not difference <= (0.0 if level is None else _TOLERANCE):  # NaN is refused, too
             raise CheckpointError(

@@ -140,7 +140,7 @@ def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders
         for name in folders:
             by_first(partial(clear_leftovers, out / name, alone=True))
         for name in (REPORT, TABLE, FIGURES):  # `report` may be called meanwhile
-            by_first(partial(folder.add, name))
+            by_first(lambda name=name: None if (out / name).exists() else folder.add(name))  # type: ignore[misc]
         by_first(lambda: save_study(study, command_line(), folder.add(STUDY_FILE).parent))
         yield
 

@@ -155,7 +155,9 @@ def load_file(path: Path, *, trust: bool = False) -> LoadedModel:
             f"model={str(path)!r}: ONNX files cannot be read back into PyTorch; export to .pt or .pt2 for that"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"model={str(path)!r}: {'is no regular file' if path.exists() else 'no such file'}")
+        kind = "is a folder" if path.is_dir() else "is no regular file"
+        reason = kind if path.exists() else "no such file"
+        raise FileNotFoundError(f"model={str(path)!r}: {reason}")
     if path.suffix == NETWORK_SUFFIX:
         try:
             description = read_metadata(path).get(DESCRIPTION)

@@ -91,9 +91,9 @@ class FileLayout:
 def read_weights(path: Path, *, use_ema: bool = True) -> tuple[dict[str, Tensor], FileLayout]:
     """What `load_state_dict` returns, and the layout of the file."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint={str(path)!r}: {'is no regular file' if path.exists() else 'no such file'}"
-        )
+        kind = "is a folder" if path.is_dir() else "is no regular file"
+        reason = kind if path.exists() else "no such file"
+        raise FileNotFoundError(f"checkpoint={str(path)!r}: {reason}")
     with _opened(path) as content:
         wrappers, beside = [], ""
         for _ in range(2):  # a wrapper may be in another one

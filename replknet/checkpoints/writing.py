@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         yield folder
     finally:
-        remove(folder)
+        with suppress(OSError):  # a thread that a signal has cut off may still write; the next run clears that
+            remove(folder)
 
 
 def clear_leftovers(folder: Path, *, of: str | None = None, alone: bool = False) -> None:

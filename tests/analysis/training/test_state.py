@@ -62,7 +62,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(StateError, match=r"state\.pt'.*cannot be written \(\[Errno 27\] File too large\).*is kept"):
+        with pytest.raises(
+            StateError, match=r"state\.pt'.*cannot be written \(\[Errno 27\] File too large.*\).*is kept"
+        ):
             store_state(path, state(2, size=1_000_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
