@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from replknet.convolution import spectral
+from replknet.convolution import spectral, toeplitz
 from replknet.convolution.planning import plan_of
 from replknet.convolution.rearranged import (
     arranged_conv2d,
     arranged_input_gradient,
     at_least_float32,
-    plain_conv2d,
-    plain_gradients,
+    native_conv2d,
+    native_gradients,
 )
 
 
@@ -24,14 +24,26 @@ def correlate(
 ) -> tuple[Tensor, list[Tensor]]:
     """The output, and with `keep` the spectra of the blocks of maps, where there are any."""
     plan = plan_of(x, weight, method, input_gradient=False, weight_gradient=keep)
+    if plan.output == "toeplitz":
+        try:
+            return toeplitz.correlate(x, weight, bias, precision=plan.precision), []
+        except toeplitz.KernelError as error:
+            _without_toeplitz(x, method, error)
+            return correlate(x, weight, bias, method, keep=keep)
     if plan.output == "native":
-        return plain_conv2d(x, weight, bias), []
+        return native_conv2d(x, weight, bias), []
     if plan.output == "direct":
         return arranged_conv2d(x, weight, bias, plan.arrangement), []
     kept: list[Tensor] = []
     x32, weight32, bias32 = (at_least_float32(tensor) for tensor in (x, weight, bias))
     out = spectral.correlate(x32, weight32, bias32, kept if plan.keeps_spectra else None)
     return out.to(x.dtype), kept
+
+
+def _without_toeplitz(x: Tensor, method: str, error: toeplitz.KernelError) -> None:
+    if method == "toeplitz":
+        raise error
+    toeplitz.give_up(x.device, error)
 
 
 def gradients(
@@ -53,16 +65,34 @@ def gradients(
     ways = (plan.input_gradient if input_gradient else None, plan.weight_gradient if weight_gradient else None)
     grad_input: Tensor | None = None
     grad_weight: Tensor | None = None
+    if "toeplitz" in ways:
+        try:
+            grad_input, grad_weight = toeplitz.gradients(
+                grad,
+                x,
+                weight,
+                input_gradient=ways[0] == "toeplitz",
+                weight_gradient=ways[1] == "toeplitz",
+                precision=plan.precision,
+            )
+        except toeplitz.KernelError as error:
+            _without_toeplitz(x, method, error)
+            wanted = {"input_gradient": input_gradient, "weight_gradient": weight_gradient}
+            return gradients(grad, x, weight, method, **wanted, kept=kept)
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
     if "native" in ways:
-        grad_input, grad_weight = plain_gradients(
+        found = native_gradients(
             grad, x, weight, input_gradient=ways[0] == "native", weight_gradient=ways[1] == "native"
+        )
+        grad_input, grad_weight = (
+            ours if theirs is None else theirs for ours, theirs in zip((grad_input, grad_weight), found, strict=True)
         )
     if ways[0] == "direct":
         grad_input = arranged_input_gradient(grad, weight, plan.arrangement)
     if ways[1] == "direct" or "fft" in ways:
         grad32, x32, weight32 = (at_least_float32(tensor) for tensor in (grad, x, weight))
         if ways[1] == "direct":
-            of_weight = plain_gradients(grad32, x32, weight32, input_gradient=False, weight_gradient=True)[1]
+            of_weight = native_gradients(grad32, x32, weight32, input_gradient=False, weight_gradient=True)[1]
             grad_weight = None if of_weight is None else of_weight.to(weight.dtype)
         if "fft" in ways:
             found = spectral.gradients(

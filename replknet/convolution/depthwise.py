@@ -1,7 +1,8 @@
-"""Depthwise convolution with stride 1 and "same" padding, fast for large kernels on a CPU, forward and backward.
+"""Depthwise convolution with stride 1 and "same" padding, fast for large kernels, forward and backward.
 
 A call is checked, its plan looked up (`planning`), and the plan applied: by one call of `conv2d` where that is all it
-says, else through `autograd`. Nothing is kept from one call to the next but plans, which know of shapes only.
+says, else through `autograd`. Nothing is kept from one call to the next but plans, which know of shapes only, and
+whether Triton works on a GPU.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from replknet.convolution.autograd import Correlate
 from replknet.convolution.operators import is_recorded, recorded_conv2d
-from replknet.convolution.planning import METHODS, Method, plan_of
+from replknet.convolution.planning import HALF, METHODS, Method, plan_of
 from replknet.convolution.rearranged import meeting_taps, plain_conv2d
 
 
@@ -23,14 +24,17 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, meth
         x: Maps, shape (N, C, H, W), contiguous, channels_last or strided in any other way.
         weight: One kernel per channel, shape (C, 1, Kh, Kw), both sides odd; they may exceed the map.
         bias: Shape (C,).
-        method: "auto" takes the fastest way for each direction on a CPU and the vendor's convolution on other devices;
-            "fft" and "direct" (`conv2d` in its better layout) insist on one, on a CPU.
+        method: "auto" takes the fastest way for each direction on a CPU and on NVIDIA's GPUs, elsewhere the vendor's
+            convolution; "fft", "direct" (`conv2d` in its better layout) and "toeplitz" (matrix products, on a GPU)
+            insist on one.
 
     Returns:
-        Shape, data type and layout of `x`. bfloat16 and float16 are computed in float32 where FFTs are used.
+        Shape, data type and layout of `x`. bfloat16 and float16 are computed in float32 where FFTs are used, and summed
+        in it by matrix products; float32 is exact unless `torch.backends.cuda.matmul.allow_tf32` is set.
 
     Raises:
-        ValueError: If the method is unknown, or shapes, data types or devices do not fit.
+        ValueError: If the method is unknown or not for this device, or shapes, data types or devices do not fit.
+        toeplitz.KernelError: By "toeplitz", if Triton is not there or fails; "auto" warns once and goes without.
 
     Example:
         >>> maps, kernels = torch.ones(1, 2, 5, 5), torch.ones(2, 1, 31, 31)
@@ -85,15 +89,13 @@ torch.fx.wrap("_depthwise_conv2d")  # one node of a symbolic trace, which has no
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What autocast on a CPU makes of them; other devices' convolutions see to it themselves."""
-    if not (x.is_cpu and torch.is_autocast_enabled("cpu")) or x.dtype is torch.float64:  # which it leaves alone
+    """What autocast makes of them."""
+    device = x.device.type
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not enabled or x.dtype is torch.float64:  # which it leaves alone
         return x, weight, bias
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype = torch.get_autocast_dtype(device)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> None:
@@ -107,9 +109,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> None:
     if bias is not None and bias.shape != kernel[:1]:
         raise ValueError(f"bias of shape {tuple(bias.shape)}: expected ({kernel[0]},), one value per channel of weight")
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is None or (tensor.dtype is x.dtype and tensor.device == x.device):
-            continue
-        if tensor.device != x.device or not _is_autocast(x.device.type):
+        if tensor is not None and (tensor.dtype is not x.dtype or tensor.device != x.device):
             raise ValueError(f"{name} of {tensor.dtype} on {tensor.device}: expected {x.dtype} on {x.device}, as x is")
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
+    if method == "toeplitz" and x.dtype not in (torch.float32, *HALF):
+        raise ValueError(f"method='toeplitz' for {x.dtype}: expected float32, float16 or bfloat16")

@@ -40,6 +40,8 @@ def with_layout(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Maps (N, C, H, W) in one of the two layouts; not differentiable."""
     if x.is_contiguous(memory_format=memory_format):
         return x
+    if x.is_cuda:
+        return x.contiguous(memory_format=memory_format)
     if memory_format is torch.contiguous_format:
         return owned(rows_of_pixels(x).reshape(x.shape).contiguous())
     out = Output(x, memory_format)
@@ -51,6 +53,8 @@ def rows_of_pixels(x: Tensor) -> Tensor:
     """Maps (N, C, H, W) as (N, C, groups of rows, rows, W), with contiguous rows where they were channels_last."""
     if layout(x) is torch.contiguous_format:
         return x[:, :, None]
+    if x.is_cuda:
+        return x.contiguous()[:, :, None]
     num_images, channels, height, width = x.shape
     groups = _num_groups(num_images, height)
     pixels = x.permute(0, 2, 3, 1).reshape(num_images * groups, -1)
@@ -63,7 +67,8 @@ class Output:
 
     def __init__(self, like: Tensor, memory_format: torch.memory_format | None = None) -> None:
         num_images, channels, height, width = self._shape = like.shape
-        self._channels_last = (memory_format or layout(like)) is torch.channels_last
+        self._layout = memory_format or layout(like)
+        self._channels_last = self._layout is torch.channels_last and not like.is_cuda
         self._groups = _num_groups(num_images, height) if self._channels_last else 1
         self._maps = like.new_empty((num_images, self._groups, channels, height // self._groups, width))
 
@@ -80,7 +85,7 @@ class Output:
         """All of them, (N, C, H, W)."""
         num_images, channels, height, width = self._shape
         if not self._channels_last:
-            return owned(self._maps.reshape(self._shape))
+            return owned(self._maps.reshape(self._shape)).contiguous(memory_format=self._layout)
         pixels = _transposed(self._maps.reshape(num_images * self._groups, -1), channels)
         return owned(pixels.reshape(num_images, height, width, channels).permute(0, 3, 1, 2))
 

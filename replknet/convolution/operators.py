@@ -17,7 +17,7 @@ def is_recorded() -> bool:
 
 def recorded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Tensor:
     """An operator of its own in a graph that runs here, a plain convolution in one that may run anywhere."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or not x.is_cpu:
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or not (x.is_cpu or x.is_cuda):
         return plain_conv2d(x, weight, bias)
     out: Tensor = torch.ops.replknet.depthwise_conv2d(x, meeting_taps(weight, *x.shape[2:]), bias, method)
     return out

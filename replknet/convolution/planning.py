@@ -1,10 +1,14 @@
 """Which way each direction of a depthwise convolution is computed: the only place that decides.
 
-On a CPU every way is bound by arithmetic in the cache, so its time is a count (multiply-adds that meet the map, points
-of the transforms, values moved between layouts) times a constant; nothing is ever timed. The constants were measured
+Nothing is ever timed. On a CPU every way is bound by arithmetic in the cache, so its time is a count (multiply-adds
+that meet the map, points of the transforms, values moved between layouts) times a constant. The constants were measured
 per instruction set on one processor (those of AVX2 with the processor restricted to it); between processors with one
 instruction set it is mostly the clock that differs, which scales all ways alike and leaves the choice as it is. A plan
 is a pure function of shapes, layout, data type, device and number of threads: the same in every call and every run.
+
+On a GPU it is counted likewise what PyTorch's own convolution multiplies, what `toeplitz` multiplies and `spectral`
+transforms, with constants measured on a Hopper card; other cards have other speeds, but the ways differ by so much that
+the choice is seldom another.
 """
 
 from dataclasses import dataclass
@@ -14,14 +18,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from replknet.convolution import toeplitz
 from replknet.convolution.layouts import layout
 from replknet.convolution.spectral import geometry
 
-Method = Literal["auto", "direct", "fft"]
-METHODS = ("auto", "direct", "fft")
-Way = Literal["native", "direct", "fft"]
+Method = Literal["auto", "direct", "fft", "toeplitz"]
+METHODS = ("auto", "direct", "fft", "toeplitz")
+Way = Literal["native", "direct", "fft", "toeplitz"]
 """native: `conv2d` and its own gradients. direct: `conv2d` arranged so that it computes the wanted direction in the
-layout it is fastest in (`rearranged`). fft: `spectral`."""
+layout it is fastest in (`rearranged`). fft: `spectral`. toeplitz: `toeplitz`."""
 
 MARGIN = 1.2
 """What another way than PyTorch's own must promise, to make good for the model's errors."""
@@ -29,6 +34,9 @@ DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 100e3
 """Nanoseconds that a call loses by leaving PyTorch's own path."""
 SHORT_LINE = 2048
 HALF = (torch.bfloat16, torch.float16)
+CUDNN_KERNEL = 7
+"""The largest kernel that is left to cuDNN, which PyTorch takes for channels_last maps on a GPU; it has none for larger
+ones: K = 31 on (64, 128, 56, 56) takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,7 @@ class Plan:
         crops: Whether the kernels are first cut to the taps that can meet the map.
         arrangement: The layout of the maps in which "direct" computes.
         keeps_spectra: Whether those of the maps are kept for the weight gradient.
+        precision: Of products of float32 in `toeplitz`.
     """
 
     output: Way = "native"
@@ -129,6 +138,7 @@ class Plan:
     crops: bool = False
     arrangement: torch.memory_format = torch.contiguous_format
     keeps_spectra: bool = False
+    precision: toeplitz.Precision = "exact"
 
 
 def plan_of(x: Tensor, weight: Tensor, method: str, *, input_gradient: bool, weight_gradient: bool) -> Plan:
@@ -137,14 +147,25 @@ def plan_of(x: Tensor, weight: Tensor, method: str, *, input_gradient: bool, wei
     Args:
         x: Maps, shape (N, C, H, W).
         weight: Kernels, shape (C, 1, Kh, Kw).
-        method: One of `METHODS`; all but "auto" insist on one way for all directions, on a CPU.
+        method: One of `METHODS`; all but "auto" insist on one way for all directions.
         input_gradient: Whether that of `x` will be or is asked for.
         weight_gradient: The same for the kernels.
     """
     channels_last = layout(x) is torch.channels_last
-    threads, device = torch.get_num_threads(), x.device.type
     needs = (input_gradient, weight_gradient)
+    if x.is_cuda:
+        usable, tf32 = toeplitz.is_usable(x.device, x.dtype), x.dtype is torch.float32 and _allows_tf32()
+        return _plan_on_gpu(x.shape, weight.shape, x.dtype, usable, tf32, channels_last, method, needs)
+    threads, device = torch.get_num_threads(), x.device.type
     return _plan(x.shape, weight.shape, x.dtype, device, channels_last, threads, method, needs)
+
+
+def _allows_tf32() -> bool:
+    matmul = torch.backends.cuda.matmul
+    try:
+        return bool(matmul.allow_tf32)
+    except RuntimeError:  # set by its newer name
+        return bool(matmul.fp32_precision == "tf32")
 
 
 @lru_cache(maxsize=4096)
@@ -168,6 +189,8 @@ def _plan(
         ways: tuple[Way, Way, Way] = ("fft", "fft", "fft")
     elif method == "direct":
         ways = ("direct", "direct", "direct")
+    elif method == "toeplitz":
+        ways = ("toeplitz", "toeplitz", "toeplitz")
     else:
         ways = _fastest(shape, sides, dtype, channels_last, threads, cpu, wide, arranged)
     plain = all(way == "native" for way, needed in zip(ways, (True, *needs), strict=True) if needed)
@@ -231,3 +254,96 @@ def _fastest(
 def _meeting_taps(size: int, reach: int) -> float:
     """Mean number of taps, of a kernel with lags up to `reach`, that meet a row of `size` pixels."""
     return 2 * reach + 1 - reach * (reach + 1) / size
+
+
+@dataclass(frozen=True)
+class GraphicsProcessor:
+    """Nanoseconds of a Hopper card per value and multiply-add of PyTorch's own convolution, and of the other ways.
+
+    Attributes:
+        native: Of the output, the input gradient and the weight gradient, per multiply-add, those with zeros included.
+        native_value: The same for each value of the maps.
+        product: Of output or input gradient, and of the weight gradient, per multiply-add of the matrix products.
+        value: For each value of the maps, and another time for each number of half precision that it is split into.
+        point: Of the transforms for output, input gradient and weight gradient, per point of the grid of an image.
+        kernel_point: Of the transform of a kernel.
+        overhead, fft_overhead: Of starting the kernels.
+    """
+
+    native: tuple[float, float, float] = (0.30e-3, 0.55e-3, 1.35e-3)
+    native_value: float = 8e-3
+    product: tuple[float, float, float] = (3.0e-6, 3.0e-6, 6.0e-6)
+    value: float = 1.5e-3
+    point: tuple[float, float, float] = (24e-3, 20e-3, 14e-3)
+    kernel_point: float = 30e-3
+    overhead: float = 30e3
+    fft_overhead: float = 150e3
+
+
+HOPPER = GraphicsProcessor()
+
+
+@lru_cache(maxsize=4096)
+def _plan_on_gpu(
+    shape: torch.Size,
+    kernel: torch.Size,
+    dtype: torch.dtype,
+    usable: bool,
+    tf32: bool,
+    channels_last: bool,
+    method: str,
+    needs: tuple[bool, bool],
+) -> Plan:
+    if 0 in shape or not dtype.is_floating_point or method == "direct":
+        return Plan()
+    height, width = shape[2:]
+    sides = (min(kernel[2], 2 * height - 1), min(kernel[3], 2 * width - 1))
+    precision: toeplitz.Precision = "tf32" if tf32 else "exact"
+    usable = usable and dtype is not torch.float64
+    if method == "fft":
+        ways: tuple[Way, Way, Way] = ("fft", "fft", "fft")
+    elif method == "toeplitz":
+        ways = ("toeplitz", "toeplitz", "toeplitz")
+    else:
+        ways = _fastest_on_gpu(shape, sides, dtype, usable, precision, channels_last)
+    needed = [way for way, wanted in zip(ways, (True, *needs), strict=True) if wanted]
+    return Plan(
+        *ways,
+        plain=set(needed) == {"native"} and not (channels_last and max(sides) > CUDNN_KERNEL),
+        crops="fft" in needed and sides != (kernel[2], kernel[3]),
+        keeps_spectra=needs[1] and ways[0] == ways[2] == "fft",
+        precision=precision,
+    )
+
+
+def _fastest_on_gpu(
+    shape: torch.Size,
+    sides: tuple[int, int],
+    dtype: torch.dtype,
+    usable: bool,
+    precision: toeplitz.Precision,
+    channels_last: bool,
+) -> tuple[Way, Way, Way]:
+    num_images, channels, height, width = shape
+    values = num_images * channels * height * width
+    planes = toeplitz.num_planes(dtype, precision)
+    points = channels * geometry(height, width, *sides, one_line=True).points
+    double = 2 if dtype is torch.float64 else 1
+
+    def fastest(direction: int, *, spectra_are_kept: bool = False) -> Way:
+        native = double * values * (HOPPER.native_value + sides[0] * sides[1] * HOPPER.native[direction])
+        times: dict[Way, float] = {"native": native}
+        if usable:
+            products = toeplitz.multiply_adds(shape, sides, planes, weight_gradient=direction == 2)
+            times["toeplitz"] = HOPPER.overhead + products * HOPPER.product[direction]
+            times["toeplitz"] += values * HOPPER.value * (2 + (planes + channels_last) * (planes > 1 or channels_last))
+        if dtype not in HALF:
+            of_points = num_images * (
+                HOPPER.point[direction] + HOPPER.point[2] * (direction == 2 and not spectra_are_kept)
+            )
+            times["fft"] = HOPPER.fft_overhead + double * points * (of_points + HOPPER.kernel_point)
+        best = min(times, key=lambda way: times[way])
+        return best if times[best] < native / MARGIN else "native"
+
+    output = fastest(0)
+    return output, fastest(1), fastest(2, spectra_are_kept=output == "fft")

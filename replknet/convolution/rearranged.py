@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from replknet.convolution.layouts import layout, with_layout
-from replknet.convolution.planning import HALF
+from replknet.convolution.planning import CUDNN_KERNEL, HALF
 
 
 def plain_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -31,10 +31,21 @@ def arranged_input_gradient(grad: Tensor, weight: Tensor, arrangement: torch.mem
     return arranged_conv2d(grad, weight.flip(2, 3), None, arrangement)
 
 
-def plain_gradients(
+def native_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`plain_conv2d`, but on a GPU large kernels never meet channels_last maps, for which cuDNN takes seconds."""
+    maps = _for_native(x, weight)
+    return plain_conv2d(maps, weight, bias).contiguous(memory_format=layout(x))
+
+
+def _for_native(x: Tensor, weight: Tensor) -> Tensor:
+    return x.contiguous() if x.is_cuda and max(weight.shape[2:]) > CUDNN_KERNEL else x
+
+
+def native_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, *, input_gradient: bool, weight_gradient: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """PyTorch's own; None for one that is not asked for."""
+    grad, x = _for_native(grad, weight), _for_native(x, weight)
     padding = (weight.shape[2] // 2, weight.shape[3] // 2)
     wanted = (input_gradient, weight_gradient, False)
     one_channel = weight.shape[0] == 1 and weight_gradient
