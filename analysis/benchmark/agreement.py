@@ -35,8 +35,8 @@ SHAPES: tuple[tuple[int, int, int, int, int, int], ...] = (
     (0, 4, 14, 14, 13, 13),
     (33, 17, 12, 10, 7, 7),
 )
-"""Images, channels, height, width, and height and width of the kernels: maps of the networks with fewer channels, larger
-and narrow maps, kernels beyond the map, odd counts, one image and none."""
+"""Images, channels, height, width, and height and width of the kernels: maps of the networks with fewer channels,
+larger and narrow maps, kernels beyond the map, odd counts, one image and none."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,17 @@ def errors(check: Check) -> list[dict[str, Any]]:
         `conv2d` in that data type, over the largest exact value), `bound`, whether it is kept (`right`) and, where
         something was raised, a `note`.
     """
-    torch.backends.cuda.matmul.allow_tf32, before = False, torch.backends.cuda.matmul.allow_tf32
+    kinds = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [kind.allow_tf32 for kind in kinds]
     try:
+        for kind in kinds:
+            kind.allow_tf32 = False
         found, note = _errors(check), ""
     except Exception as error:  # of a compiler or a driver, whatever they are
         found, note = {"output": (math.nan, math.nan)}, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        for kind, value in zip(kinds, before, strict=True):
+            kind.allow_tf32 = value
     resolution = torch.finfo(getattr(torch, check.dtype)).eps
     rows = []
     for direction, (error, own) in found.items():

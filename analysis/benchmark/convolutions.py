@@ -189,13 +189,13 @@ def _convolution_case(
         own |= {"device": device, "dtype": dtype, "layers": layers}
     for library in libraries:
         both = library in ("replknet", "conv2d")
-        for channels_last in (False, True) if both else (False,):
+        for channels_last in (False, True) if both and layers == 1 else (False,):
             # The vendor's convolution takes 29 s for one of these.
             risky = library == "conv2d" and channels_last and device != "cpu"
             name = f"{library}, channels_last" if channels_last else library
             name += ", in float32" * (not both and dtype != "float32")
             arguments = {"library": library, "channels_last": channels_last, **own}
-            trials = _trials(shape, layers) if risky else ()
+            trials = _trials(shape) if risky else ()
             contenders.append(Contender(name, library, convolution, arguments, trials))
     if compiled and direction in (
         "forward",
@@ -224,13 +224,12 @@ def network_convolutions(threads: int, device: str) -> Iterator[Case]:
             )
 
 
-def _trials(shape: Shape, layers: int) -> list[tuple[Mapping[str, Any], float]]:
+def _trials(shape: Shape) -> list[tuple[Mapping[str, Any], float]]:
     """One image of few channels, one image, some images."""
     num_images, channels, *rest = shape
     parts = dict.fromkeys([(1, min(channels, 8)), (1, channels), (min(num_images, 8), channels)])
-    parts.pop((num_images, channels) if layers == 1 else (0, 0), None)
-    whole = num_images * channels * layers
-    return [({"shape": (*part, *rest), "layers": 1}, part[0] * part[1] / whole) for part in parts]
+    parts.pop((num_images, channels), None)
+    return [({"shape": (*part, *rest)}, part[0] * part[1] / (num_images * channels)) for part in parts]
 
 
 def with_sums(table: pd.DataFrame) -> pd.DataFrame:

@@ -154,7 +154,7 @@ def _memory(key: str) -> int:
 
 
 def environment(threads: int, device: str = "cpu") -> dict[str, Any]:
-    """Processor, threads, versions and, if it is another device, what that is, for the record."""
+    """Device, processor, threads, versions and, on CUDA, the card, for the record."""
     versions = {}
     for package in ("torch", "numpy", "torch-fftconv", "fft-conv-pytorch", "onnxruntime", "openvino"):
         try:
@@ -162,6 +162,7 @@ def environment(threads: int, device: str = "cpu") -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {
+        "device": device,
         "processor": processor_name(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
@@ -174,14 +175,13 @@ def environment(threads: int, device: str = "cpu") -> dict[str, Any]:
 
 def _accelerator(device: str) -> dict[str, Any]:
     if not device.startswith("cuda"):
-        return {} if device == "cpu" else {"device": device}
+        return {}
     card = torch.cuda.get_device_properties(device)
     try:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         triton = "not installed"
     return {
-        "device": device,
         "gpu": card.name,
         "gpu_memory_mib": card.total_memory // 2**20,
         "multiprocessors": card.multi_processor_count,

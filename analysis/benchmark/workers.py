@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Self
@@ -140,7 +141,7 @@ def _tried(
     longest: float,
 ) -> str:
     """Why a contender is not called, if parts of its work, from the smallest on, say that it would take too long."""
-    for (changes, share), (_, following) in zip(trials, [*trials[1:], ({}, 1.0)], strict=True):
+    for (changes, share), (_, following) in pairwise([*trials, ({}, 1.0)]):
         call = setup(**{**arguments, **changes})
         call()
         seconds = meter.seconds(call, 1)

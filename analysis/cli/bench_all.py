@@ -28,7 +28,7 @@ from analysis.cli.console import print_line, print_notes, progress_bar, run_fold
 from analysis.runs.folder import RunFolder
 from analysis.runs.tables import write_table
 
-PROCESSES = 12
+PROCESSES = 15
 """That compile kernels at the same time, at most."""
 PATIENCE = 60.0
 """Seconds for one contender's first call or round on a GPU; `torch.compile` has five times as many."""
@@ -80,6 +80,8 @@ def run_all(out: Path, device: str, compiled: bool, minutes: float) -> None:
     Raises:
         typer.Exit: With `LEFT` if the convolution is not right, or a table could not be made.
     """
+    if device != "cpu" and not device.startswith("cuda"):
+        raise ValueError(f"device={device}: expected cpu or cuda")
     begin, threads = time.monotonic(), torch.get_num_threads()
     record = environment(threads, device)
     wanted = steps(device, threads, compiled)
@@ -88,17 +90,19 @@ def run_all(out: Path, device: str, compiled: bool, minutes: float) -> None:
         names = {contender.process for step in wanted for case in step.cases for contender in case.contenders}
         tables: dict[str, pd.DataFrame] = {}
         missing: dict[str, str] = {}
-        with Workers(names - {"torch.compile"} if device != "cpu" else (), device=device, limit=_limit(device)) as all:
+        with Workers(
+            names - {"torch.compile"} if device != "cpu" else (), device=device, limit=_limit(device)
+        ) as workers:
             checked = _agreement(folder, device, threads, wanted)
             right = bool(checked["right"].all())
             for step in wanted if right else ():
                 if _is_done(folder, step.name):
-                    tables[step.name] = pd.read_csv(folder.path / f"{step.name}.csv")
+                    tables[step.name] = _read(folder, step.name)
                 elif time.monotonic() - begin > 60 * minutes:
                     missing[step.name] = f"not begun after {minutes:g} minutes; the same command makes it"
                 else:
                     try:
-                        tables[step.name] = _made(folder, step, device, all)
+                        tables[step.name] = _made(folder, step, device, workers)
                     except ChildProcessError as error:
                         missing[step.name] = str(error)
         text = _summary(record, checked, tables, missing, wanted)
@@ -129,7 +133,11 @@ def _made(folder: RunFolder, step: Step, device: str, workers: Workers) -> pd.Da
         table = timed_table(step.name, step.cases, step.rounds, step.seconds, device, workers=workers)
     draw_table(table, step.name, folder.replace)
     _write(folder, step.name, table)
-    return table
+    return _read(folder, step.name)
+
+
+def _read(folder: RunFolder, name: str) -> pd.DataFrame:
+    return pd.read_csv(folder.path / f"{name}.csv")
 
 
 def _write(folder: RunFolder, name: str, table: pd.DataFrame) -> None:
@@ -140,7 +148,7 @@ def _write(folder: RunFolder, name: str, table: pd.DataFrame) -> None:
 def _agreement(folder: RunFolder, device: str, threads: int, wanted: Iterable[Step]) -> pd.DataFrame:
     """Errors; on a GPU all kernels are compiled meanwhile, so that nothing is timed while that is done."""
     if _is_done(folder, "correctness"):
-        return pd.read_csv(folder.path / "correctness.csv", keep_default_na=False, na_values=["nan"])
+        return _read(folder, "correctness")
     every = list(checks(device))
     with _mapping(device) as mapped, progress_bar("correctness") as progress:
         rows: list[dict[str, Any]] = []
@@ -160,11 +168,10 @@ def _agreement(folder: RunFolder, device: str, threads: int, wanted: Iterable[St
             rows += own
             progress(number, len(every))
         compiled = list(later)
-    table = pd.DataFrame(rows)
     if compiled:
         _write(folder, "compile", pd.DataFrame(compiled))
-    _write(folder, "correctness", table)
-    return table
+    _write(folder, "correctness", pd.DataFrame(rows))
+    return _read(folder, "correctness")
 
 
 @contextmanager
@@ -173,7 +180,7 @@ def _mapping(device: str) -> Iterator[Callable[..., Any]]:
     if not device.startswith("cuda"):
         yield map
         return
-    number = max(1, min(PROCESSES, (torch.get_num_threads() + 1)))
+    number = max(1, min(PROCESSES, torch.get_num_threads()))
     with ProcessPoolExecutor(number, get_context("spawn"), start_device, (device,)) as pool:
         yield pool.map
 
@@ -194,7 +201,7 @@ def _summary(
     lines.append(worst(checked).to_string(index=False, float_format="%.2e"))
     if len(wrong):
         lines += ["", "Out of bounds:", wrong.head(40).to_string(index=False, float_format="%.2e")]
-    if record.get("device"):
+    if record["device"] != "cpu":
         lines += ["", "Figures:", *map(str, figures(tables))]
     lines += [f"{name}: {reason}" for name, reason in missing.items()]
     for step in wanted:
