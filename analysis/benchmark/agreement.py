@@ -63,7 +63,7 @@ def errors(check: Check) -> list[dict[str, Any]]:
 
     Returns:
         Rows with the fields of the check, `direction`, `error` and `own_error` (of `replknet.depthwise_conv2d` and
-        `conv2d` in that data type, over the largest exact value), `bound`, whether it is kept (`right`) and, where
+        `conv2d` in that data type, over the largest exact value, or sum of absolute terms for a bias), `bound`, whether it is kept (`right`) and, where
         something was raised, a `note`.
     """
     kinds = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -107,8 +107,14 @@ def _errors(check: Check) -> dict[str, tuple[float, float]]:
     plain = [tensor.contiguous() for tensor in (maps, weight, bias, grad)]
     own = _directions(conv2d, *plain)
     exact = _directions(conv2d, *(tensor.double() for tensor in plain))
+    # The sum that is the bias's gradient may nearly cancel, so that its rounding is that of its terms.
+    scales = {direction: value.abs() for direction, value in exact.items()}
+    scales["bias gradient"] = grad.double().abs().sum((0, 2, 3))
     return {
-        direction: (_distance(ours[direction], value), _distance(own[direction], value))
+        direction: (
+            _distance(ours[direction], value, scales[direction]),
+            _distance(own[direction], value, scales[direction]),
+        )
         for direction, value in exact.items()
     }
 
@@ -123,13 +129,13 @@ def _directions(
     return {"output": out.detach(), **dict(zip(names, gradients, strict=True))}
 
 
-def _distance(found: Tensor, exact: Tensor) -> float:
-    """Largest difference over the largest exact value; NaN if shapes differ or a value is not finite."""
+def _distance(found: Tensor, exact: Tensor, scale: Tensor) -> float:
+    """Largest difference over the largest of `scale`; NaN if shapes differ or a value is not finite."""
     if found.shape != exact.shape or not bool(found.isfinite().all()):
         return math.nan
     if not exact.numel():
         return 0.0
-    return float((found.double() - exact).abs().max() / exact.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+    return float((found.double() - exact).abs().max() / scale.max().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def worst(table: pd.DataFrame) -> pd.DataFrame:

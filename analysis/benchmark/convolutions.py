@@ -235,6 +235,8 @@ def _trials(shape: Shape) -> list[tuple[Mapping[str, Any], float]]:
 def with_sums(table: pd.DataFrame) -> pd.DataFrame:
     """A table of single directions, and behind those of a case the sum of their times for each contender.
 
+    Medians are added, and so are the shortest and the longest times.
+
     Args:
         table: Of `compare`, for `convolution_cases`.
     """
