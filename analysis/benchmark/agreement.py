@@ -63,17 +63,20 @@ def errors(check: Check) -> list[dict[str, Any]]:
 
     Returns:
         Rows with the fields of the check, `direction`, `error` and `own_error` (of `replknet.depthwise_conv2d` and
-        `conv2d` in that data type, over the largest exact value, or sum of absolute terms for a bias), `bound`, whether it is kept (`right`) and, where
-        something was raised, a `note`.
+        `conv2d` in that data type, over the largest exact value; for a bias, over the sum of absolute terms), `bound`,
+        whether it is kept (`right`) and, where something was raised, a `note`.
     """
-    kinds = torch.backends.cuda.matmul, torch.backends.cudnn
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [kind.allow_tf32 for kind in kinds]
     try:
         for kind in kinds:
             kind.allow_tf32 = False
         found, note = _errors(check), ""
-    except Exception as error:  # of a compiler or a driver, whatever they are
-        found, note = {"output": (math.nan, math.nan)}, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    except Exception as reason:  # of a compiler or a driver, whatever they are
+        found, note = (
+            {"output": (math.nan, math.nan)},
+            f"{type(reason).__name__}: {' '.join(str(reason).split())[:200]}",
+        )
     finally:
         for kind, value in zip(kinds, before, strict=True):
             kind.allow_tf32 = value

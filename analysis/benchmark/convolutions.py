@@ -139,25 +139,26 @@ def convolution_cases(
             float32 on a CPU.
         compiled: Have `conv2d` by `torch.compile` as well, where the output is computed.
     """
-    common = {"threads": threads, "device": device, "compiled": compiled}
+    common: Any = {"threads": threads, "device": device, "compiled": compiled}
+    libraries: tuple[str, ...] = ("replknet", "conv2d", "torch-fftconv")
+    shape: Shape
     if suite == "grid":
         for num_images, channels in GRID_BATCHES:
             for size in GRID_SIZES:
                 for kernel in GRID_KERNELS:
                     for direction in SINGLE:
                         shape = (num_images, channels, size, kernel)
-                        libraries = ("replknet", "conv2d", "torch-fftconv")
                         yield _convolution_case(shape, direction, libraries, dtype=dtype or "float32", **common)
     elif suite == "headline" and device == "cpu":
         for shape in HEADLINE + WIDEST:
-            libraries = ("replknet", "conv2d", "torch-fftconv", "fft-conv-pytorch")
+            libraries = (*libraries[:3], "fft-conv-pytorch")
             yield _convolution_case(shape, "both", libraries, dtype=dtype or "float32", **common)
     elif suite == "headline":
         chosen = [(shape, dtype or "bfloat16") for shape in GPU_HEADLINE]
         chosen += [(shape, "float32") for shape in GPU_EXACT if dtype is None]
         for shape, own in chosen:
             for direction in SINGLE:
-                yield _convolution_case(shape, direction, ("replknet", "conv2d", "torch-fftconv"), dtype=own, **common)
+                yield _convolution_case(shape, direction, libraries, dtype=own, **common)
     elif device == "cpu":
         for size in (16, 32, 64):
             for kernel in PAPER_KERNELS:
@@ -184,7 +185,7 @@ def _convolution_case(
     layers: int = 1,
 ) -> Case:
     contenders = []
-    own = {"shape": shape, "direction": direction, "threads": threads}
+    own: dict[str, Any] = {"shape": shape, "direction": direction, "threads": threads}
     if device != "cpu":
         own |= {"device": device, "dtype": dtype, "layers": layers}
     for library in libraries:
@@ -214,7 +215,7 @@ def _convolution_case(
 def network_convolutions(threads: int, device: str) -> Iterator[Case]:
     """The convolutions of RepLKNet-31B in training and inference on 64 images and in an ERF at 1024 px, ours alone."""
     for channels, size, kernel in ((128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13)):
-        common = {"threads": threads, "device": device, "compiled": False}
+        common: Any = {"threads": threads, "device": device, "compiled": False}
         for own in (kernel, 5, 3):
             for direction in SINGLE:
                 yield _convolution_case((64, channels, size, own), direction, ("replknet",), dtype="bfloat16", **common)

@@ -85,17 +85,17 @@ class CudaMeter(Meter):
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         torch.cuda.set_stream(self._stream)
 
     def seconds(self, call: Call, number: int) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         for _ in range(number):
             call()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1000 / number
+        return float(begin.elapsed_time(end)) / 1000 / number
 
     def first(self, call: Call) -> tuple[float, float | None]:
         self.settle()
@@ -188,7 +188,7 @@ def _accelerator(device: str) -> dict[str, Any]:
         "capability": f"{card.major}.{card.minor}",
         "cuda": torch.version.cuda or f"hip {torch.version.hip}",
         "driver": _driver(),
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "triton": triton,
         "tf32": "off",
     }

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pandas as pd
 import torch
 
-from analysis.benchmark.devices import Call
+from analysis.benchmark.devices import Call as Call
 from analysis.benchmark.workers import FAILED, Workers
 from analysis.runs.settings import Range, check_number
 

@@ -35,7 +35,7 @@ class Workers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *reason: object) -> None:
         for _, connection in self._started.values():
             connection.close()
         for name in tuple(self._started):

@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -77,7 +78,12 @@ def test_kernels_need_not_be_square(sides: tuple[int, int]) -> None:
 
 def test_networks_for_a_gpu_compute_the_same_in_each_way() -> None:
     common = {"task": "inference", "size": 64, "batch": 1, "threads": 2, "dtype": "float32"}
-    ways = ({}, {"channels_last": True}, {"native": True}, {"native": True, "channels_last": True})
+    ways: tuple[dict[str, bool], ...] = (
+        {},
+        {"channels_last": True},
+        {"native": True},
+        {"native": True, "channels_last": True},
+    )
     first, *others = (networks.network_on("cpu", **common, **way)() for way in ways)  # type: ignore[arg-type]
     assert isinstance(first, torch.Tensor)
     for other in others:
@@ -195,9 +201,9 @@ def _contiguous(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> to
 
 
 @pytest.mark.parametrize("wrong", [_flipped, _not_finite, _contiguous])
-def test_what_is_not_right_is_found(monkeypatch: pytest.MonkeyPatch, wrong: object) -> None:
+def test_what_is_not_right_is_found(monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., torch.Tensor]) -> None:
     class Library:
-        depthwise_conv2d = staticmethod(wrong)  # type: ignore[arg-type]
+        depthwise_conv2d = staticmethod(wrong)
 
     monkeypatch.setattr(agreement, "replknet", Library)
     rows = pd.DataFrame(agreement.errors(agreement.Check(SMALL, "float32", "channels_last", "cpu")))
