@@ -55,6 +55,7 @@ class Workers:
             if connection.poll(self._limit):
                 return connection.recv()
         except (EOFError, ConnectionError) as error:
+            self.end(name)
             raise ChildProcessError(
                 "a benchmark's process has ended; the memory may not suffice for all contenders"
             ) from error

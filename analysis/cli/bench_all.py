@@ -27,11 +27,12 @@ from analysis.cli.bench import bench_table, draw_table, timed_table
 from analysis.cli.console import print_line, print_notes, progress_bar, run_folder
 from analysis.runs.folder import RunFolder
 from analysis.runs.tables import write_table
+from analysis.runs.writing import write_json
 
 PROCESSES = 15
 """That compile kernels at the same time, at most."""
-PATIENCE = 60.0
-"""Seconds for one contender's first call or round on a GPU; `torch.compile` has five times as many."""
+PATIENCE = 90.0
+"""Seconds for one contender's first call or round on a GPU; `torch.compile` has three times as many."""
 LEFT = 1
 """Exit code where the convolution is not right, or a table could not be made."""
 
@@ -70,7 +71,7 @@ def steps(device: str, threads: int, compiled: bool) -> list[Step]:
     ]
     if compiled:
         cases = networks("train", 224, 64, "bfloat16", compiled=True, plain=False)
-        found.append(Step("train-compiled", cases, 7, 8.0, 5 * PATIENCE))
+        found.append(Step("train-compiled", cases, 7, 8.0, 3 * PATIENCE))
     return found
 
 
@@ -87,6 +88,7 @@ def run_all(out: Path, device: str, compiled: bool, minutes: float) -> None:
     wanted = steps(device, threads, compiled)
     settings = {"device": device, "gpu": record.get("gpu"), "compiled": compiled, "threads": threads}
     with run_folder(out, "bench all", settings) as folder:
+        write_json(folder.add("environment.json"), record)
         names = {contender.process for step in wanted for case in step.cases for contender in case.contenders}
         tables: dict[str, pd.DataFrame] = {}
         missing: dict[str, str] = {}
@@ -95,6 +97,7 @@ def run_all(out: Path, device: str, compiled: bool, minutes: float) -> None:
         ) as workers:
             checked = _agreement(folder, device, threads, wanted)
             right = bool(checked["right"].all())
+            text = _summarised(folder, record, checked, tables, missing, wanted)
             for step in wanted if right else ():
                 if _is_done(folder, step.name):
                     tables[step.name] = _read(folder, step.name)
@@ -105,9 +108,7 @@ def run_all(out: Path, device: str, compiled: bool, minutes: float) -> None:
                         tables[step.name] = _made(folder, step, device, workers)
                     except ChildProcessError as error:
                         missing[step.name] = str(error)
-        text = _summary(record, checked, tables, missing, wanted)
-        with folder.replace("summary.txt") as path:
-            path.write_text(text)
+                text = _summarised(folder, record, checked, tables, missing, wanted)
     print_line(text, stderr=False)
     print_notes(f"{name}: {reason}" for name, reason in missing.items())
     if not right:
@@ -185,7 +186,8 @@ def _mapping(device: str) -> Iterator[Callable[..., Any]]:
         yield pool.map
 
 
-def _summary(
+def _summarised(
+    folder: RunFolder,
     record: dict[str, Any],
     checked: pd.DataFrame,
     tables: dict[str, pd.DataFrame],
@@ -207,7 +209,10 @@ def _summary(
     for step in wanted:
         if step.name in tables:
             lines += ["", step.name, _text(bench_table(tables[step.name], ""))]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    with folder.replace("summary.txt") as path:  # after each table, as a run may be cut
+        path.write_text(text)
+    return text
 
 
 def _text(table: Table) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 import replknet
-from analysis.benchmark import agreement, convolutions, devices, networks, summary, timing
+from analysis.benchmark import agreement, convolutions, devices, networks, plots, summary, timing
 from analysis.benchmark.workers import Workers
 from analysis.cli import bench_all
 from tests.cli.command import run
@@ -253,7 +253,7 @@ def test_all_of_it_is_left_in_one_folder(tmp_path: Path, capsys: pytest.CaptureF
     run(*words)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     figures = {f"conv-headline.{suffix}" for suffix in ("csv", "png", "pdf")}
-    assert names == {"run.json", "correctness.csv", "summary.txt", *figures}
+    assert names == {"run.json", "environment.json", "correctness.csv", "summary.txt", *figures}
     text = (tmp_path / "out" / "summary.txt").read_text()
     assert text.startswith("device: cpu\n")
     assert "Correctness: 8 comparisons with conv2d in float64, 0 out of bounds" in text
@@ -269,9 +269,15 @@ def test_nothing_is_timed_that_is_wrong(
 ) -> None:
     monkeypatch.setitem(agreement.OVER_OWN, "float32", -1e9)
     run("bench", "all", "--device", "cpu", "--out", tmp_path / "out", code=1)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "correctness.csv", "summary.txt"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"run.json", "environment.json", "correctness.csv", "summary.txt"}
     assert "8 out of bounds" in (tmp_path / "out" / "summary.txt").read_text()
     assert "not as exact as it has to be; see correctness.csv" in capsys.readouterr().err
+
+
+def test_a_table_of_which_nothing_was_timed_is_drawn() -> None:
+    table = compared([timing.Contender("bad", "one", _fails, {"where": "set-up"})])
+    assert not plots.plot_benchmark(table).lines
 
 
 def test_a_device_is_chosen_and_recorded() -> None:
