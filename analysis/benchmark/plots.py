@@ -56,7 +56,8 @@ def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         names = [" ".join(str(row[label]) for label in varying) for _, row in cases.iterrows()]
         ax.set_xticks(range(1, len(names) + 1), names, rotation=30, ha="right")
         ax.set_xlabel(", ".join(varying))
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    if contenders:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return ax
 
 
