@@ -1,10 +1,11 @@
 """RepLKNet-31B at work, beside the same network from other layers and in other engines."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,10 +36,7 @@ def network(
         kernel_sizes: Other kernels than the network's own, without the parallel small one.
     """
     seed_and_threads(threads)
-    changes: dict[str, Any] = {} if kernel_sizes is None else {"kernel_sizes": kernel_sizes}
-    if kernel_sizes is not None and max(kernel_sizes) <= 5:
-        changes["small_kernel"] = None
-    model: nn.Module = replknet.create_model("replknet_31b", **changes)
+    model = _created(kernel_sizes)
     images = torch.randn(batch, 3, size, size)
     if task == "train":
         return _training_step(model, images)
@@ -63,6 +61,68 @@ def network(
         _replace(model, lambda layer: nn.Identity() if isinstance(layer, ReparamLargeKernelConv) else layer)
     if task == "inference":
         return without_gradients(lambda: model(images))
+    return _gradient(model, images)
+
+
+def network_on(
+    device: str,
+    *,
+    task: str,
+    size: int,
+    batch: int,
+    threads: int,
+    dtype: str,
+    kernel_sizes: tuple[int, ...] | None = None,
+    native: bool = False,
+    channels_last: bool = False,
+    compiled: bool = False,
+) -> Call:
+    """RepLKNet-31B at work on a GPU.
+
+    Args:
+        device: Where.
+        task: "inference" (re-parameterised, weights and images of `dtype`), "erf" (as on a CPU: plain layers with their
+            batch norms) or "train" (forward, backward and AdamW, under autocast unless `dtype` is float32).
+        size: Side of the images.
+        batch: Number of images.
+        threads: Of the processor.
+        dtype: See `task`.
+        kernel_sizes: Other kernels than the network's own, without the parallel small one where they are small.
+        native: Plain layers, as the official code runs.
+        channels_last: The layout of images and weights.
+        compiled: By `torch.compile`.
+    """
+    seed_and_threads(threads)
+    with torch.device(device):
+        model = _created(kernel_sizes)
+        images = torch.randn(batch, 3, size, size)
+    if task != "train":
+        model.eval().requires_grad_(False)
+    if task == "inference" or (task == "erf" and not native):
+        model = replknet.reparameterize(model)
+    if native:
+        _replace(model, lambda layer: _plain(layer) if isinstance(layer, DepthwiseConv2d | PointwiseConv2d) else layer)
+    kind = torch.float32 if task == "train" else getattr(torch, dtype)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(device=device, dtype=kind, memory_format=layout)  # type: ignore[call-overload]
+    images = images.to(kind).contiguous(memory_format=layout)
+    if task == "erf":
+        return _gradient(model, images)
+    run = cast("nn.Module", torch.compile(model)) if compiled else model
+    if task == "train":
+        return _training_step(run, images, dtype)
+    return without_gradients(lambda: run(images))
+
+
+def _created(kernel_sizes: tuple[int, ...] | None) -> nn.Module:
+    changes: dict[str, Any] = {} if kernel_sizes is None else {"kernel_sizes": kernel_sizes}
+    if kernel_sizes is not None and max(kernel_sizes) <= 5:
+        changes["small_kernel"] = None
+    return replknet.create_model("replknet_31b", **changes)
+
+
+def _gradient(model: nn.Module, images: Tensor) -> Call:
+    """Of the central unit of the last map with respect to the images."""
     features = cast("Callable[[Tensor], Tensor]", model.forward_features)
 
     def gradient() -> Tensor:
@@ -108,17 +168,85 @@ def network_cases(task: str, sizes: Sequence[int], batches: Sequence[int], threa
                 yield Case({**labels, "task": "inference by kernel"}, contenders)
 
 
+def gpu_network_cases(
+    task: str,
+    sizes: Sequence[int],
+    batches: Sequence[int],
+    threads: int,
+    *,
+    device: str,
+    dtype: str,
+    compiled: bool = False,
+    plain: bool = True,
+) -> Iterator[Case]:
+    """The cases of one task on a GPU: large kernels and 3x3 ones, both layouts, native layers.
+
+    Args:
+        task: As of `network_on`.
+        sizes: Sides of the images.
+        batches: Numbers of images.
+        threads: Of the processor.
+        device: Where all compute.
+        dtype: As of `network_on`.
+        compiled: Have networks by `torch.compile` as well, where the task is not "erf".
+        plain: Have those without it, too; otherwise the one that they are compared with alone.
+    """
+    large, small = _dashed((31, 29, 27, 13)), _dashed((3, 3, 3, 3))
+    threes: dict[str, Any] = {"kernel_sizes": (3, 3, 3, 3)}
+    last, native, faster = {"channels_last": True}, {"native": True}, {"compiled": True}
+    chosen: list[tuple[str, dict[str, Any]]] = [(large, {}), (f"{large}, channels_last", last)]
+    if plain:
+        if task != "erf":
+            chosen += [(small, threes), (f"{small}, channels_last", threes | last)]
+        chosen += [(f"{large}, nn.Conv2d", native), (f"{large}, nn.Conv2d, channels_last", native | last)]
+    if compiled and task != "erf":
+        chosen.append((f"{large}, channels_last, torch.compile", last | faster))
+        if plain:
+            chosen.append((f"{large}, nn.Conv2d, torch.compile", native | faster))
+    for size in sizes:
+        for batch in batches:
+            own = {"device": device, "task": task, "size": size, "batch": batch, "threads": threads, "dtype": dtype}
+            contenders = [
+                Contender(
+                    name,
+                    "torch.compile" if "compiled" in changes else "network",
+                    network_on,
+                    own | changes,
+                    _trials(size, batch) if "native" in changes and "channels_last" in changes else (),
+                )
+                for name, changes in chosen
+            ]
+            yield Case({"task": task, "size": size, "images": batch, "dtype": dtype}, contenders)
+
+
+def _trials(size: int, batch: int) -> list[tuple[Mapping[str, Any], float]]:
+    """A small image, one image: the vendor's convolution can take minutes for a batch."""
+    small = min(size, max(64, size // 2 // 32 * 32))  # which has several pixels for each batch norm
+    parts = [({"batch": 1, "size": small}, small**2 / size**2 / batch), ({"batch": 1}, 1 / batch)]
+    return [(changes, share) for changes, share in parts if share < 1]
+
+
+def with_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with images per second."""
+    if "median_ms" not in table:
+        return table
+    return table.assign(images_per_s=1e3 * table["images"] / table["median_ms"])
+
+
 def _dashed(kernels: Sequence[int]) -> str:
     return "-".join(map(str, kernels))
 
 
-def _training_step(model: nn.Module, images: Tensor) -> Call:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    targets = torch.arange(len(images))
+def _training_step(model: nn.Module, images: Tensor, dtype: str = "float32") -> Call:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=None if images.is_cpu else True)
+    targets = torch.arange(len(images), device=images.device)
+    autocast = torch.autocast(images.device.type, getattr(torch, dtype), enabled=dtype != "float32")
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.autograd.backward(F.cross_entropy(model(images), targets))
+        with autocast:
+            loss = F.cross_entropy(model(images), targets)
+        torch.autograd.backward(loss)
         optimizer.step()
 
     return step
@@ -191,6 +319,7 @@ def _plain(layer: nn.Conv2d) -> nn.Conv2d:
         padding=layer.kernel_size[0] // 2,
         groups=layer.groups,
         bias=layer.bias is not None,
+        device=layer.weight.device,
     )
     plain.load_state_dict(layer.state_dict())
     return plain.requires_grad_(layer.weight.requires_grad).train(layer.training)

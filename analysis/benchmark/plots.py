@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from pandas.api.types import is_numeric_dtype
 
 from analysis.figures import DASHES, MARKERS, OKABE_ITO, axes_or_new
 
@@ -15,9 +16,9 @@ def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     differently, per map size; otherwise the case.
     """
     ax = axes_or_new(ax)
-    timed = table.dropna(subset=["median_ms"])
+    timed = table.reindex(columns=list(dict.fromkeys([*table.columns, "median_ms"]))).dropna(subset=["median_ms"])
     labels = list(table.columns[: list(table.columns).index("contender")])
-    by_kernel = "kernel" in timed and len(set(timed["kernel"])) > 6
+    by_kernel = "kernel" in timed and is_numeric_dtype(timed["kernel"]) and len(set(timed["kernel"])) > 6
     others = [label for label in labels if label != "kernel" and len(set(timed[label])) > 1] if by_kernel else []
     contenders = list(dict.fromkeys(timed["contender"]))
     groups: list[Any] = list(timed[others].drop_duplicates().itertuples(index=False, name=None)) if others else [()]
@@ -55,7 +56,8 @@ def plot_benchmark(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         names = [" ".join(str(row[label]) for label in varying) for _, row in cases.iterrows()]
         ax.set_xticks(range(1, len(names) + 1), names, rotation=30, ha="right")
         ax.set_xlabel(", ".join(varying))
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    if contenders:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return ax
 
 

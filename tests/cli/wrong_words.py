@@ -25,6 +25,7 @@ BASES = {
     "bench model": "--out out",
     "bench erf": "--out out",
     "bench train": "--out out",
+    "bench all": "--device cpu --out out",
 }
 COMMON = [
     ("--seed -1", "--seed=-1: expected a whole number from 0"),
@@ -267,6 +268,15 @@ CASES = {
         (f"--rounds {HUGE}", "'--rounds'"),
         (f"--threads {HUGE}", "'--threads'"),
         ("--out text.txt", "--out='text.txt': exists and is not a folder"),
+        ("--device warp", "--device=warp: cannot be used here"),
+        ("--dtype float64", "--dtype=float64: expected one of float32, bfloat16, float16"),
+        ("--device cpu --dtype bfloat16", "--dtype=bfloat16: expected float32 on a CPU"),
+    ],
+    "bench all": [
+        ("--out text.txt", "--out='text.txt': exists and is not a folder"),
+        ("--out congruent", "--out='congruent': holds files of something else"),
+        ("--device warp", "--device=warp: cannot be used here"),
+        ("--minutes -1", "'--minutes'"),
     ],
     "bench model": [
         (f"--size {HUGE}", "'--size'"),
@@ -274,5 +284,5 @@ CASES = {
         ("--batches 0", "--batches='0'"),
     ],
     "bench erf": [(f"--sizes {HUGE}", "--sizes="), ("--sizes 0", "--sizes='0'")],
-    "bench train": [("--seconds inf", "--seconds=inf"), ("--batches x", "--batches='x'")],
+    "bench train": [("--seconds inf", "--seconds=inf"), ("--batches x", "--batches='x'"), ("--dtype x", "--dtype=x")],
 }
