@@ -12,6 +12,9 @@ from replknet import RepLKNet
 
 pytest_plugins = ["tests.fuzz.reporting"]
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported, which some test will do
+
 # Two test processes on two cores: threads of one would only wait for those of the other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))

@@ -1,9 +1,10 @@
 """Depthwise convolution by matrix products: its arithmetic under Triton's interpreter, and on a GPU where there is one."""
 
-import importlib
+import importlib.util
 import os
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -41,18 +42,9 @@ BOUNDS = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6}
 
 
 @pytest.fixture(scope="module")
-def device() -> Iterator[str]:
-    """A GPU, or the CPU under Triton's interpreter, which is chosen when the kernels are imported."""
-    if ON_GPU:
-        yield "cuda"
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        from replknet.convolution import toeplitz_kernels
-
-        importlib.reload(toeplitz_kernels)
-        yield "cpu"
-    importlib.reload(toeplitz_kernels)
+def device() -> str:
+    """A GPU, or the CPU under Triton's interpreter (conftest.py)."""
+    return "cuda" if ON_GPU else "cpu"
 
 
 def errors(
@@ -98,7 +90,7 @@ def test_equals_conv2d_in_every_direction(shape: tuple[int, ...], dtype: torch.d
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_channels_last_maps_give_channels_last_maps(dtype: torch.dtype, device: str) -> None:
-    for shape in ((2, 3, 14, 14, 27, 27), (1, 70, 5, 9, 5, 5)):
+    for shape in ((2, 3, 14, 14, 27, 27), (1, 66, 2, 3, 3, 3)):
         assert max(errors(shape, dtype, device, last=True)) < BOUNDS[dtype]
 
 
@@ -193,7 +185,7 @@ def test_gradients_of_every_order(device: str) -> None:
 
     inputs = [
         random(*shape, dtype=torch.float32, seed=seed).to(device).requires_grad_()
-        for seed, shape in enumerate([(1, 2, 4, 3), (2, 1, 3, 5), (2,)])
+        for seed, shape in enumerate([(2, 1, 3, 2), (1, 1, 3, 3), (1,)])
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that float64 would be better
@@ -213,9 +205,10 @@ def test_what_cannot_be_insisted_on_is_refused() -> None:
     x, weight = random(1, 1, 5, 5), random(1, 1, 3, 3)
     with pytest.raises(ValueError, match=r"method='toeplitz' for torch\.float64: expected float32"):
         depthwise_conv2d(x, weight, method="toeplitz")
-    if "TRITON_INTERPRET" not in os.environ:
-        with pytest.raises(KernelError, match="Triton cannot run"):
-            depthwise_conv2d(x.float(), weight.float(), method="toeplitz")
+    program = "import torch, replknet; replknet.depthwise_conv2d(*torch.ones(2, 1, 1, 3, 3), method='toeplitz')"
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", program], env=plain, capture_output=True, text=True, timeout=120)
+    assert "KernelError: Triton cannot run arrange on cpu" in done.stderr
 
 
 def test_where_kernels_fail_conv2d_takes_over_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
