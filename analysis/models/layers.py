@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from analysis.models.precision import true_float32
 from analysis.runs.identity import check_values
 
 
@@ -157,7 +158,7 @@ def require_layers(model: nn.Module, layers: Sequence[str], also: str = "") -> N
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with every parameter's gradient off; both are restored module by module on leaving.
+    """Evaluation mode with every parameter's gradient off, computed in true float32; all is restored on leaving.
 
     Raises:
         ForwardError: If parameters have no values yet.
@@ -174,7 +175,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         # Callers may sit inside no_grad or inference_mode, where an input gradient could not be taken.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), true_float32():
             yield
     finally:
         for module, training in modes:
