@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from analysis.models.precision import true_float32
 from analysis.runs.identity import check_values
+from replknet import DepthwiseConv2d
 
 
 @runtime_checkable
@@ -139,6 +140,26 @@ def missing_head(model: nn.Module, num_outputs: int) -> str:
 def _kind(module: nn.Module) -> str:
     """The name of its class, also in TorchScript."""
     return str(getattr(module, "original_name", type(module).__name__))
+
+
+_LARGE = 7
+"""A wider depthwise kernel has no algorithm of its own in cuDNN, which takes a hundred times as long as PyTorch does."""
+
+
+def fast_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """The memory layout of the maps in which a network computes fastest on a device.
+
+    That is channels last, but not on a GPU with large depthwise convolutions that are PyTorch's own: those go to cuDNN
+    then. A `replknet.DepthwiseConv2d` takes either. On other devices channels last has no advantage.
+    """
+    large = device.type == "cuda" and any(
+        isinstance(layer, nn.Conv2d)
+        and not isinstance(layer, DepthwiseConv2d)
+        and 1 < layer.in_channels == layer.groups
+        and max(layer.kernel_size) > _LARGE
+        for layer in model.modules()
+    )
+    return torch.contiguous_format if large or device.type not in ("cpu", "cuda") else torch.channels_last
 
 
 def require_layers(model: nn.Module, layers: Sequence[str], also: str = "") -> None:
