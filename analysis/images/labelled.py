@@ -156,11 +156,7 @@ def keep_all(sets: Sequence[InMemory], num_workers: int) -> None:
     One that cannot be made is left to whoever asks for it.
     """
     missing = [
-        (images, index)
-        for images in sets
-        if images._fits
-        for index in range(len(images))
-        if index not in images._kept
+        (images, index) for images in sets if images._fits for index in range(len(images)) if index not in images._kept
     ]
     if num_workers == 0 or not missing:
         return

@@ -143,7 +143,7 @@ def _kind(module: nn.Module) -> str:
 
 
 _LARGE = 7
-"""A wider depthwise kernel has no algorithm of its own in cuDNN, which takes a hundred times as long as PyTorch does."""
+"""cuDNN has no algorithm for wider depthwise kernels, and takes a hundred times as long as PyTorch's own code."""
 
 
 def fast_layout(model: nn.Module, device: torch.device) -> torch.memory_format:

@@ -45,8 +45,12 @@ def true_float32() -> Iterator[None]:
                     _set(place, choice)
 
 
-def float32_settings() -> dict[str, str]:
-    """What PyTorch may do with float32 on a GPU at present, for a record: "tf32" or another name."""
+def float32_settings(device: torch.device) -> dict[str, str]:
+    """What PyTorch may compute float32 with on a GPU at present, for a record: "tf32", or else float32 itself; empty for
+    another device.
+    """
+    if device.type != "cuda":
+        return {}
     if found := _precisions():
         return {"float32_products": found["cuda.matmul"], "float32_convolutions": found["cudnn.conv"]}
     tf32 = {True: "tf32", False: "ieee"}

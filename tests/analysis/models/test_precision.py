@@ -29,6 +29,7 @@ ADJUSTMENTS: tuple[tuple[tuple[str, Any], ...], ...] = (
     (("mkldnn.matmul.fp32_precision", "bf16"), ("mkldnn.conv.fp32_precision", "tf32")),
     (("cudnn.fp32_precision", "tf32"), ("cudnn.allow_tf32", False)),
 )
+CUDA = torch.device("cuda")
 needs_newer = pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="PyTorch before 2.9")
 
 
@@ -64,7 +65,7 @@ def test_shortcuts_are_off_inside_and_as_before_afterwards(adjustments: tuple[tu
         for name, value in adjustments:
             adjust(name, value)
         before = state()
-        with pytest.raises(KeyError, match="whatever happens"), true_float32():  # noqa: PT012
+        with pytest.raises(KeyError, match="whatever happens"), true_float32():
             inside = state()
             with true_float32():
                 assert state() == inside
@@ -94,7 +95,7 @@ def test_a_measurement_computes_in_true_float32_and_leaves_the_settings() -> Non
             self.head = nn.Linear(3, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            self.seen.append(float32_settings())
+            self.seen.append(float32_settings(CUDA))
             out: Tensor = self.head(x.mean((2, 3)))
             return out
 
@@ -102,9 +103,9 @@ def test_a_measurement_computes_in_true_float32_and_leaves_the_settings() -> Non
     before = state()
     torch.set_float32_matmul_precision("high")
     try:
-        assert float32_settings() == {"float32_products": "tf32", "float32_convolutions": "tf32"}
+        assert float32_settings(CUDA) == {"float32_products": "tf32", "float32_convolutions": "tf32"}
         predict(network, torch.rand(2, 3, 8, 8))
-        assert float32_settings() == {"float32_products": "tf32", "float32_convolutions": "tf32"}
+        assert float32_settings(CUDA) == {"float32_products": "tf32", "float32_convolutions": "tf32"}
     finally:
         torch.set_float32_matmul_precision("highest")
         for place in ("cuda.matmul", "mkldnn.matmul"):
