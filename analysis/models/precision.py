@@ -46,8 +46,9 @@ def true_float32() -> Iterator[None]:
 
 
 def float32_settings(device: torch.device) -> dict[str, str]:
-    """What PyTorch may compute float32 with on a GPU at present, for a record: "tf32", or else float32 itself; empty for
-    another device.
+    """What PyTorch may compute float32 with on a GPU at present, for a record: "tf32", or else float32 itself.
+
+    Empty for another device.
     """
     if device.type != "cuda":
         return {}

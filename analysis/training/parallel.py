@@ -47,7 +47,10 @@ def check_division(recipe: Recipe, device: torch.device, processes: int | None =
 def _has_bfloat16(device: torch.device) -> bool:
     """Whether a device computes in bfloat16 itself; of a GPU that another machine has, it is taken for granted."""
     if device.type == "cuda":
-        return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+        if not torch.cuda.is_available():
+            return True
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     with warnings.catch_warnings(action="ignore"), torch.autocast(device.type, torch.bfloat16):
         return torch.is_autocast_enabled(device.type)
 

@@ -128,7 +128,7 @@ class TrainingState:
             else:
                 own.copy_(value)
         if floats[0]:
-            get_ema_multi_avg_fn(decay)(*floats, None)
+            get_ema_multi_avg_fn(decay)(*floats, None)  # type: ignore[no-untyped-call]
         average.n_averaged += 1
 
     def record(self, accurate: float) -> None:

@@ -92,6 +92,6 @@ class Readings:
         """A number, or an event of the GPU."""
         if self._stream is None:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return event
