@@ -139,13 +139,16 @@ def test_half_precision_is_close(here: LoadedModel, folder: Path) -> None:
 
 
 def test_posthoc(tmp_path: Path) -> None:
-    rows = {}
+    rows: dict[str, tuple[list[float], list[float]]] = {}
     for device in ("cpu", "cuda"):
         loaded = load_model(MODEL).to(device)
         module: Any = loaded.module
         variants = default_variants(module, [3], by_stage=False)
         results = measure_variants(loaded, variants, tmp_path / device, erf_images=torch.ones(1, 3, 64, 64))
-        rows[device] = ([result.row()["erf_rms_radius"] for result in results], kernel_energy(module)["energy"])
+        rows[device] = (
+            [result.row()["erf_rms_radius"] for result in results],
+            kernel_energy(module)["energy"].tolist(),
+        )
     for found, expected in zip(rows["cuda"], rows["cpu"], strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 

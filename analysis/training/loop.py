@@ -2,7 +2,7 @@
 
 Everything random in step k follows from the seed and k alone: an interrupted run that continues from its checkpoint
 ends with the same weights, bit for bit, on the same machine with the same number of threads and processes, and so does
-a run with any number of loader processes.
+a run with any number of loader processes; on a GPU as far as PyTorch's own operators are deterministic.
 """
 
 import math
