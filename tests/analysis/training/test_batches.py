@@ -133,12 +133,12 @@ def test_the_parts_of_a_batch_are_the_batch(shards: Path, augmentation: str) -> 
 @pytest.mark.parametrize("augmentation", ["flip", "flip-crop"])
 def test_images_are_flipped_and_moved_as_torchvision_does(augmentation: str) -> None:
     """The same draws through torchvision's own transforms, from the seed of the step."""
-    images = SyntheticImages(num_images=40, seed=1, options=SyntheticOptions(size=16))
+    images = SyntheticImages(num_images=40, seed=1, options=SyntheticOptions(size=32))
     recipe = Recipe(steps=2, batch_size=40, augmentation=augmentation)  # type: ignore[arg-type]
     found, _ = TrainingBatches(images, recipe, seed=3)[1]
     steps: list[nn.Module] = [v2.RandomHorizontalFlip()]
     if augmentation == "flip-crop":
-        steps.append(v2.RandomCrop(16, padding=2, padding_mode="reflect"))
+        steps.append(v2.RandomCrop(32, padding=4, padding_mode="reflect"))
     transform = v2.Compose(steps)
     order = np.random.default_rng((3, 1)).permutation(40)
     with seeded(mix(3, 1, "augmentation")):
