@@ -7,7 +7,17 @@ import typer
 from rich.table import Table
 
 from analysis.cli.console import print_line, print_notes, print_table, progress_bar, run_folder
-from analysis.cli.options import Fields, Labels, ModelChoice, Out, Overwrite, Workers, parse_numbers, takes
+from analysis.cli.options import (
+    Fields,
+    Labels,
+    ModelChoice,
+    Out,
+    Overwrite,
+    Workers,
+    default_workers,
+    parse_numbers,
+    takes,
+)
 from analysis.cli.study import (
     PLACE,
     Data,
@@ -98,7 +108,7 @@ def ablate_train(
     job: dict[str, Any],
     preset: Preset = "standard",
     data: Data = None,
-    workers: Workers = 0,
+    workers: Workers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script, submit nothing.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -111,9 +121,12 @@ def ablate_train(
     if job and "executor" not in job and not dry_run:
         raise ValueError(f"{next(iter(job))}={next(iter(job.values()))}: goes with --executor only")
     if "executor" in job or dry_run:
-        _submit(chosen, out, JobOptions(**job), workers, place.device, dry_run, overwrite)
+        options = JobOptions(**job)
+        if workers is None:
+            workers = default_workers(options.cpus) if options.gpus else 0
+        _submit(chosen, out, options, workers, place.device, dry_run, overwrite)
         return
-    failed = sweep(chosen, out, workers, place.device, overwrite)
+    failed = sweep(chosen, out, workers, place, overwrite)
     typer.echo(f"cells: {out / 'cells'}; replknet report {out} makes the page")
     if failed:
         raise typer.Exit(1)

@@ -1,6 +1,7 @@
 """`replknet models`, `replknet info`, `replknet convert`, `replknet reparameterize` and `replknet export`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,7 +147,7 @@ def export(
     from analysis.models.exporting import export_model, format_of
 
     kind = format_of(out, format_)
-    (loaded,) = choice.load([model])
+    (loaded,) = replace(choice, device="cpu").load([model])
     report = export_model(loaded, out, format=kind, size=size, overwrite=overwrite)
     print_notes(loaded.notes)
     typer.echo(f"{out}: {kind}, {out.stat().st_size / 1e6:.1f} MB")

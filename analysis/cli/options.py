@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import os
 import re
 import sys
 import types
@@ -17,12 +18,14 @@ import typer
 from analysis.images.inputs import Images
 from analysis.images.preparing import MEANS, STANDARD_DEVIATIONS
 from analysis.models.libraries import LIBRARIES
-from analysis.models.loaded import LoadedModel
+from analysis.models.loaded import LoadedModel, resolve_device
 from analysis.models.loading import load_model, names_library
 from analysis.models.replknets import is_replknet
 from analysis.models.untrained import calibrated, untrained_copy
+from analysis.runs.identity import describe_device
 from analysis.runs.settings import BATCHES, LARGEST_KERNEL, SEEDS, WORKERS, check_fields
 
+_MOST_WORKERS = 12
 SPELLING: dict[str, list[str]] = {
     "layer": ["--layers", "--stages"],
     "num_workers": ["--workers"],
@@ -239,7 +242,8 @@ class ModelChoice:
             images.
         trust: Open TorchScript files and exported programs (.pt2), which may run code and write files.
         unit_scales: Set the norms and layer scales of untrained networks that begin near zero to one.
-        device: Where to compute: cpu, cuda, cuda:1, mps, ...
+        device: Where to compute: cpu, cuda, cuda:1, mps, ..., or auto, which is cuda where there is a GPU for it, else
+            mps, else cpu.
         dtype: Of weights and images: float32, float64, bfloat16, float16.
         seed: Of random weights, and of drawn images.
     """
@@ -250,7 +254,7 @@ class ModelChoice:
     pretrained: bool = True
     trust: bool = False
     unit_scales: bool = False
-    device: str = "cpu"
+    device: str = "auto"
     dtype: str = "float32"
     seed: int = 0
 
@@ -316,7 +320,7 @@ class ModelChoice:
             names = [item.name for item in loaded]
         if len(set(names)) < len(names):
             raise ValueError(f"model: {', '.join(names)} are not all different")
-        return loaded
+        return [replace(loaded[0], notes=(*self.device_notes(), *loaded[0].notes)), *loaded[1:]]
 
     def on_images(self, loaded: LoadedModel, images: Images, size: int | None = None) -> LoadedModel:
         """As it is measured: a network that is not trained with its batch norms calibrated on these images."""
@@ -331,8 +335,30 @@ class ModelChoice:
 
     def computed_on(self) -> dict[str, str]:
         """What a run's settings say of device and dtype: what is not the default."""
-        chosen = {"device": self.device, "dtype": self.dtype}
+        device = resolve_device(self.device).type if self.device == "auto" else self.device
+        chosen = {"device": device, "dtype": self.dtype}
         return {key: value for key, value in chosen.items() if value not in ("cpu", "float32")}
+
+    def device_notes(self) -> list[str]:
+        """What to tell of a device that was not named."""
+        told = ", ".join(describe_device(resolve_device(self.device)).values())
+        return [f"computed on {told}"] if self.device == "auto" else []
+
+    def workers(self, given: int | None) -> int:
+        """Processes that prepare images: by default one for each core but one on a GPU, none on a CPU, which is busy
+        with the network.
+        """
+        if given is not None:
+            return given
+        if resolve_device(self.device).type != "cuda":
+            return 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return default_workers(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def default_workers(cores: int) -> int:
+    """Processes that feed one GPU, where its own process has so many cores."""
+    return max(0, min(_MOST_WORKERS, cores - 1))
 
 
 MODEL_HELP = (
@@ -342,8 +368,13 @@ MODEL_HELP = (
 )
 BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=BATCHES[0], max=BATCHES[1])]
 Workers = Annotated[
-    int,
-    typer.Option(help="Processes that read images; without effect on the results.", min=WORKERS[0], max=WORKERS[1]),
+    int | None,
+    typer.Option(
+        help="Processes that prepare images, without effect on the results; by default 0 on a CPU, on a GPU one for "
+        f"each core but one, at most {_MOST_WORKERS}.",
+        min=WORKERS[0],
+        max=WORKERS[1],
+    ),
 ]
 InputSize = Annotated[
     int | None,

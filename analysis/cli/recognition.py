@@ -58,7 +58,7 @@ def predict_command(
     ] = None,
     size: InputSize = None,
     batch_size: BatchSize = 8,
-    workers: Workers = 0,
+    workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Name what is in images: the best classes with their softmax probabilities."""
@@ -76,7 +76,7 @@ def predict_command(
             top=top,
             size=size,
             batch_size=batch_size,
-            num_workers=workers,
+            num_workers=choice.workers(workers),
             partial=_state_of(out),
             progress=progress,
         )
@@ -152,7 +152,7 @@ def features(
     average: Annotated[bool, typer.Option("--average", help="Average maps over their positions.")] = False,
     size: InputSize = None,
     batch_size: BatchSize = 8,
-    workers: Workers = 0,
+    workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Extract features of images into an .npz file, which numpy.load opens."""
@@ -168,7 +168,7 @@ def features(
             average=average,
             size=size,
             batch_size=batch_size,
-            num_workers=workers,
+            num_workers=choice.workers(workers),
             partial=_state_of(out),
             progress=progress,
         )
@@ -197,7 +197,7 @@ def evaluate_command(
     confusion: Annotated[bool, typer.Option("--confusion", help="Also write confusion.csv into OUT.")] = False,
     size: InputSize = None,
     batch_size: BatchSize = 16,
-    workers: Workers = 0,
+    workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure the accuracy on an image folder, with 95 % intervals, beside the published value."""
@@ -218,7 +218,7 @@ def evaluate_command(
                 files,
                 size=size,
                 batch_size=batch_size,
-                num_workers=workers,
+                num_workers=choice.workers(workers),
                 identity=identity,
                 partial=partial,
                 progress=progress,

@@ -66,7 +66,7 @@ def shape_bias(
     mean: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     std: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     batch_size: BatchSize = 16,
-    workers: Workers = 0,
+    workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure shape bias. The same command again resumes, or answers from the logits that are saved.
@@ -130,9 +130,10 @@ def shape_bias(
     }
     keep = [network.folder for network in networks if network.saved is not None]
     keep += [f"{network.folder}.partial.npz" for network in networks]
+    processes = choice.workers(workers) if networks else 0
     with run_folder(out, "shape-bias", settings, overwrite=overwrite, keep=keep) as folder:
         measured = [
-            _evaluate(network, chosen, mapping, options, changes, batch_size, workers, folder, overwrite)
+            _evaluate(network, chosen, mapping, options, changes, batch_size, processes, folder, overwrite)
             for network in networks
             if chosen is not None
         ]

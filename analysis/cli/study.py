@@ -103,12 +103,12 @@ def study(
     preset: Preset = "standard",
     data: Data = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of each network.", min=1)] = None,
-    workers: Workers = 0,
+    workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train networks that differ in kernel size, measure accuracy, receptive field and shape bias, write a report."""
     chosen = changed_preset(preset, data, changes, {} if steps is None else {"steps": steps})
-    failed = sweep(chosen, out, workers, place.device, overwrite)
+    failed = sweep(chosen, out, workers, place, overwrite)
     _write_report(out)
     if failed:
         raise typer.Exit(1)
@@ -145,11 +145,13 @@ def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders
         yield
 
 
-def sweep(study: Study, out: Path, workers: int, device: str, overwrite: bool) -> int:
+def sweep(study: Study, out: Path, workers: int | None, place: ModelChoice, overwrite: bool) -> int:
     """Run a study in OUT; returns the number of failed cells."""
     keep_freed_memory()
-    with study_folder(study, out, device, overwrite), progress_bar("study") as progress:
-        outcomes = run_study(study, out, num_workers=workers, device=device, progress=progress)
+    with study_folder(study, out, place.device, overwrite), progress_bar("study") as progress:
+        outcomes = run_study(study, out, num_workers=place.workers(workers), device=place.device, progress=progress)
+    if not all(outcome.reused for outcome in outcomes):
+        print_notes(place.device_notes())
     reused = sum(outcome.reused for outcome in outcomes)
     if reused:
         print_notes([f"{reused} of {len(outcomes)} cells were finished before"])

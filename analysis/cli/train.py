@@ -15,20 +15,20 @@ from rich.table import Table
 import replknet
 from analysis.cli import end_by_signal
 from analysis.cli.console import print_notes, print_table, progress_bar, run_folder, skipped_notes
-from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, takes
+from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, Workers, takes
 from analysis.images.files import is_hidden
 from analysis.images.labelled import FolderImages, Preparation, Split
 from analysis.images.preparing import evaluation_crop
 from analysis.images.shards import TarShards
 from analysis.models.files import save_network, save_weights
 from analysis.models.loaded import LoadedModel
+from analysis.models.precision import float32_settings
 from analysis.models.replknets import new_model
 from analysis.runs.decoding import decoded, made
 from analysis.runs.folder import RunFolder
 from analysis.runs.identity import describe_environment, hash_weights, processor_name
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first, num_processes, rank
-from analysis.runs.settings import WORKERS
 from analysis.runs.tables import read_table, write_table
 from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import write_json
@@ -87,10 +87,7 @@ def train_command(
         int | None,
         typer.Option(help="Steps between measurements of the accuracy; an epoch by default.", min=1, max=STEPS[1]),
     ] = None,
-    workers: Annotated[
-        int,
-        typer.Option(help="Processes that load images, for each process that trains.", min=WORKERS[0], max=WORKERS[1]),
-    ] = 0,
+    workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a network by a published recipe, alone or under torchrun.
@@ -162,7 +159,7 @@ def train_command(
                 seed=choice.seed,
                 mean=loaded.mean,
                 std=loaded.std,
-                num_workers=workers,
+                num_workers=choice.workers(workers),
                 checkpoint=out / _STATE,
                 stop_after=max_steps,
                 record_every=max(1, min(_RECORDS, min(chosen.steps, max_steps or chosen.steps) // 10)),
@@ -171,7 +168,7 @@ def train_command(
                 recorded=record,
             )
         by_first(lambda: _save(loaded, result, chosen, source.name, images.classes, folder))
-    _report(result, chosen, (*loaded.notes, *notes, *missing, *result.notes), out)
+    _report(result, chosen, (*choice.device_notes(), *loaded.notes, *notes, *missing, *result.notes), out)
 
 
 def _images(data: Path, split: Split, prepare: Preparation | None) -> FolderImages | TarShards:
@@ -255,11 +252,14 @@ def _save(
         )
     else:
         save_weights(folder.add(_NETWORK), loaded.module)
+    reference = next(loaded.module.parameters())
     summary = trained | {
         "val_accuracy": result.curve.val_accuracy[-1],
         "seconds_per_step": result.seconds_per_step,
         "processes": num_processes(),
-        "environment": describe_environment(next(loaded.module.parameters())) | {"processor": processor_name()},
+        "environment": describe_environment(reference)
+        | {"processor": processor_name()}
+        | float32_settings(reference.device),
     }
     write_json(folder.add(_SUMMARY), summary)
     if result.curve.step[-1] == recipe.steps:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Literal, Protocol
@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from analysis.images.files import ImageError, folders_in, images_beside, images_in, read_rgb
 from analysis.runs.settings import SIDES, check_number, named_path
@@ -19,6 +20,8 @@ Split = Literal["train", "val"]
 Preparation = Callable[[Image.Image], Image.Image]
 SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}
 _CACHE_BYTES = 2 * 1024**3
+_IN_ONE_GO = 64
+"""Images that a process makes before it hands them over."""
 
 
 class DataError(ValueError):
@@ -127,6 +130,11 @@ class InMemory:
         self._fits = len(images) * images[0][0].nbytes <= _CACHE_BYTES
 
     @property
+    def complete(self) -> bool:
+        """Whether all are kept."""
+        return len(self._kept) == len(self._images)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return self._images.classes
 
@@ -140,6 +148,37 @@ class InMemory:
             if self._fits:
                 self._kept[index] = item
         return item
+
+
+def keep_all(sets: Sequence[InMemory], num_workers: int) -> None:
+    """Make the images of some sets that fit into memory, in so many processes; with 0, each when it is asked for.
+
+    One that cannot be made is left to whoever asks for it.
+    """
+    missing = [
+        (images, index) for images in sets if images._fits for index in range(len(images)) if index not in images._kept
+    ]
+    if num_workers == 0 or not missing:
+        return
+    loader = DataLoader(_Attempts(missing), batch_size=_IN_ONE_GO, num_workers=num_workers, collate_fn=list)
+    for (images, index), item in zip(missing, (item for items in loader for item in items), strict=True):
+        if item is not None:
+            images._kept[index] = item
+
+
+class _Attempts(Dataset[tuple[NDArray[np.uint8], int] | None]):
+    def __init__(self, wanted: Sequence[tuple[InMemory, int]]) -> None:
+        self._wanted = wanted
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def __getitem__(self, number: int) -> tuple[NDArray[np.uint8], int] | None:
+        images, index = self._wanted[number]
+        try:
+            return images._images[index]
+        except (DataError, OSError):
+            return None
 
 
 def different_classes(one: LabelledImages, other: LabelledImages) -> str:

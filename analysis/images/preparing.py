@@ -96,5 +96,9 @@ def normalize(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
     values = pixels.to(torch.float32, memory_format=layout, copy=True)
     if pixels.dtype == torch.uint8:
         values.div_(255)
-    shift, scale = (torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (mean, std))
-    return values.sub_(shift).div_(scale)
+    return values.sub_(_by_channel(mean, values)).div_(_by_channel(std, values))
+
+
+def _by_channel(numbers: Sequence[float], values: Tensor) -> Tensor:
+    """Filled on the device: to copy them there would make the program wait for a GPU."""
+    return torch.stack([values.new_full((1, 1), number) for number in numbers])

@@ -1,9 +1,9 @@
 """Images through a network, in batches, resumably."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,25 @@ _WITHOUT_CLASSES = "extract_features (replknet features) keeps what such a netwo
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Numbers of some images, those that could be used with their input, and the reasons for the others."""
 
     used: tuple[int, ...]
     images: Tensor | None
     skipped: Mapping[int, str]
+
+    def pin_memory(self) -> Self:
+        """As `DataLoader` asks for it: in memory that a GPU reads by itself."""
+        if self.images is None or self.images.device.type != "cpu":
+            return self
+        return replace(self, images=self.images.pin_memory())
+
+    def to(self, place: Tensor) -> Self:
+        """On the device and in the dtype of another tensor."""
+        if self.images is None:
+            return self
+        moved = self.images.to(place.device, non_blocking=place.device.type == "cuda")
+        return replace(self, images=moved.to(place.dtype))
 
 
 class _Prepared(Dataset[_Item]):
@@ -47,18 +60,45 @@ class _Prepared(Dataset[_Item]):
             return index, None, str(error)
 
 
-def _collate(items: Sequence[_Item]) -> _Batch:
+def _collate(items: Sequence[_Item]) -> Batch:
     used = [(index, image) for index, image, _ in items if image is not None]
     shapes = sorted({tuple(image.shape) for _, image in used})
     if len(shapes) > 1:
         raise ValueError(
             f"images: they have different sizes; pass input_size, or size (prepared, their shapes are {shapes})"
         )
-    return _Batch(
+    return Batch(
         used=tuple(index for index, _ in used),
         images=torch.stack([image for _, image in used]) if used else None,
         skipped={index: reason for index, image, reason in items if image is None},
     )
+
+
+def prepared_batches(
+    inputs: Inputs, numbers: Sequence[Sequence[int]], place: Tensor, *, num_workers: int = 0
+) -> Iterator[Batch]:
+    """Batches of these images, on the device and in the dtype of `place`.
+
+    For a GPU each is prepared, and on its way, while the one before it is computed.
+    """
+    on_gpu = place.device.type == "cuda"
+    loader = DataLoader(
+        _Prepared(inputs),
+        batch_sampler=numbers,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=on_gpu,
+    )
+    waiting: list[Batch] = []
+    try:
+        for batch in loader:
+            waiting.append(batch.to(place))
+            if len(waiting) > on_gpu:
+                yield waiting.pop(0)
+    except Exception:
+        yield from waiting  # what comes before the fault counts
+        raise
+    yield from waiting
 
 
 def inputs_for(model: LoadedModel | nn.Module | str, images: Images, size: int | None) -> tuple[LoadedModel, Inputs]:
@@ -105,21 +145,18 @@ def run_batches(
     check_number("num_workers", num_workers, WORKERS)
     check_number("batch_size", batch_size, BATCHES)
     place = place_of(loaded.module)
-    batches: Iterator[_Batch] | None = None
+    batches: Iterator[Batch] | None = None
 
     def work(indices: range) -> Mapping[int, Row | str]:
         nonlocal batches
         if batches is None:  # from where the measurement goes on, the turns of this process
             firsts = range(indices.start, len(inputs), num_processes() * batch_size)
             own = [list(range(first, min(first + batch_size, len(inputs)))) for first in firsts]
-            batches = iter(
-                DataLoader(_Prepared(inputs), batch_sampler=own, num_workers=num_workers, collate_fn=_collate)
-            )
+            batches = prepared_batches(inputs, own, place, num_workers=num_workers)
         batch = next(batches)
         found: dict[int, Row | str] = dict(batch.skipped)
         if batch.images is not None:
-            images = batch.images.to(place.device, place.dtype)
-            found.update(zip(batch.used, rows(images), strict=True))
+            found.update(zip(batch.used, rows(batch.images), strict=True))
         return found
 
     with evaluation_mode(loaded.module), torch.no_grad():

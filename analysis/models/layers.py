@@ -7,7 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from analysis.models.precision import true_float32
 from analysis.runs.identity import check_values
+from replknet import DepthwiseConv2d
 
 
 @runtime_checkable
@@ -140,6 +142,26 @@ def _kind(module: nn.Module) -> str:
     return str(getattr(module, "original_name", type(module).__name__))
 
 
+_LARGE = 7
+"""cuDNN has no algorithm for wider depthwise kernels, and takes a hundred times as long as PyTorch's own code."""
+
+
+def fast_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """The memory layout of the maps in which a network computes fastest on a device.
+
+    That is channels last, but not on a GPU with large depthwise convolutions that are PyTorch's own: those go to cuDNN
+    then. A `replknet.DepthwiseConv2d` takes either. On other devices channels last has no advantage.
+    """
+    large = device.type == "cuda" and any(
+        isinstance(layer, nn.Conv2d)
+        and not isinstance(layer, DepthwiseConv2d)
+        and 1 < layer.in_channels == layer.groups
+        and max(layer.kernel_size) > _LARGE
+        for layer in model.modules()
+    )
+    return torch.contiguous_format if large or device.type not in ("cpu", "cuda") else torch.channels_last
+
+
 def require_layers(model: nn.Module, layers: Sequence[str], also: str = "") -> None:
     """Refuse names that are not those of modules; the message mentions `also` beside some that are.
 
@@ -157,7 +179,7 @@ def require_layers(model: nn.Module, layers: Sequence[str], also: str = "") -> N
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with every parameter's gradient off; both are restored module by module on leaving.
+    """Evaluation mode with every parameter's gradient off, computed in true float32; all is restored on leaving.
 
     Raises:
         ForwardError: If parameters have no values yet.
@@ -174,7 +196,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         # Callers may sit inside no_grad or inference_mode, where an input gradient could not be taken.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), true_float32():
             yield
     finally:
         for module, training in modes:

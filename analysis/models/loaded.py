@@ -64,16 +64,22 @@ class LoadedModel(Shown):
             "published": dict(self.published),
         }
 
-    def to(self, device: str, dtype: str = "float32") -> Self:
+    def to(self, device: str | torch.device, dtype: str = "float32") -> Self:
         """The model on a device, in float32, float64, bfloat16 or float16; its own module is moved.
 
+        Args:
+            device: See `resolve_device`.
+            dtype: Of weights and images.
+
         Raises:
-            ValueError: If there is no such device here, or the dtype is another.
+            ValueError: If there is no such device here, it has no such numbers, or the dtype is another.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype}: expected one of {', '.join(DTYPES)}")
-        check_device(device)
-        return replace(self, module=self.module.to(torch.device(device), getattr(torch, dtype)))
+        place = resolve_device(device)
+        if place.type == "mps" and dtype == "float64":
+            raise ValueError("dtype=float64: Apple's GPUs (device mps) have no such numbers; device cpu has")
+        return replace(self, module=self.module.to(place, getattr(torch, dtype)))
 
     def preparation(self, size: int | None = None) -> Transform:
         """From an RGB image to the network's input; `size` in pixels replaces the model's own way by RepLKNet's."""
@@ -89,14 +95,20 @@ def place_of(module: nn.Module) -> Tensor:
     return next(floating, torch.zeros(()))
 
 
-def check_device(device: str | torch.device) -> None:
-    """Refuse a device that is not there.
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device of a name.
+
+    Args:
+        device: Of PyTorch, or "auto": CUDA where there is a GPU for it, else MPS, else the CPU. "cuda" is the GPU of
+            this process, its own one in a process group.
 
     Raises:
-        ValueError: With PyTorch's reason.
+        ValueError: If it is not there, with PyTorch's reason.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(1, device=device)
+        return torch.empty(1, device=device).device
     except (RuntimeError, AssertionError, ImportError) as error:  # each absent backend has its own
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"device={device}: cannot be used here ({reason})") from error

@@ -56,8 +56,10 @@ def untrained_copy(loaded: LoadedModel, *, seed: int = 0) -> LoadedModel:
                 f"model: {loaded.name} has weights that are made from others in every call ({', '.join(made[:3])}: "
                 "pruned, weight-normed or parametrized); no layer can initialise those anew"
             )
-        module = copy.deepcopy(loaded.module)
+        # The CPU's random numbers are the same on every machine.
+        module = copy.deepcopy(loaded.module).to(place.device if place.is_meta else "cpu")
         kept = _reset(module)
+        module.to(place.device)
         if set(kept).issuperset(name for name, _ in module.named_parameters()):
             raise ValueError(f"model: {loaded.name} has no layer that can be initialised anew; name it by its library")
         how = f"each layer's default initialisation in PyTorch, seed {seed}"

@@ -130,7 +130,7 @@ def predict(
 
     def rows(batch: Tensor) -> list[Row | str]:
         logits = classify(loaded, batch)
-        scores, best = logits.double().softmax(1).topk(min(top, logits.shape[1]))
+        scores, best = logits.cpu().double().softmax(1).topk(min(top, logits.shape[1]))
         return split_decided(logits, indices=best, scores=scores, outputs=best.new_full((len(best),), logits.shape[1]))
 
     measured = measure_images(

@@ -80,10 +80,15 @@ def hash_code(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def describe_device(device: torch.device) -> dict[str, str]:
+    """Its name in PyTorch, and that of an NVIDIA or AMD GPU."""
+    name = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {"device": str(device)} | name
+
+
 def describe_environment(reference: Tensor) -> dict[str, str]:
     """Device and dtype of `reference`, and the versions of what computes."""
-    return {
-        "device": str(reference.device),
+    return describe_device(reference.device) | {
         "dtype": str(reference.dtype),
         "python": platform.python_version(),
         "torch": str(torch.__version__),

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from analysis.images.labelled import FolderImages, InMemory, LabelledImages, different_classes
+from analysis.images.labelled import FolderImages, InMemory, different_classes, keep_all
 from analysis.images.preparing import normalize
 from analysis.images.stimuli import StimulusSet
 from analysis.images.synthetic.sets import SyntheticImages, stimulus_set
@@ -17,11 +17,18 @@ from analysis.study.design import Study
 
 
 class StudyImages:
-    """The images that all cells share; each set is made when it is first asked for."""
+    """The images that all cells share; each is made when it is first asked for, or all in advance."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
         self._conflict: dict[float, StimulusSet] = {}
+
+    def make(self, num_workers: int) -> None:
+        """Make all that fit into memory, in so many processes; with 0, nothing is made in advance."""
+        sets = [self.train, self.val]
+        if self.study.data is None:
+            sets += [*self.single.values(), *self._conflicting.values()]
+        keep_all(sets, num_workers)
 
     def _folder(self, split: Any) -> FolderImages:
         assert self.study.data is not None
@@ -31,14 +38,14 @@ class StudyImages:
         return SyntheticImages(options=self.study.synthetic_options, **settings)
 
     @cached_property
-    def train(self) -> LabelledImages:
+    def train(self) -> InMemory:
         study = self.study
         if study.data is not None:
             return InMemory(self._folder("train"))
         return InMemory(self._generated(num_images=study.num_train, balance=study.train_balance, seed=1))
 
     @cached_property
-    def val(self) -> LabelledImages:
+    def val(self) -> InMemory:
         study = self.study
         if study.data is not None:
             return InMemory(self._folder("val"))
@@ -47,12 +54,18 @@ class StudyImages:
     def conflict(self, balance: float) -> StimulusSet:
         """The scenes of the conflict images at one balance."""
         if balance not in self._conflict:
-            images = self._generated(kind="conflict", num_images=self.study.num_conflict, balance=balance, seed=3)
-            self._conflict[balance] = stimulus_set(images)
+            self._conflict[balance] = stimulus_set(self._scenes(balance), self._conflicting.get(balance))
         return self._conflict[balance]
 
+    def _scenes(self, balance: float) -> SyntheticImages:
+        return self._generated(kind="conflict", num_images=self.study.num_conflict, balance=balance, seed=3)
+
     @cached_property
-    def single(self) -> dict[str, LabelledImages]:
+    def _conflicting(self) -> dict[float, InMemory]:
+        return {balance: InMemory(self._scenes(balance)) for balance in self.study.balances}
+
+    @cached_property
+    def single(self) -> dict[str, InMemory]:
         """Images with one cue only."""
         return {
             kind: InMemory(self._generated(kind=kind, num_images=self.study.num_val, seed=4))

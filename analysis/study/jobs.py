@@ -186,10 +186,10 @@ def cell_jobs(
         ValueError: If the processes of a job cannot share a batch, or a device is named beside GPUs.
     """
     processes = options.nodes * (options.gpus or options.processes)
-    if options.gpus and device not in ("cpu", "cuda"):
+    if options.gpus and device not in ("auto", "cuda"):
         raise ValueError(f"device={device}: expected none beside {options.gpus} GPUs, of which each process gets one")
-    device = "cuda" if options.gpus else device
-    check_division(study.recipe, torch.device(device), processes)
+    device = "cuda" if options.gpus else device  # "auto" is what there is where the job runs
+    check_division(study.recipe, torch.device("cpu" if device == "auto" else device), processes)
     return [
         CellJob(
             study=asdict(study),

@@ -178,7 +178,7 @@ def kernel_energy(model: replknet.RepLKNet) -> pd.DataFrame:
     for stage, layers in enumerate(large_kernels(merged)):
         shares = []
         for layer in layers:
-            power = layer.weight.detach().double().square()[:, 0]  # (C, K, K)
+            power = layer.weight.detach().cpu().double().square()[:, 0]  # (C, K, K)
             half = power.shape[-1] // 2
             distance = torch.arange(-half, half + 1).abs()
             radius = torch.maximum(distance[:, None], distance[None, :]).flatten()

@@ -24,12 +24,14 @@ import replknet
 from analysis.images.preparing import normalize
 from analysis.models.complexity import num_macs, num_parameters
 from analysis.models.files import save_network
-from analysis.models.loaded import check_device
+from analysis.models.layers import evaluation_mode
+from analysis.models.loaded import resolve_device
 from analysis.models.loading import load_model
+from analysis.models.precision import float32_settings
 from analysis.models.untrained import calibrate
 from analysis.receptive_field.measuring import effective_receptive_field
 from analysis.receptive_field.result import ErfResult
-from analysis.runs.identity import describe_environment, hash_weights, processor_name
+from analysis.runs.identity import describe_environment, hash_weights, identify, processor_name
 from analysis.runs.locking import LOCK_FILE, Lock
 from analysis.runs.processes import by_first, num_processes
 from analysis.runs.results import ResultError
@@ -43,6 +45,7 @@ from analysis.shape_bias.result import ShapeBiasResult
 from analysis.study.design import Cell, Study
 from analysis.study.images import StudyImages
 from analysis.study.result import CellResult
+from analysis.training.batches import random_state
 from analysis.training.loop import accuracy, train
 from analysis.training.parallel import check_division
 from analysis.training.progress import Curve
@@ -80,8 +83,8 @@ def run_study(
         study: What to do.
         directory: Gets `cells/<name>/` with `cell.json` (the complete recipe), `network.safetensors` (which
             `load_model` reads), `curve.csv` and the measurements.
-        num_workers: Processes that load images; without effect on the results.
-        device: Where networks are trained and measured; recorded with each cell.
+        num_workers: Processes that make or load images; without effect on the results.
+        device: Where networks are trained and measured, "auto" as in `LoadedModel.to`; recorded with each cell.
         progress: Called with the work done, all work, and the name of the cell at work.
 
     Returns:
@@ -93,7 +96,7 @@ def run_study(
     """
     images = StudyImages(study)
     images.check()
-    check_place(study, device)
+    device = check_place(study, device)
     check_number("num_workers", num_workers, WORKERS)
     directory = named_path(directory, "directory")
     check_folder(study, directory, images)
@@ -114,14 +117,15 @@ def run_study(
     return outcomes
 
 
-def check_place(study: Study, device: str | torch.device) -> None:
-    """Refuse a device on which no cell could be trained, or batches that the processes cannot share.
+def check_place(study: Study, device: str | torch.device) -> torch.device:
+    """The device of a name, on which cells can be trained, in batches that the processes can share.
 
     Raises:
         ValueError: Naming what is wrong.
     """
-    check_device(device)
-    check_division(study.recipe, torch.device(device))
+    place = resolve_device(device)
+    check_division(study.recipe, place)
+    return place
 
 
 def run_cell(
@@ -149,7 +153,7 @@ def run_cell(
     locks: list[Lock] = []
     try:
         by_first(lambda: _lock(target, cell, locks))
-        result = _run_cell(study, cell, images, settings, target, num_workers, torch.device(device), report)
+        result = _run_cell(study, cell, images, settings, target, num_workers, resolve_device(device), report)
     except Exception as error:  # whatever it is, the other cells do not depend on it
         if locks:
             with suppress(OSError), replacing(target / "error.txt") as path:
@@ -228,6 +232,7 @@ def _run_cell(
     report: Callable[[int], None],
 ) -> CellResult:
     by_first(lambda: _begin_cell(target, settings))
+    images.make(num_workers)
     classes = images.train.classes
     network = _new_network(study, cell, len(classes)).to(device)
     untrained = _measure_erf(_calibrated_copy(network, images), images, f"{cell.name}, untrained")
@@ -251,8 +256,11 @@ def _run_cell(
     if study.data is None:
         shape_only, texture_only = (accuracy(fast, images.single[kind]) for kind in ("shape-only", "texture-only"))
         loaded = replace(load_model(str(target / "network.safetensors")), module=fast, name=cell.name)
+        identity = identify(fast)
         conflicts = {
-            balance: evaluate_shape_bias(loaded, images.conflict(balance), mapping=MAPPING, batch_size=64)
+            balance: evaluate_shape_bias(
+                loaded, images.conflict(balance), mapping=MAPPING, batch_size=64, identity=identity
+            )
             for balance in study.balances
         }
     result = CellResult(
@@ -321,7 +329,7 @@ def _environment(device: torch.device) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # run from a folder
             versions[name] = "not installed"
     machine = {"processor": processor_name(), "threads": str(torch.get_num_threads())}
-    return describe_environment(torch.zeros((), device=device)) | versions | machine
+    return describe_environment(torch.zeros((), device=device)) | versions | machine | float32_settings(device)
 
 
 def _described(study: Study) -> dict[str, Any]:
@@ -332,8 +340,8 @@ def _described(study: Study) -> dict[str, Any]:
 
 def _new_network(study: Study, cell: Cell, num_classes: int) -> replknet.RepLKNet:
     """With the first weights of the cell's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cell.seed)
+    with random_state(torch.device("cpu")) as seed:
+        seed(cell.seed)
         return replknet.RepLKNet(study.config(cell, num_classes))
 
 
@@ -360,8 +368,8 @@ def _inference_ms(model: nn.Module, size: int) -> float:
     device = next(model.parameters()).device
     batch = normalize(torch.zeros(_INFERENCE_BATCH, 3, size, size, dtype=torch.uint8)).to(device)
     seconds = []
-    with torch.no_grad():
-        model(batch)  # packs weights
+    with evaluation_mode(model), torch.no_grad():
+        model(batch)  # packs weights, or compiles
         for _ in range(_NUM_TIMINGS):
             start = time.perf_counter()
             float(model(batch).sum())  # waits for the device

@@ -2,11 +2,10 @@
 
 Everything random in step k follows from the seed and k alone: an interrupted run that continues from its checkpoint
 ends with the same weights, bit for bit, on the same machine with the same number of threads and processes, and so does
-a run with any number of loader processes.
+a run with any number of loader processes; on a GPU as far as PyTorch's own operators are deterministic.
 """
 
 import math
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,17 +18,18 @@ from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.images.labelled import LabelledImages, different_classes
 from analysis.images.preparing import check_normalization, normalize
-from analysis.models.layers import evaluation_mode, run
+from analysis.models.layers import evaluation_mode, fast_layout, run
 from analysis.runs.processes import copy_buffers, gather, in_turns, num_processes, rank, total
 from analysis.runs.settings import BATCHES, SEEDS, WORKERS, check_number
-from analysis.training.batches import OrderedBatches, TrainingBatches, mix, seeded
+from analysis.training.batches import OrderedBatches, TrainingBatches, mix, random_state, seeded
 from analysis.training.parallel import TrainingError, check_division, lost_processes_named, prepared, unsynchronised
 from analysis.training.progress import Curve, TrainingState
+from analysis.training.readings import Readings
 from analysis.training.recipe import STEPS, Recipe
 from analysis.training.signals import DeferredSignals, leave_signals_to_parent
 
@@ -112,50 +112,52 @@ def train(
         if value is not None:
             check_number(name, value, STEPS)
     device = next(model.parameters()).device
+    layout = fast_layout(model, device)
     model.train()
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=layout)
     state = TrainingState.begin(model, images, recipe, seed, None if checkpoint is None else Path(checkpoint))
     last = min(recipe.steps, stop_after or recipe.steps)
     records, evaluations = (_due(every, recipe.steps, last) for every in (record_every, evaluate_every))
     batches = TrainingBatches(images, recipe, seed, (rank(), num_processes()))
     mixing = _Mixing(recipe, len(images.classes), device)
+    readings, on_gpu = Readings(device), device.type == "cuda"
     with (
-        torch.random.fork_rng(devices=[]),
+        random_state(device) as seed_all,
         torch.enable_grad(),
         prepared(model, recipe, device) as network,
         DeferredSignals(active=checkpoint is not None) as signals,
-        closing(_load(batches, range(state.step, last), num_workers)) as loader,
+        closing(_load(batches, range(state.step, last), num_workers, device)) as loader,
         lost_processes_named(),
     ):
         for step, (pixels, labels) in zip(range(state.step, last), loader, strict=True):
-            start = time.perf_counter()
-            torch.manual_seed(mix(seed, step, "drop path", *([rank()] if rank() else [])))
+            readings.start()
+            seed_all(mix(seed, step, "drop path", *([rank()] if rank() else [])))
             state.schedule.step_update(step + 0.5)  # mid-step: the rate is never 0
             state.optimizer.zero_grad()
-            found = torch.zeros(3, dtype=torch.float64)  # loss, share of right answers, signal
+            losses, correct = [], []
             parts = list(zip(pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True))
             for number, (part, answers) in enumerate(parts):
-                answers = answers.to(device)
-                inputs = normalize(part.to(device), mean, std)
+                answers = answers.to(device, non_blocking=on_gpu)
+                inputs = normalize(part.to(device, non_blocking=on_gpu), mean, std).contiguous(memory_format=layout)
                 inputs, targets = mixing(inputs, answers, mix(seed, step, number, rank(), "mixing"))
                 with unsynchronised(network, active=number < len(parts) - 1):
                     with torch.autocast(device.type, torch.bfloat16, enabled=bool(recipe.autocast)):
                         logits = network(inputs)
                         loss = F.cross_entropy(logits, targets, label_smoothing=mixing.smoothing)
                     (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
-                found[0] += loss.item() / len(parts)
-                found[1] += float((logits.argmax(1) == answers).double().mean()) / len(parts)
-            found[2] = signals.number
-            mean_loss, correct, signalled = (total(found) / num_processes()).tolist()
-            if not math.isfinite(mean_loss):
-                raise TrainingError(f"step {step}: the loss is {mean_loss}; try a lower learning_rate")
-            gradient_norm = float(nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm))
-            if not math.isfinite(gradient_norm):
-                raise TrainingError(f"step {step}: the gradient's norm is {gradient_norm}; try a lower learning_rate")
-            state.optimizer.step()
-            if state.average is not None:
-                state.average.update_parameters(model)
-            state.add(mean_loss, correct, time.perf_counter() - start)
+                losses.append(loss)
+                correct.append((logits.argmax(1) == answers).sum())
+            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
+            readings.add(step, losses, correct, len(pixels) // len(parts), norm)
+            signalled, stores = total(torch.tensor([signals.number, state.due], dtype=torch.float64)).tolist()
+            stores = stores or signalled or step + 1 == last
+            reads = stores or readings.due or step + 1 in records | evaluations
+            if reads:  # before the step has its effect, and before anything is written
+                state.add(readings.outcomes())
+            state.finish_step()
+            readings.stop()
+            if reads:
+                state.seconds += readings.seconds()
             if step + 1 in records | evaluations:
                 measured = math.nan
                 if validation is not None and step + 1 in evaluations:
@@ -164,7 +166,8 @@ def train(
                 state.record(measured)
                 if recorded is not None and rank() == 0:
                     recorded(state.curve())
-            state.store_if_due(now=signalled > 0 or step + 1 == last)
+            if stores:
+                state.store()
             if progress is not None:
                 progress(step + 1, last)
             if signalled and step + 1 < last:
@@ -228,34 +231,45 @@ def accuracy(
     check_normalization(mean, std)
     reference = next(model.parameters())
     copy_buffers(model)
+    on_gpu = reference.device.type == "cuda"
+    device, layout = reference.device, fast_layout(model, reference.device)
     batches = OrderedBatches(images, batch_size)
-    own = range(rank(), len(batches), num_processes())
-    with evaluation_mode(model), torch.no_grad(), closing(_load(batches, own, num_workers)) as loader:
 
-        def num_correct(_: int) -> int:
-            pixels, labels = next(loader)
-            inputs = normalize(pixels.to(reference.device), mean, std).to(reference.dtype)
-            logits = model(inputs)
-            if not logits.isfinite().all():
-                raise TrainingError("accuracy: the network's logits are not finite")
-            return int((logits.argmax(1).cpu() == labels).sum())
+    def num_correct(first: int) -> int:
+        """Of this process's part, read back from the device once."""
+        found = torch.zeros(2, dtype=torch.int64, device=device)
+        with closing(_load(batches, range(first, len(batches), num_processes()), num_workers, device)) as loader:
+            for pixels, labels in loader:
+                inputs = normalize(pixels.to(device, non_blocking=on_gpu), mean, std).contiguous(memory_format=layout)
+                logits = model(inputs.to(reference.dtype))
+                right = logits.argmax(1) == labels.to(device, non_blocking=on_gpu)
+                found += torch.stack([right.sum(), (~logits.isfinite()).sum()])
+        right_ones, not_finite = found.tolist()
+        if not_finite:
+            raise TrainingError("accuracy: the network's logits are not finite")
+        return int(right_ones)
 
-        return sum(in_turns(len(batches), num_correct)) / len(images)
+    with evaluation_mode(model), torch.no_grad():
+        return sum(in_turns(num_processes(), num_correct)) / len(images)
 
 
 def _load(
-    batches: Dataset[tuple[Tensor, Tensor]], items: Sequence[int], num_workers: int
+    batches: TrainingBatches | OrderedBatches, items: Sequence[int], num_workers: int, device: torch.device
 ) -> Generator[tuple[Tensor, Tensor]]:
-    if num_workers == 0:
-        yield from (batches[item] for item in items)
+    """Batches in order, for a GPU in memory that it reads by itself."""
+    on_gpu = device.type == "cuda"
+    if num_workers == 0 or batches.at_hand:
+        for item in items:
+            pixels, labels = batches[item]
+            yield (pixels.pin_memory(), labels.pin_memory()) if on_gpu else (pixels, labels)
         return
     yield from DataLoader(
         batches,
         batch_size=None,
         sampler=items,
-        num_workers=num_workers,
+        num_workers=min(num_workers, max(len(items), 1)),
         worker_init_fn=leave_signals_to_parent,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=on_gpu,
     )
 
 
@@ -271,6 +285,7 @@ class _Mixing:
     def __init__(self, recipe: Recipe, num_classes: int, device: torch.device) -> None:
         self.smoothing = 0.0 if recipe.mixes else recipe.label_smoothing
         self._erase = self._mix = None
+        self._device = device
         if recipe.random_erasing:
             self._erase = RandomErasing(recipe.random_erasing, mode="pixel", max_count=1, device=device)
         if recipe.mixes:
@@ -281,7 +296,7 @@ class _Mixing:
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         if self._erase is None and self._mix is None:
             return images, labels
-        with seeded(seed):
+        with seeded(seed, self._device):
             if self._erase is not None:
                 images = self._erase(images)
             if self._mix is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from analysis.runs.identity import describe_device
 from analysis.runs.processes import num_processes, rank
 from analysis.training.recipe import Recipe
 
@@ -36,6 +37,22 @@ def check_division(recipe: Recipe, device: torch.device, processes: int | None =
         )
     if recipe.sync_batch_norm and processes > 1 and device.type == "cpu":
         raise ValueError("sync_batch_norm=True: PyTorch synchronises batch norms on GPUs only, not on the CPU")
+    if recipe.autocast and not _has_bfloat16(device):
+        raise ValueError(
+            f"autocast={recipe.autocast!r}: {', '.join(describe_device(device).values())} does not compute with "
+            "these numbers itself, and is slower with them; expected ''"
+        )
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself; of a GPU that another machine has, it is taken for granted."""
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return True
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    with warnings.catch_warnings(action="ignore"), torch.autocast(device.type, torch.bfloat16):
+        return torch.is_autocast_enabled(device.type)
 
 
 @contextmanager

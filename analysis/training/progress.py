@@ -3,17 +3,17 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from analysis.images.labelled import LabelledImages
 from analysis.runs.identity import hash_code, hash_weights
@@ -66,9 +66,10 @@ class TrainingState:
             warmup_prefix=False,
             t_in_epochs=False,
         )
+        self._decay = recipe.ema_decay
         self.average: AveragedModel | None = None
         if recipe.ema_decay is not None:
-            self.average = AveragedModel(model, multi_avg_fn=_moving_average(recipe.ema_decay), use_buffers=True)
+            self.average = AveragedModel(model)
         self.step = 0
         self.notes: tuple[str, ...] = ()
         self.seconds: list[float] = []
@@ -102,12 +103,33 @@ class TrainingState:
             state._loss, state._correct = loop["loss"], loop["correct"]
         return state
 
-    def add(self, loss: float, correct: float, seconds: float) -> None:
-        """Note a step that is done."""
-        self._loss.append(loss)
-        self._correct.append(correct)
-        self.seconds.append(seconds)
+    def add(self, outcomes: Sequence[tuple[float, float]]) -> None:
+        """Note loss and share of right answers of the next steps."""
+        for loss, correct in outcomes:
+            self._loss.append(loss)
+            self._correct.append(correct)
+
+    def finish_step(self) -> None:
+        """Change the weights by the gradient, and their average by these."""
+        self.optimizer.step()
+        if self.average is not None:
+            self._update(self.average)
         self.step += 1
+
+    @torch.no_grad()
+    def _update(self, average: AveragedModel) -> None:
+        """As `AveragedModel` does it itself, which reads its count back from a GPU."""
+        decay = 0.0 if self._decay is None or self.step == 0 else min(self._decay, (1 + self.step) / (10 + self.step))
+        floats: tuple[list[Tensor], list[Tensor]] = [], []
+        for own, value in zip(_tensors(average.module), _tensors(self.model), strict=True):
+            if decay and own.is_floating_point():
+                floats[0].append(own)
+                floats[1].append(value)
+            else:
+                own.copy_(value)
+        if floats[0]:
+            get_ema_multi_avg_fn(decay)(*floats, None)  # type: ignore[no-untyped-call]
+        average.n_averaged += 1
 
     def record(self, accurate: float) -> None:
         """Begin a new entry of the curve."""
@@ -131,10 +153,15 @@ class TrainingState:
         module: nn.Module = self.average.module
         return module
 
-    def store_if_due(self, *, now: bool) -> None:
-        """Write the state, in the first process, if it is time to or it must be."""
+    @property
+    def due(self) -> bool:
+        """Whether it is time that this process writes the state."""
         wait = max(_SECONDS_BETWEEN_CHECKPOINTS, self._seconds_to_store / _SHARE_OF_CHECKPOINTS)
-        if self._path is None or rank() > 0 or not (now or time.monotonic() - self._stored > wait):
+        return self._path is not None and rank() == 0 and time.monotonic() - self._stored > wait
+
+    def store(self) -> None:
+        """Write the state, in the first process."""
+        if self._path is None or rank() > 0:
             return
         began = time.monotonic()
         loop = {"step": self.step, "rows": self._rows, "seconds": self.seconds}
@@ -151,18 +178,9 @@ class TrainingState:
         self._seconds_to_store = self._stored - began
 
 
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    @torch.no_grad()
-    def update(averages: Any, values: Any, num_averaged: Any) -> None:
-        count = int(num_averaged)
-        keep = min(decay, (1 + count) / (10 + count))
-        for average, value in zip(averages, values, strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, 1 - keep)
-            else:
-                average.copy_(value)
-
-    return update
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
 
 
 def _fingerprint(model: nn.Module, images: LabelledImages, recipe: Recipe, seed: int) -> str:

@@ -17,6 +17,7 @@ from replknet.networks.folding import (
     embed_kernel,
     fold_norm_after,
     fold_norm_before,
+    in_float64,
     is_foldable,
     is_foldable_norm,
 )
@@ -136,8 +137,8 @@ def _is_one_convolution(branch: ConvBN) -> bool:
 
 def _values(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """Weight and bias in float64."""
-    weight = conv.weight.detach().double()
-    return weight, weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().double()
+    weight = in_float64(conv.weight)
+    return weight, weight.new_zeros(conv.out_channels) if conv.bias is None else in_float64(conv.bias)
 
 
 def fold_before(norm: nn.Module, layer: nn.Module) -> nn.Module:

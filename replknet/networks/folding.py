@@ -44,6 +44,12 @@ def copy_of(model: ModuleT) -> ModuleT:
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in made})
 
 
+def in_float64(values: Tensor) -> Tensor:
+    """Without a gradient; on the CPU where the device has no such numbers."""
+    values = values.detach()
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def batch_norm_affine(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Scale and shift of a batch norm in evaluation mode, each of shape (C,), float64: y = scale * x + shift.
 
@@ -52,19 +58,19 @@ def batch_norm_affine(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
     """
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError("a batch norm without running statistics (track_running_stats=False) cannot be folded")
-    scale = (bn.running_var.double() + bn.eps).rsqrt()
+    scale = (in_float64(bn.running_var) + bn.eps).rsqrt()
     if bn.weight is not None:
-        scale = scale * bn.weight.detach().double()
-    shift = -bn.running_mean.double() * scale
+        scale = scale * in_float64(bn.weight)
+    shift = -in_float64(bn.running_mean) * scale
     if bn.bias is not None:
-        shift = shift + bn.bias.detach().double()
+        shift = shift + in_float64(bn.bias)
     return scale, shift
 
 
 def fold_norm_after(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias of `scale * (conv or linear) + shift`; `weight` has the outputs on its first axis."""
-    folded = weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    return folded, shift if bias is None else shift + bias.double() * scale
+    folded = in_float64(weight) * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    return folded, shift if bias is None else shift + in_float64(bias) * scale
 
 
 def fold_norm_before(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,10 +79,10 @@ def fold_norm_before(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: 
     Exact for a linear layer and an unpadded, ungrouped 1x1 convolution only: zero padding would have to be `-shift /
     scale`. `weight` has shape (outputs, inputs) or (outputs, inputs, 1, 1).
     """
-    matrix = weight.double().flatten(1)
+    matrix = in_float64(weight).flatten(1)
     folded = (matrix * scale).reshape(weight.shape)
     offset = matrix @ shift
-    return folded, offset if bias is None else offset + bias.double()
+    return folded, offset if bias is None else offset + in_float64(bias)
 
 
 def embed_kernel(small: Tensor, size: int) -> Tensor:
@@ -88,5 +94,6 @@ def embed_kernel(small: Tensor, size: int) -> Tensor:
 def assign(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> None:
     """Give `layer` new values in the dtype it has; a bias is made where there was none."""
     old = layer.weight
-    layer.weight = nn.Parameter(weight.detach().to(old.dtype), requires_grad=old.requires_grad)
-    layer.bias = nn.Parameter(bias.detach().to(old.dtype), requires_grad=old.requires_grad)
+    weight, bias = (values.detach().to(old.dtype).to(old.device) for values in (weight, bias))
+    layer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+    layer.bias = nn.Parameter(bias, requires_grad=old.requires_grad)

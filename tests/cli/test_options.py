@@ -1,16 +1,20 @@
 """Options made from dataclasses: their names, help, defaults, and what they fill."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
+from analysis import ErfResult
 from analysis.cli.ablate import ablate_train
-from analysis.cli.options import Fields, ModelChoice, parse_names, parse_numbers, takes
+from analysis.cli.options import Fields, ModelChoice, default_workers, parse_names, parse_numbers, takes
+from analysis.models.loaded import resolve_device
 from analysis.study.design import Study
 from analysis.study.jobs import JobOptions
 from analysis.training.recipe import Recipe
@@ -120,7 +124,7 @@ def test_names() -> None:
 def test_the_choice_of_a_model() -> None:
     (small,) = ModelChoice(kernel_sizes=["3,3,3,3"], seed=1).load(["replknet_nano_k31"])
     assert small.module.config.kernel_sizes == (3, 3, 3, 3)  # type: ignore[union-attr]
-    assert ModelChoice().computed_on() == {}
+    assert ModelChoice(device="cpu").computed_on() == {}
     assert ModelChoice(device="meta", dtype="float16").computed_on() == {"device": "meta", "dtype": "float16"}
     with pytest.raises(ValueError, match="small_kernel=3: applies to RepLKNets by name only"):
         ModelChoice(small_kernel=3).load(["timm:resnet18"])
@@ -130,6 +134,45 @@ def test_the_choice_of_a_model() -> None:
         ModelChoice(unit_scales=True).load(["replknet_nano_k3"])
     assert ModelChoice(unit_scales=True, pretrained=False).load(["replknet_nano_k3"])[0].initial
     assert ModelChoice(seed=3, checkpoint=Path("w.pth")).given() == {"seed": 3, "checkpoint": Path("w.pth")}
+
+
+def present(monkeypatch: pytest.MonkeyPatch, *, cuda: bool, mps: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+def test_the_device_auto_without_a_gpu_is_that_of_runs_that_named_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    present(monkeypatch, cuda=False, mps=False)
+    assert ModelChoice() == ModelChoice(device="auto")
+    assert ModelChoice().computed_on() == {}
+    command = f"erf replknet_nano_k3 --size 64 --num-images 1 --out {tmp_path / 'erf'}"
+    run(command)
+    assert "note: computed on cpu\n" in capsys.readouterr().err
+    assert "device" not in json.loads((tmp_path / "erf" / "run.json").read_text())["settings"]
+    assert ErfResult.load(tmp_path / "erf" / "replknet_nano_k3").environment["device"] == "cpu"
+    run(f"{command} --device cpu")
+    assert "computed on" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps")])
+def test_the_device_auto_is_a_gpu_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, device: str
+) -> None:
+    present(monkeypatch, cuda=cuda, mps=mps)
+    with pytest.raises(ValueError, match=f"device={device}: cannot be used here"):  # which tells what was chosen
+        resolve_device("auto")
+    with pytest.raises(ValueError, match=f"device={device}: cannot be used here"):
+        ModelChoice().load(["replknet_nano_k3"])
+    assert ModelChoice(device="cpu").load(["replknet_nano_k3"])[0].notes == ()
+
+
+def test_workers() -> None:
+    assert ModelChoice(device="cpu").workers(None) == 0
+    assert ModelChoice(device="cpu").workers(3) == 3
+    assert [default_workers(cores) for cores in (0, 1, 2, 8, 64)] == [0, 0, 1, 7, 12]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from analysis.images.labelled import LabelledImages
 from analysis.images.stimuli import StimulusSet
 from analysis.images.synthetic.drawing import SyntheticOptions, draw_image
 from analysis.images.synthetic.outlines import CLASSES
@@ -107,14 +108,18 @@ def stimulus_name(images: SyntheticImages, index: int) -> str:
     return f"{first}.png" if images.kind == "shape-only" else f"{first}-{CLASSES[texture]}{index + 1}.png"
 
 
-def stimulus_set(images: SyntheticImages) -> StimulusSet:
+def stimulus_set(images: SyntheticImages, made: LabelledImages | None = None) -> StimulusSet:
     """The images in memory, as `evaluate_shape_bias` takes them (with `MAPPING`).
+
+    Args:
+        images: What they show.
+        made: The same images, where they are made already.
 
     Raises:
         ValueError: If the images have no shape.
     """
     order = sorted(range(len(images)), key=lambda index: stimulus_name(images, index))
-    arrays = tuple(images[index][0] for index in order)
+    arrays = tuple((made or images)[index][0] for index in order)
     cues = [images.cues(index) for index in order]
     textured = images.kind != "shape-only"
     return StimulusSet(

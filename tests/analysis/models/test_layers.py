@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import analysis
+import replknet
 from analysis import ForwardError, LayerError, effective_receptive_field, extract_features, theoretical_receptive_field
-from analysis.models.layers import layer_output, run
+from analysis.models.layers import fast_layout, layer_output, run
 
 
 class Written(nn.Module):
@@ -206,3 +207,23 @@ def test_a_layer_that_is_not_run_or_gives_no_map() -> None:
 def test_a_wrong_number_of_channels_is_one_line() -> None:
     with pytest.raises(ForwardError, match=r"Conv2d cannot take images of shape \(1, 4, 16, 16\)"):
         run(nn.Conv2d(3, 4, 3), torch.rand(1, 4, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("layer", "on_gpu"),
+    [
+        (nn.Conv2d(8, 8, 31, padding=15, groups=8), torch.contiguous_format),
+        (nn.Conv2d(8, 16, (5, 51), groups=8), torch.contiguous_format),
+        (nn.Conv2d(8, 8, 7, padding=3, groups=8), torch.channels_last),
+        (nn.Conv2d(8, 8, 31, groups=4), torch.channels_last),
+        (nn.Conv2d(1, 8, 31), torch.channels_last),
+        (replknet.DepthwiseConv2d(8, 31), torch.channels_last),
+    ],
+    ids=str,
+)
+def test_channels_last_but_where_a_gpu_would_be_slow(layer: nn.Module, on_gpu: torch.memory_format) -> None:
+    """cuDNN has no large depthwise kernels; PyTorch's own, of contiguous maps, and replknet's are fast."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), layer)
+    assert fast_layout(network, torch.device("cuda", 1)) == on_gpu
+    assert fast_layout(network, torch.device("cpu")) == torch.channels_last
+    assert fast_layout(network, torch.device("mps")) == torch.contiguous_format

@@ -18,6 +18,7 @@ import replknet
 import replknet.timm_models
 from analysis import effective_receptive_field, load_model
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD, imagenet_classes
+from analysis.models import loaded as loaded_module
 from analysis.models.files import save_network
 from analysis.models.loading import as_loaded
 from analysis.recognition.prediction import class_names
@@ -244,11 +245,18 @@ def test_device_and_dtype(tmp_path: Path) -> None:
     assert meta.module(torch.zeros(2, 3, 64, 64, device="meta", dtype=torch.float16)).shape == (2, 12)
 
 
+def test_apples_gpus_have_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaded_module, "resolve_device", torch.device)
+    with pytest.raises(ValueError, match=r"dtype=float64: Apple's GPUs \(device mps\) have no such numbers"):
+        load_model("replknet_nano_k31").to("mps", "float64")
+
+
 ACCELERATORS = [
     name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there
 ]
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not ACCELERATORS, reason="no CUDA or MPS device")
 @pytest.mark.parametrize("device", ACCELERATORS)
 def test_an_accelerator_gives_the_same_results(device: str, image: Image.Image, tmp_path: Path) -> None:

@@ -10,10 +10,14 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
+from torch import nn
+from torchvision.transforms import v2
 
 from analysis.images.labelled import DataError
 from analysis.images.shards import TarShards
-from analysis.training.batches import OrderedBatches, TrainingBatches, seeded
+from analysis.images.synthetic.drawing import SyntheticOptions
+from analysis.images.synthetic.sets import SyntheticImages
+from analysis.training.batches import OrderedBatches, TrainingBatches, mix, seeded
 from analysis.training.recipe import Recipe
 
 
@@ -126,11 +130,25 @@ def test_the_parts_of_a_batch_are_the_batch(shards: Path, augmentation: str) -> 
         assert torch.equal(labels, torch.cat([part[step][1] for part in parts]))
 
 
+@pytest.mark.parametrize("augmentation", ["flip", "flip-crop"])
+def test_images_are_flipped_and_moved_as_torchvision_does(augmentation: str) -> None:
+    """The same draws through torchvision's own transforms, from the seed of the step."""
+    images = SyntheticImages(num_images=40, seed=1, options=SyntheticOptions(size=32))
+    recipe = Recipe(steps=2, batch_size=40, augmentation=augmentation)  # type: ignore[arg-type]
+    found, _ = TrainingBatches(images, recipe, seed=3)[1]
+    steps: list[nn.Module] = [v2.RandomHorizontalFlip()]
+    if augmentation == "flip-crop":
+        steps.append(v2.RandomCrop(32, padding=4, padding_mode="reflect"))
+    transform = v2.Compose(steps)
+    order = np.random.default_rng((3, 1)).permutation(40)
+    with seeded(mix(3, 1, "augmentation")):
+        expected = [transform(torch.from_numpy(images[int(index)][0]).permute(2, 0, 1)) for index in order]
+    assert torch.equal(found, torch.stack(expected))
+
+
 def test_photographs_are_augmented_as_timm_does(shards: Path) -> None:
     """The same draws through timm's own pipeline, from the seed of the image."""
     from timm.data import create_transform
-
-    from analysis.training.batches import mix
 
     images = TarShards(shards, "train")
     recipe = Recipe(steps=1, batch_size=4, augmentation="imagenet", image_size=16)

@@ -1,4 +1,5 @@
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from PIL import Image
 from torch import nn
 
 import replknet
-from analysis.images.labelled import DataError, FolderImages, InMemory, LabelledImages
+from analysis.images.labelled import DataError, FolderImages, InMemory, LabelledImages, keep_all
 from analysis.images.preparing import normalize
+from analysis.images.synthetic.sets import SyntheticImages
 from analysis.training.batches import TrainingBatches
 from analysis.training.loop import Training, accuracy, train
-from analysis.training.parallel import TrainingError
+from analysis.training.parallel import TrainingError, check_division
+from analysis.training.progress import TrainingState
+from analysis.training.readings import Readings
 from analysis.training.recipe import Recipe
 from analysis.training.state import StateError
 
@@ -228,6 +232,92 @@ def test_a_gradient_that_is_not_finite_ends_it_before_it_reaches_the_weights() -
     assert model.scale.tolist() == [0, 0]
 
 
+class Failing(nn.Module):
+    """Its loss is not a number in one step of a training."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.layer, self.left = nn.Linear(3, 2), step
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layer(x.mean((2, 3)))
+        self.left -= self.training
+        return logits * float("nan") if self.training and self.left == -1 else logits
+
+
+@pytest.fixture
+def rarely_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, of which every step is not read at once."""
+    monkeypatch.setattr(Readings, "due", False)
+
+
+@pytest.mark.usefixtures("rarely_read")
+@pytest.mark.parametrize("stores", [True, False])
+def test_what_is_not_finite_is_named_by_its_step_before_anything_is_written(
+    stores: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingState, "due", stores)
+    state = tmp_path / "state.pt"
+    with pytest.raises(TrainingError, match="step 3: the loss is nan"):
+        train(Failing(3), Stripes(8), None, RECIPE, checkpoint=state, record_every=10)
+    if stores:
+        content = torch.load(state, weights_only=True)
+        assert content["loop"]["step"] == 3
+        assert all(values.isfinite().all() for values in content["model"].values())
+    else:
+        assert not state.exists()
+
+
+def test_steps_that_are_read_together_are_those_that_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(RECIPE, accumulate=2, ema_decay=0.9)
+    found = []
+    for together in (False, True):
+        if together:
+            monkeypatch.setattr(Readings, "due", False)
+        model = network()
+        found.append((train(model, Stripes(8), Stripes(4), recipe), weights(model)))
+    assert found[0][0].curve == found[1][0].curve
+    assert_same(found[0][1], found[1][1])
+    assert found[1][0].seconds_per_step > 0
+
+
+def test_moving_average_of_weights_and_statistics_by_hand() -> None:
+    """The first weights, then (1 + t) / (10 + t) of the average and the rest of the new ones; counts are copied."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 16), nn.BatchNorm2d(2), nn.Flatten())
+    recipe = replace(RECIPE, steps=4, ema_decay=0.9)
+    seen: list[dict[str, torch.Tensor]] = []
+    original = TrainingState.finish_step
+
+    def finish(state: TrainingState) -> None:
+        original(state)
+        seen.append(weights(state.model))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingState, "finish_step", finish)
+        train(model, Stripes(8), None, recipe)
+    expected = {name: value.double() for name, value in seen[0].items()}
+    for count, after in enumerate(seen[1:], 1):
+        keep = (1 + count) / (10 + count)
+        expected = {name: keep * value + (1 - keep) * after[name].double() for name, value in expected.items()}
+    expected["1.num_batches_tracked"] = torch.tensor(4.0)
+    for name, value in weights(model).items():
+        torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_gpu_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, gpu = replace(RECIPE, autocast="bfloat16"), torch.device("cuda:0")
+    check_division(recipe, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_division(recipe, gpu)  # of another machine
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation, there=there: there)
+        with nullcontext() if there else pytest.raises(ValueError, match="autocast='bfloat16': cuda:0, Tesla T4 does"):
+            check_division(recipe, gpu)
+
+
 def test_recipe_is_checked() -> None:
     for name, value in (
         ("steps", 0),
@@ -333,6 +423,39 @@ def test_images_are_kept_in_memory() -> None:
     asked = len(source.asked)
     assert all(np.array_equal(kept[index][0], pixels) for index, pixels in enumerate(first))
     assert len(source.asked) == asked
+
+
+def test_images_made_in_processes_are_those_made_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [InMemory(SyntheticImages(num_images=70, seed=seed)) for seed in (1, 2)]
+    sets[1][3]
+    keep_all(sets, 0)
+    assert [images.complete for images in sets] == [False, False]
+    keep_all(sets, 2)
+    assert [images.complete for images in sets] == [True, True]
+    monkeypatch.setattr(SyntheticImages, "__getitem__", None)  # none is made again
+    found = [[images[index] for index in range(70)] for images in sets]
+    monkeypatch.undo()
+    for seed, items in enumerate(found, 1):
+        for index, (pixels, label) in enumerate(items):
+            expected, right = SyntheticImages(num_images=70, seed=seed)[index]
+            assert label == right
+            np.testing.assert_array_equal(pixels, expected)
+
+
+class Damaged(Stripes):
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        if index == 5:
+            raise DataError("damaged")
+        return super().__getitem__(index)
+
+
+def test_an_image_that_cannot_be_made_in_advance_is_named_to_whoever_asks_for_it() -> None:
+    images = InMemory(Damaged(8))
+    keep_all([images], 1)
+    assert not images.complete
+    assert images[4][1] == 0
+    with pytest.raises(DataError, match="damaged"):
+        images[5]
 
 
 def test_validation_of_other_classes_is_refused(tmp_path: Path) -> None:
