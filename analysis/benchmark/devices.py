@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 
-from analysis.models.loaded import check_device
 from analysis.runs.identity import processor_name
 from analysis.runs.memory import is_freed_memory_kept, return_freed_memory
 
@@ -20,18 +19,6 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 SHORT = 0.001
 """Seconds below which a GPU may wait for the processor, so that its own time is measured by a graph of the call."""
-
-
-def resolved_device(device: str) -> str:
-    """That device; of "auto" the first that is there of CUDA, MPS and the processor.
-
-    Raises:
-        ValueError: If it is not there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    check_device(device)
-    return torch.device(device).type if device.endswith(":0") else device
 
 
 class Meter:

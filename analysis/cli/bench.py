@@ -13,12 +13,13 @@ import typer
 from rich.table import Table
 
 from analysis.benchmark.convolutions import convolution_cases, with_published, with_sums
-from analysis.benchmark.devices import DTYPES, environment, resolved_device
+from analysis.benchmark.devices import DTYPES, environment
 from analysis.benchmark.networks import gpu_network_cases, network_cases, with_rates
 from analysis.benchmark.timing import ROUNDS, THREADS, Case, check_timing, compare, slowness
 from analysis.benchmark.workers import Workers
 from analysis.cli.console import print_line, print_table, progress_bar
 from analysis.cli.options import parse_numbers
+from analysis.models.loaded import resolve_device
 from analysis.runs.settings import BATCHES, SIDES
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing, write_json
@@ -155,7 +156,7 @@ def bench_all(
 def _place(device: str, dtype: str | None) -> str:
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype={dtype}: expected one of {', '.join(DTYPES)}")
-    device = resolved_device(device)
+    device = str(resolve_device(device))
     if device == "cpu" and dtype not in (None, "float32"):
         raise ValueError(f"dtype={dtype}: expected float32 on a CPU, where conv2d of half precision may not return")
     return device

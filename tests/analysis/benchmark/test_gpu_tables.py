@@ -280,14 +280,6 @@ def test_a_table_of_which_nothing_was_timed_is_drawn() -> None:
     assert not plots.plot_benchmark(table).lines
 
 
-def test_a_device_is_chosen_and_recorded() -> None:
-    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert devices.resolved_device("auto") == expected
-    assert devices.environment(2, "cpu")["device"] == "cpu"
-    with pytest.raises(ValueError, match="device=warp: cannot be used here"):
-        devices.resolved_device("warp")
-
-
 @CUDA
 @pytest.mark.cuda
 def test_short_calls_are_timed_as_graphs_and_memory_is_told() -> None:

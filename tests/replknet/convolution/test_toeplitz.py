@@ -1,4 +1,4 @@
-"""Depthwise convolution by matrix products: its arithmetic under Triton's interpreter, and on a GPU where there is one."""
+"""Depthwise convolution by matrix products: its arithmetic under the interpreter, and on a GPU where there is one."""
 
 import importlib.util
 import os
