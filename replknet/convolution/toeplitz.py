@@ -22,6 +22,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -76,6 +78,7 @@ class _Blocks:
     steps: int
 
 
+@lru_cache(maxsize=1024)
 def _blocks(height: int, width: int, kernel: tuple[int, int], tile: Tile) -> _Blocks:
     reach_y, reach_x = kernel[0] // 2, kernel[1] // 2
     column_blocks = -(-width // tile.columns)
@@ -121,7 +124,7 @@ def correlate(
     if not x.numel():
         return torch.empty_like(x, memory_format=layout(x))
     planes = num_planes(x.dtype, precision)
-    return _correlate(_arranged(x, planes), x, weight, bias, planes, flipped, tile)
+    return _correlate(_arranged(x, planes, aligned=False), x, weight, bias, planes, flipped, tile)
 
 
 def weight_gradient(
@@ -147,7 +150,8 @@ def weight_gradient(
     if not x.numel():
         return x.new_zeros((x.shape[1], 1, *kernel_size), dtype=torch.float32)
     planes = num_planes(x.dtype, precision)
-    return _weight_gradient(_arranged(grad, planes), _arranged(x, planes), kernel_size, planes, tile)
+    incoming, maps = (_arranged(tensor, planes, aligned=True) for tensor in (grad, x))
+    return _weight_gradient(incoming, maps, kernel_size, planes, tile)
 
 
 def gradients(
@@ -155,12 +159,13 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Both gradients of `correlate`, the first in the layout of `grad`; None for one that is not asked for."""
     planes = num_planes(grad.dtype, precision)
-    incoming = _arranged(grad, planes)
+    incoming = _arranged(grad, planes, aligned=weight_gradient)
     of_x = of_weight = None
     if input_gradient:
         of_x = _correlate(incoming, grad, weight, None, planes, True, None)
     if weight_gradient:
-        of_weight = _weight_gradient(incoming, _arranged(x, planes), (weight.shape[2], weight.shape[3]), planes, None)
+        maps = _arranged(x, planes, aligned=True)
+        of_weight = _weight_gradient(incoming, maps, (weight.shape[2], weight.shape[3]), planes, None)
     return of_x, of_weight
 
 
@@ -178,9 +183,12 @@ class _Maps:
     row: int
 
 
-def _arranged(x: Tensor, planes: int) -> _Maps:
-    """Maps as the kernels read them: contiguous half precision as it is, others copied to rows of whole 16 bytes."""
-    if planes == 1 and x.is_contiguous():
+def _arranged(x: Tensor, planes: int, *, aligned: bool) -> _Maps:
+    """Maps as the kernels read them: contiguous half precision as it is, others copied to rows of whole 16 bytes.
+
+    With `aligned`, which pays for weight gradients, these are copied as well if their rows are not.
+    """
+    if planes == 1 and x.is_contiguous() and not (aligned and x.shape[3] % 8):
         return _Maps(x, x.shape, x.shape[3])
     row = -(-x.shape[3] // 8) * 8
     last = layout(x) is torch.channels_last
@@ -239,7 +247,7 @@ def _correlate(
         loads = 2 * planes * tile.stages * contracted * (tile.block + wide)
         return max(loads, (4 if planes > 1 else 2) * tile.block * wide)
 
-    chosen = correlate_tile(maps.shape, kernel, planes) if tile is None else tile
+    chosen = tile or tiles(maps.shape, kernel).of(False, planes)
     out = _fitting(chosen, needs, maps.values.device, with_tile)
     if layout(like) is torch.contiguous_format:
         return out
@@ -260,8 +268,10 @@ def _weight_gradient(grad: _Maps, maps: _Maps, kernel: tuple[int, int], planes: 
         first_column = cut.left + kernel[1] // 2 - (tile.columns - 1)
         lags_y = _at_least(tile.down + tile.rows - 1)
         lags_x = _at_least(min(tile.across + tile.columns - 1, kernel[1]))
-        rows = num_images * cut.row_blocks * cut.column_blocks
-        splits = _splits(channels * steps * cut.across, rows // tile.block)
+        rows, images, columns = _group(num_images, cut, tile.block)
+        groups = -(-num_images // images) * -(-cut.row_blocks // rows) * -(-cut.column_blocks // columns)
+        # A few hundred programs at least.
+        splits = max(1, min(256 // (channels * steps * cut.across), groups // 4))
         programs = channels * steps * cut.across * splits
         parts = torch.empty((programs, lags_y, lags_x), dtype=torch.float32, device=maps.values.device)
         shape = {"R": tile.rows, "BN": tile.columns, "S": tile.down, "J": tile.across, "NX": cut.across}
@@ -271,8 +281,8 @@ def _weight_gradient(grad: _Maps, maps: _Maps, kernel: tuple[int, int], planes: 
             "weight_gradient", programs,
             (maps.values, grad.values, parts, num_images, channels, height, maps.row // unit, grad.row // unit, steps,
              first_step, cut.up, cut.row_blocks, cut.column_blocks, first_column, splits),
-            num_warps=tile.warps, num_stages=tile.stages, UNIT=unit, LEFT=cut.left, BM=tile.block, PLANES=planes,
-            **shape,
+            num_warps=tile.warps, num_stages=tile.stages, UNIT=unit, LEFT=cut.left, BLOCK_ROWS=rows, IMAGES=images,
+            BLOCK_COLUMNS=columns, WHOLE=num_images % images == 0, PLANES=planes, **shape,
         )  # fmt: skip
         out = torch.empty((channels, 1, *kernel), dtype=torch.float32, device=maps.values.device)
         taps = min(128, _at_least(kernel[1]))
@@ -286,13 +296,17 @@ def _weight_gradient(grad: _Maps, maps: _Maps, kernel: tuple[int, int], planes: 
         tall, wide = tile.down * tile.across, tile.rows * tile.columns
         return max(2 * planes * tile.stages * tile.block * (tall + wide), 4 * tall * wide)
 
-    chosen = weight_gradient_tile(maps.shape, kernel, planes) if tile is None else tile
+    chosen = tile or tiles(maps.shape, kernel).of(True, planes)
     return _fitting(chosen, needs, maps.values.device, with_tile)
 
 
-def _splits(programs: int, blocks: int) -> int:
-    """Parts of the sum of a weight gradient, so that a few hundred programs are at work."""
-    return max(1, min(256 // programs, blocks // 4))
+def _group(num_images: int, cut: _Blocks, block: int) -> tuple[int, int, int]:
+    """Blocks of rows, images and blocks of columns, powers of two, that a weight gradient takes at a time."""
+    block = min(block, max(16, _at_least(num_images * cut.row_blocks * cut.column_blocks)))
+    columns = min(_at_least(cut.column_blocks), block)
+    rows = 4 if cut.row_blocks >= 8 else 2 if cut.row_blocks >= 4 else 1
+    images = min(_at_least(num_images), max(1, block // (columns * rows)))
+    return block // (columns * images), images, columns
 
 
 def _at_least(number: int) -> int:
@@ -300,44 +314,66 @@ def _at_least(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def correlate_tile(shape: tuple[int, ...], kernel: tuple[int, int], planes: int) -> Tile:
-    """The tile for maps (N, C, H, W), measured to be fast on one kind of GPU; any is right."""
+@dataclass(frozen=True)
+class _Tiles:
+    """Of outputs and input gradients, and of weight gradients, each in half precision and in float32."""
+
+    output: tuple[Tile, Tile]
+    weight_gradient: tuple[Tile, Tile]
+
+    def of(self, weight_gradient: bool, planes: int) -> Tile:
+        return (self.weight_gradient if weight_gradient else self.output)[planes > 1]
+
+
+# Measured to be fast on a Hopper card; any is right.
+UP_TO_8 = _Tiles(
+    (Tile(8, 8, 8, 8, 64, 4, 3), Tile(8, 8, 8, 8, 64, 4, 2)),
+    (Tile(8, 8, 8, 8, 64, 4, 2), Tile(8, 8, 8, 8, 32, 4, 2)),
+)
+UP_TO_16 = _Tiles(
+    (Tile(8, 16, 2, 16, 64, 4, 3), Tile(8, 16, 2, 16, 64, 4, 2)),
+    (Tile(4, 16, 4, 16, 32, 4, 2), Tile(4, 16, 4, 16, 32, 4, 2)),
+)
+UP_TO_32 = _Tiles(
+    (Tile(4, 32, 2, 16, 64, 4, 3), Tile(4, 32, 1, 32, 64, 4, 3)),
+    (Tile(2, 32, 2, 32, 64, 4, 3), Tile(2, 32, 2, 32, 32, 4, 2)),
+)
+UP_TO_64 = _Tiles(
+    (Tile(4, 64, 1, 64, 128, 8, 3), Tile(2, 64, 1, 32, 64, 4, 3)),
+    (Tile(2, 64, 2, 64, 64, 4, 3), Tile(2, 32, 1, 64, 32, 4, 2)),
+)
+UP_TO_64_SMALL_KERNELS = _Tiles(
+    UP_TO_64.output,
+    (Tile(4, 16, 4, 32, 64, 4, 3), Tile(2, 64, 1, 64, 32, 4, 2)),
+)
+WIDE_SMALL_KERNELS = _Tiles(
+    (Tile(4, 32, 2, 16, 128, 4, 3), Tile(4, 32, 2, 16, 64, 4, 3)),
+    (Tile(4, 16, 4, 32, 64, 4, 3), Tile(2, 32, 1, 64, 32, 4, 2)),
+)
+WIDE = _Tiles(
+    (Tile(8, 32, 1, 64, 128, 8, 3), Tile(2, 32, 1, 32, 128, 4, 3)),
+    (Tile(2, 32, 1, 64, 128, 4, 2), Tile(2, 32, 1, 64, 32, 4, 2)),
+)
+FEW_ROWS = _Tiles((Tile(2, 32, 1, 32, 128, 4, 3), WIDE.output[1]), WIDE.weight_gradient)
+
+
+def tiles(shape: tuple[int, ...], kernel: tuple[int, int]) -> _Tiles:
+    """Those for maps (N, C, H, W)."""
     num_images, _, height, width = shape
-    if width <= 8:
-        return Tile(8, 8, 4, 8, 64, 4, 3) if planes == 1 else Tile(8, 8, 4, 8, 64, 4, 2)
-    if width <= 16:
-        return Tile(4, 16, 2, 16, 64, 4, 3) if planes == 1 else Tile(8, 16, 2, 16, 64, 4, 2)
-    if num_images * -(-height // 8) * -(-width // 16) <= 128:
-        return Tile(8, 16, 2, 16, 32, 4, 3)
-    if width <= 32:
-        return Tile(4, 32, 2, 32, 64, 4, 3) if planes == 1 else Tile(4, 32, 1, 32, 64, 4, 2)
-    if kernel[1] <= 17 and width > 32:
-        return Tile(4, 32, 2, 16, 128, 8, 3) if planes == 1 else Tile(4, 32, 2, 16, 64, 4, 2)
+    for limit, found in ((8, UP_TO_8), (16, UP_TO_16), (32, UP_TO_32)):
+        if width <= limit:
+            return found
+    if num_images * -(-height // 8) * -(-width // 32) < 128:
+        return FEW_ROWS
     if width <= 64:
-        return Tile(4, 64, 1, 64, 128, 8, 3) if planes == 1 else Tile(2, 64, 1, 32, 64, 4, 3)
-    return Tile(8, 32, 1, 64, 128, 8, 3) if planes == 1 else Tile(2, 32, 1, 32, 128, 4, 3)
-
-
-def weight_gradient_tile(shape: tuple[int, ...], kernel: tuple[int, int], planes: int) -> Tile:
-    """The same for the weight gradient."""
-    width = shape[3]
-    if width <= 8:
-        return Tile(8, 8, 8, 8, 64, 4, 2)
-    if width <= 16:
-        return Tile(4, 16, 4, 16, 32, 4, 2) if planes == 1 else Tile(4, 16, 4, 16, 64, 4, 2)
-    if width <= 32:
-        return Tile(2, 32, 2, 32, 64, 4, 3) if planes == 1 else Tile(2, 32, 2, 32, 32, 4, 2)
-    if kernel[1] <= 17:
-        return Tile(2, 16, 4, 32, 64, 4, 3) if planes == 1 else Tile(2, 16, 4, 32, 32, 4, 2)
-    if width <= 64:
-        return Tile(2, 64, 2, 64, 64, 4, 3) if planes == 1 else Tile(2, 64, 1, 64, 32, 4, 2)
-    return Tile(2, 32, 1, 64, 128, 4, 2) if planes == 1 else Tile(2, 32, 1, 64, 32, 4, 2)
+        return UP_TO_64 if kernel[1] > 9 else UP_TO_64_SMALL_KERNELS
+    return WIDE if kernel[1] > 9 else WIDE_SMALL_KERNELS
 
 
 def multiply_adds(shape: tuple[int, ...], kernel: tuple[int, int], planes: int, *, weight_gradient: bool) -> int:
     """Of the matrix products of one direction, those with zeros included, for `planning`."""
     num_images, channels, height, width = shape
-    tile = (weight_gradient_tile if weight_gradient else correlate_tile)(shape, kernel, planes)
+    tile = tiles(shape, kernel).of(weight_gradient, planes)
     cut = _blocks(height, width, kernel, tile)
     rows = num_images * cut.row_blocks * cut.column_blocks
     of_row = cut.steps * tile.down * cut.across * tile.across * tile.rows * tile.columns
@@ -392,12 +428,22 @@ def shared_memory(device: torch.device) -> int:
 _FAILED: set[torch.device] = set()
 
 
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def is_usable(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there is Triton for this device, and it has not failed there."""
-    if device.type != "cuda" or device in _FAILED or torch.version.hip or not importlib.util.find_spec("triton"):
+    if device.type != "cuda" or device in _FAILED or torch.version.hip or not _has_triton():
         return False
-    # Tensor cores came with 7.0; bfloat16, which float32 is split into, with 8.0; before 7.5 Triton does not know them.
-    return torch.cuda.get_device_capability(device) >= ((7, 5) if dtype is torch.float16 else (8, 0))
+    # Tensor cores came with 7.0, with 8.0 those for bfloat16, which float32 is split into; Triton begins with 7.5.
+    return _capability(device) >= ((7, 5) if dtype is torch.float16 else (8, 0))
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def give_up(device: torch.device, error: KernelError) -> None:
@@ -410,13 +456,22 @@ def give_up(device: torch.device, error: KernelError) -> None:
         )
 
 
+@cache
+def _kernels() -> ModuleType:
+    from replknet.convolution import toeplitz_kernels
+
+    return toeplitz_kernels
+
+
 def _launch(name: str, programs: int, arguments: tuple[Any, ...], **constants: Any) -> None:
     device = arguments[0].device
     try:
-        from replknet.convolution import toeplitz_kernels
-
-        with torch.cuda.device_of(arguments[0]):
-            getattr(toeplitz_kernels, name)[(programs,)](*arguments, **constants)
+        kernel = getattr(_kernels(), name)[(programs,)]
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            kernel(*arguments, **constants)
+        else:
+            with torch.cuda.device(device):
+                kernel(*arguments, **constants)
     except Exception as error:  # of a compiler, its files, or the driver
         if type(error).__name__ == "OutOfResources":
             raise _TooLargeError from error

@@ -1,12 +1,19 @@
 """The Triton kernels of `toeplitz`, which says what they compute and prepares their arguments.
 
-Rows of all products are blocks of R rows and BN columns of the output, in the order (block of rows, image, block of
-columns), so that those of one program lie at nearly the same height and skip the steps that meet no row of the map.
-Addresses of maps are 64 bits wide; within a map they are 32. All loops and sums have one order: no atomics.
+Rows of all products are blocks of R rows and BN columns of the output; those of one program lie at nearly the same
+height and skip the steps that meet no row of the map. Addresses of maps are 64 bits wide; within a map they are 32. All
+loops and sums have one order: no atomics.
 """
 
 import triton
 import triton.language as tl
+
+SIZES = [
+    *("num_images", "channels", "height", "row_units", "out_width_units", "grad_row_units", "rows", "columns", "lines"),
+    *("steps", "first_step", "up", "left", "row_blocks", "column_blocks", "programs", "splits"),
+    *("first_line", "first_column"),
+]
+"""Numbers for whose values no kernel is compiled anew."""
 
 
 @triton.jit(do_not_specialize=["num_images", "height", "width", "row_units"])
@@ -44,7 +51,7 @@ def arrange(
         value = value - part.to(value.dtype)
 
 
-@triton.jit(do_not_specialize=["channels", "lines", "rows", "columns", "up", "left"])
+@triton.jit(do_not_specialize=SIZES)
 def matrices(
     weight, target, channels, lines, rows, columns, up, left,
     FLIP: tl.constexpr, LINES: tl.constexpr, NX: tl.constexpr, J: tl.constexpr, BN: tl.constexpr, PLANES: tl.constexpr,
@@ -66,12 +73,18 @@ def matrices(
         to = target + (c * lines * (NX * J * BN) + line * (NX * J * BN) + (jb * J + j) * BN + i)
         for plane in tl.static_range(PLANES):
             part = value.to(target.dtype.element_ty)
-            tl.store(to + plane * size, part, mask=(line < lines) & (i < BN))
+            tl.store(to + plane * size, part, mask=line < lines)
             value = value - part.to(value.dtype)
 
 
 WIDENS = tl.constexpr(not isinstance(arrange, triton.JITFunction))
 """Triton's interpreter multiplies bfloat16 numbers as the integers that it keeps them in."""
+
+
+@triton.jit
+def _inside(position, bound):
+    """Whether 0 <= position < bound, in one comparison."""
+    return position.to(tl.uint32) < bound.to(tl.uint32)
 
 
 @triton.jit
@@ -103,20 +116,7 @@ def _accumulate(a, a_step, a_mask, b, b_step, b_mask, total, PLANES: tl.constexp
     return total + part
 
 
-@triton.jit(
-    do_not_specialize=[
-        "num_images",
-        "channels",
-        "height",
-        "row_units",
-        "steps",
-        "up",
-        "row_blocks",
-        "column_blocks",
-        "programs",
-        "out_width_units",
-    ]
-)
+@triton.jit(do_not_specialize=SIZES)
 def correlate(
     x, t, bias, y, num_images, channels, height, row_units, out_width_units, steps, up, row_blocks,
     column_blocks, programs,
@@ -153,7 +153,7 @@ def correlate(
     for at in range(first * NX, last * NX):
         step, jb = at // NX, at % NX
         y_at, x_at = y_in + step * S, x_in + jb * J
-        inside = (y_at >= 0) & (y_at < height) & (x_at >= 0) & (x_at < row)
+        inside = _inside(y_at, height) & _inside(x_at, row)
         total = _accumulate(
             a + (step * S * row + jb * J), size, inside, b + (step * S * NX + jb) * (J * BN), t_size, None, total,
             PLANES, False,
@@ -166,31 +166,20 @@ def correlate(
     tl.store(to, total.to(y.dtype.element_ty), mask=(y_out < height) & (x_out < out_row))
 
 
-@triton.jit(
-    do_not_specialize=[
-        "num_images",
-        "channels",
-        "height",
-        "row_units",
-        "grad_row_units",
-        "steps",
-        "first_step",
-        "up",
-        "row_blocks",
-        "column_blocks",
-        "first_column",
-        "splits",
-    ]
-)
+@triton.jit(do_not_specialize=SIZES)
 def weight_gradient(
     x, grad, parts, num_images, channels, height, row_units, grad_row_units, steps, first_step, up, row_blocks,
     column_blocks, first_column, splits,
     UNIT: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, S: tl.constexpr, J: tl.constexpr, NX: tl.constexpr,
-    LEFT: tl.constexpr, BM: tl.constexpr, PLANES: tl.constexpr, LAGS_Y: tl.constexpr, LAGS_X: tl.constexpr,
+    LEFT: tl.constexpr, BLOCK_ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr, PLANES: tl.constexpr, LAGS_Y: tl.constexpr, LAGS_X: tl.constexpr,
 ):  # fmt: skip
     """One block of the products (S * J, R * BN) of maps and gradients, and of that the sums along its diagonals.
 
-    A diagonal, of equal s - r and j - i, is one tap of the kernel; of columns of the kernel, LAGS_X are summed.
+    What is summed over at a time are BLOCK_ROWS blocks of rows of IMAGES images and BLOCK_COLUMNS blocks of columns;
+    WHOLE says that all images are there. So the addresses of one time are those of the first and a number: divisions
+    would take longer than the products. A diagonal, of equal s - r and j - i, is one tap of the kernel; of the columns
+    of the kernel, LAGS_X are summed.
     """
     block = tl.program_id(0)
     split, jb = block % splits, block // splits % NX
@@ -198,29 +187,36 @@ def weight_gradient(
     c = (block // (splits * NX * steps)).to(tl.int64)
     kd, nd = tl.arange(0, S * J), tl.arange(0, R * BN)
     s, j, r, i = kd // J, kd % J, nd // BN, nd % BN
+    m = tl.arange(0, BLOCK_ROWS * IMAGES * BLOCK_COLUMNS)
+    xb, n, yb = m % BLOCK_COLUMNS, m // BLOCK_COLUMNS % IMAGES, m // (BLOCK_COLUMNS * IMAGES)
     row, grad_row = row_units * UNIT, grad_row_units * UNIT
-    size = num_images.to(tl.int64) * channels * height * row
-    grad_size = num_images.to(tl.int64) * channels * height * grad_row
+    image, grad_image = channels.to(tl.int64) * height * row, channels.to(tl.int64) * height * grad_row
     shift = (first_step + step) * S - up
     # Only blocks of rows of the gradient from which S rows of the map, `shift` lower, are there.
     highest = tl.maximum(-shift - S + R, 0) // R
-    number = tl.maximum(tl.minimum((height - 1 - shift) // R + 1, row_blocks) - highest, 1)
-    rows = num_images * number * column_blocks
-    share = tl.cdiv(tl.cdiv(rows, BM), splits) * BM
-    end = tl.minimum((split + 1) * share, rows)
+    number = tl.minimum((height - 1 - shift) // R + 1, row_blocks) - highest
+    y_out, x_out = (highest + yb)[:, None] * R + r[None, :], xb[:, None] * BN + i[None, :]
+    y_in = (highest + yb)[:, None] * R + s[None, :] + shift
+    x_in = xb[:, None] * BN + j[None, :] + (LEFT + jb * J)
+    a = x + (n.to(tl.int64) * image + c * height * row)[:, None] + (y_in * row + x_in)
+    b = grad + (n.to(tl.int64) * grad_image + c * height * grad_row)[:, None] + (y_out * grad_row + x_out)
+    column_groups, image_groups = tl.cdiv(column_blocks, BLOCK_COLUMNS), tl.cdiv(num_images, IMAGES)
+    groups = tl.cdiv(tl.maximum(number, 0), BLOCK_ROWS) * image_groups * column_groups
+    share = tl.cdiv(groups, splits)
     total = tl.zeros((S * J, R * BN), tl.float32)
-    for at in range(split * share, end, BM):
-        m = at + tl.arange(0, BM)
-        xb, yb, n = m % column_blocks, highest + m // column_blocks % number, m // (column_blocks * number)
-        plane = (n.to(tl.int64) * channels + c) * height
-        y_in, x_in = yb[:, None] * R + s[None, :] + shift, xb[:, None] * BN + j[None, :] + (LEFT + jb * J)
-        y_out, x_out = yb[:, None] * R + r[None, :], xb[:, None] * BN + i[None, :]
-        mine = (m < end)[:, None]
+    for group in range(split * share, tl.minimum((split + 1) * share, groups)):
+        dx = group % column_groups * (BLOCK_COLUMNS * BN)
+        first = group // column_groups % image_groups * IMAGES
+        dy = group // (column_groups * image_groups) * (BLOCK_ROWS * R)
+        a_mask = _inside(y_in + dy, height) & _inside(x_in + dx, row)
+        b_mask = _inside(y_out + dy, height) & _inside(x_out + dx, grad_row)
+        if not WHOLE:
+            there = (n + first < num_images)[:, None]
+            a_mask, b_mask = a_mask & there, b_mask & there
         total = _accumulate(
-            x + (plane * row)[:, None] + (y_in * row + x_in), size,
-            mine & (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < row),
-            grad + (plane * grad_row)[:, None] + (y_out * grad_row + x_out), grad_size,
-            mine & (y_out < height) & (x_out < grad_row), total, PLANES, True,
+            a + (first.to(tl.int64) * image + (dy * row + dx)), num_images * image, a_mask,
+            b + (first.to(tl.int64) * grad_image + (dy * grad_row + dx)), num_images * grad_image, b_mask,
+            total, PLANES, True,
         )  # fmt: skip
     lag = tl.arange(0, LAGS_Y * LAGS_X)
     skipped = tl.maximum(-first_column - jb * J, 0)
@@ -231,7 +227,7 @@ def weight_gradient(
     tl.store(parts + block.to(tl.int64) * (LAGS_Y * LAGS_X) + lag, tl.sum(tl.where(inside, found, 0.0), 1))
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "steps", "first_line", "first_column", "splits"])
+@triton.jit(do_not_specialize=SIZES)
 def collect(
     parts, target, rows, columns, steps, first_line, first_column, splits,
     R: tl.constexpr, BN: tl.constexpr, S: tl.constexpr, J: tl.constexpr, NX: tl.constexpr,

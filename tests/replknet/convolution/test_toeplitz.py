@@ -1,6 +1,5 @@
 """Depthwise convolution by matrix products: its arithmetic under the interpreter, and on a GPU where there is one."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -237,17 +236,17 @@ def test_where_kernels_fail_conv2d_takes_over_with_one_warning(monkeypatch: pyte
 def test_without_triton_or_a_card_that_it_knows_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
     monkeypatch.setattr(toeplitz, "_FAILED", set())
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(toeplitz, "_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.version, "hip", None)
     assert toeplitz.is_usable(device, torch.bfloat16)
     assert not toeplitz.is_usable(torch.device("cpu"), torch.bfloat16)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(toeplitz, "_capability", lambda _: (7, 5))
     assert [toeplitz.is_usable(device, dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32)] == [
         True,
         False,
         False,
     ]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(toeplitz, "_has_triton", lambda: False)
     assert not toeplitz.is_usable(device, torch.float16)
 
 
