@@ -154,7 +154,7 @@ def plan_of(x: Tensor, weight: Tensor, method: str, *, input_gradient: bool, wei
     channels_last = layout(x) is torch.channels_last
     needs = (input_gradient, weight_gradient)
     if x.is_cuda:
-        usable, tf32 = toeplitz.is_usable(x.device, x.dtype), x.dtype is torch.float32 and _allows_tf32()
+        usable, tf32 = toeplitz.is_usable(x.device), x.dtype is torch.float32 and _allows_tf32()
         return _plan_on_gpu(x.shape, weight.shape, x.dtype, usable, tf32, channels_last, method, needs)
     threads, device = torch.get_num_threads(), x.device.type
     return _plan(x.shape, weight.shape, x.dtype, device, channels_last, threads, method, needs)

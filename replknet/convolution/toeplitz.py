@@ -433,12 +433,14 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def is_usable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is Triton for this device, and it has not failed there."""
+def is_usable(device: torch.device) -> bool:
+    """Whether there is Triton for this device, and it has not failed there.
+
+    Before capability 8.0 Triton compiles, but for no tensor cores, which takes longer than PyTorch's own convolution.
+    """
     if device.type != "cuda" or device in _FAILED or torch.version.hip or not _has_triton():
         return False
-    # Tensor cores came with 7.0, with 8.0 those for bfloat16, which float32 is split into; Triton begins with 7.5.
-    return _capability(device) >= ((7, 5) if dtype is torch.float16 else (8, 0))
+    return _capability(device) >= (8, 0)
 
 
 @cache
