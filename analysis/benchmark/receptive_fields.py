@@ -16,10 +16,11 @@ from analysis.receptive_field.measuring import effective_receptive_field
 
 NETWORKS = {
     "resnet50": ("layer4", "feature-center"),
-    "vit_small_patch16_224": ("norm", (6, 6)),
+    "vit_small_patch16_224": ("blocks.11", (6, 6)),
     "convnext_tiny": ("stages", "feature-center"),
 }
-"""Of timm: the layer of the last feature map, and the unit that openerf takes there."""
+"""Of timm: the layer of the last feature map, and the unit that openerf takes there. In the transformer it is that before
+the norm, whose outputs have a sum of zero without training."""
 
 
 def receptive_field(library: str, network: str, images: int, threads: int) -> Call:

@@ -341,6 +341,14 @@ MODEL_HELP = (
     "(--trust)."
 )
 BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=BATCHES[0], max=BATCHES[1])]
+ErfBatch = Annotated[
+    int | None,
+    typer.Option(
+        help="Images that go through the network together for a receptive field; by default what is fast at their size.",
+        min=BATCHES[0],
+        max=BATCHES[1],
+    ),
+]
 Workers = Annotated[
     int,
     typer.Option(help="Processes that read images; without effect on the results.", min=WORKERS[0], max=WORKERS[1]),
