@@ -391,8 +391,10 @@ def _measured(
     num_workers: int,
 ) -> VariantResult:
     nothing = float("nan")
-    right = nothing if labelled is None else accuracy(
-        fast, labelled, mean=loaded.mean, std=loaded.std, num_workers=num_workers
+    right = (
+        nothing
+        if labelled is None
+        else accuracy(fast, labelled, mean=loaded.mean, std=loaded.std, num_workers=num_workers)
     )
     bias, coverage = nothing, nothing
     if stimuli is not None:

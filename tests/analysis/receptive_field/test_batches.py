@@ -165,10 +165,10 @@ def test_a_network_that_mixes_images_gets_one_at_a_time(mixing: Any, dtype: torc
     parts = [nn.Conv2d(3, 8, 3, padding=1), mixing(), nn.Softplus(), nn.Conv2d(8, 8, 3, padding=1)]
     model = nn.Sequential(*parts).to(dtype)
     batch = images().to(dtype)
-    result = effective_receptive_field(model, batch, layer="3", batch_size=5)
+    result = effective_receptive_field(model, batch, layer="3", grid=(32, 32), batch_size=5)
     assert result.batch_size == 1
     assert "depends on the others in its batch" in result.batch_note
-    alone = effective_receptive_field(model, batch, layer="3", batch_size=1)
+    alone = effective_receptive_field(model, batch, layer="3", grid=(32, 32), batch_size=1)
     np.testing.assert_array_equal(result.mean_map, alone.mean_map)
     assert alone.batch_note == ""  # as it was asked for
 
@@ -206,7 +206,7 @@ class Viewed(nn.Module):
 def test_a_network_that_needs_contiguous_maps_gets_them_in_batches() -> None:
     torch.manual_seed(0)
     model = Viewed().double()
-    result = effective_receptive_field(model, images())
+    result = effective_receptive_field(model, images(), layer="conv")
     assert (result.batch_size > 1, result.batch_note) == (True, "")
     np.testing.assert_allclose(result.mean_map, by_hand(model, images(), result.unit), rtol=0, atol=1e-12)
 
