@@ -19,8 +19,8 @@ NETWORKS = {
     "vit_small_patch16_224": ("blocks.11", (6, 6)),
     "convnext_tiny": ("stages", "feature-center"),
 }
-"""Of timm: the layer of the last feature map, and the unit that openerf takes there. In the transformer it is that before
-the norm, whose outputs have a sum of zero without training."""
+"""Of timm: the layer of the last feature map, and the unit that openerf takes there. In the transformer it is that
+before the norm, whose outputs have a sum of zero without training."""
 
 
 def receptive_field(library: str, network: str, images: int, threads: int) -> Call:

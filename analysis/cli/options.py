@@ -344,7 +344,7 @@ BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=
 ErfBatch = Annotated[
     int | None,
     typer.Option(
-        help="Images that go through the network together for a receptive field; by default what is fast at their size.",
+        help="Images that give receptive fields together; by default what is fast at this size.",
         min=BATCHES[0],
         max=BATCHES[1],
     ),
