@@ -58,7 +58,7 @@ def receptive_field(library: str, network: str, images: int, threads: int) -> Ca
             gradient_rule="relu",
             sum_colors="before",
         )
-        return found.mean_map / found.mean_map.sum()
+        return np.asarray(found.mean_map / found.mean_map.sum())
 
     return ours
 

@@ -351,7 +351,7 @@ def _calibrated_copy(network: replknet.RepLKNet, images: StudyImages) -> replkne
     return copied
 
 
-def _measure_erf(network: replknet.RepLKNet, images: StudyImages, name: str, num_workers: int) -> ErfResult:
+def _measure_erf(network: replknet.RepLKNet, images: StudyImages, name: str, num_workers: int = 0) -> ErfResult:
     # The same map as the network's own in training form, in less time.
     return effective_receptive_field(replknet.reparameterize(network), images.erf, name=name, num_workers=num_workers)
 
