@@ -1,6 +1,7 @@
 """Gradients of one unit with respect to images: in batches, where the network takes each image by itself."""
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -65,12 +66,19 @@ class Batching:
     Args:
         size: Images in one batch.
         layout: Of a batch in memory.
+        guarded: What is written in place behind the unit may be what its gradient needs, so that PyTorch keeps copies,
+            at a tenth of the time.
         note: Why there are no batches, where they were wanted.
     """
 
     size: int
     layout: torch.memory_format = torch.contiguous_format
+    guarded: bool = True
     note: str = ""
+
+    def kept(self) -> AbstractContextManager[object]:
+        """The context of a forward pass and its gradient."""
+        return allow_mutation_on_saved_tensors() if self.guarded else nullcontext()
 
 
 def gradient_maps(unit: Unit, images: Tensor, options: ErfOptions, batching: Batching) -> FloatArray:
@@ -78,8 +86,7 @@ def gradient_maps(unit: Unit, images: Tensor, options: ErfOptions, batching: Bat
 
     The network must be in evaluation mode.
     """
-    # What is written in place after the layer may be what its gradient needs.
-    with torch.enable_grad(), allow_mutation_on_saved_tensors():
+    with torch.enable_grad(), batching.kept():
         pixels = images.detach().clone(memory_format=batching.layout).requires_grad_(True)
         gradient = unit.gradient(OUTPUT_RULES[options.output_rule](unit.outputs(pixels)), pixels)
     values = (gradient.cpu() if gradient.device.type == "mps" else gradient).double()  # MPS has no float64
@@ -110,13 +117,18 @@ def choose_batching(unit: Unit, image: Tensor, batch_size: int | None) -> Batchi
     if wanted == 1:
         return Batching(size=1)
     reason = ""
+    usual = Batching(size=wanted, guarded=False)
     # Channels last, in which CPUs compute convolutions, is only another order of the same pixels. On a GPU large
-    # kernels have no fast way there.
-    for layout in (torch.channels_last, torch.contiguous_format) if on_cpu else (torch.contiguous_format,):
-        with evaluation_mode(unit.loaded.module), allow_mutation_on_saved_tensors():
-            reason = _dependence(unit, image, layout)
+    # kernels have no fast way there. Autograd itself refuses what needs guarding.
+    for batching in (
+        *([replace(usual, layout=torch.channels_last)] if on_cpu else []),
+        usual,
+        replace(usual, guarded=True),
+    ):
+        with evaluation_mode(unit.loaded.module), batching.kept():
+            reason = _dependence(unit, image, batching.layout)
         if not reason:
-            return Batching(size=wanted, layout=layout)
+            return batching
     return Batching(size=1, note=f"one image at a time: {reason}")
 
 
@@ -127,13 +139,13 @@ def _dependence(unit: Unit, image: Tensor, layout: torch.memory_format) -> str:
     noise = torch.rand(image.shape, generator=generator).to(image)
     pair = torch.cat([2 * image.flip((-2, -1)) + noise, image]).contiguous(memory_format=layout).requires_grad_(True)
     alone = image.clone().requires_grad_(True)
-    expected = unit.outputs(alone)
-    # The sum of what a layer norm returns would be zero whatever the image.
-    weights = torch.randn(expected.shape, generator=generator).to(expected)
-    expected_gradient = unit.gradient(expected * weights, alone)
-    if not expected_gradient.isfinite().all() or not expected_gradient.any():
-        return "the first image's gradient is zero or not finite, and cannot show whether images are independent"
     try:
+        expected = unit.outputs(alone)
+        # The sum of what a layer norm returns would be zero whatever the image.
+        weights = torch.randn(expected.shape, generator=generator).to(expected)
+        expected_gradient = unit.gradient(expected * weights, alone)
+        if not expected_gradient.isfinite().all() or not expected_gradient.any():
+            return "the first image's gradient is zero or not finite, and cannot show whether images are independent"
         outputs = unit.outputs(pair)[1:]
         others, gradient = unit.gradient(outputs * weights, pair)
     except ForwardError as error:

@@ -211,6 +211,35 @@ def test_a_network_that_needs_contiguous_maps_gets_them_in_batches() -> None:
     np.testing.assert_allclose(result.mean_map, by_hand(model, images(), result.unit), rtol=0, atol=1e-12)
 
 
+class Writes(nn.Module):
+    """Writes over what the gradient of its first layer needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.act = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        z = y.square()
+        y.zero_()
+        out: Tensor = self.act(z)
+        return out
+
+
+def test_batches_of_a_network_that_writes_in_place() -> None:
+    result = effective_receptive_field(Writes().double(), images(), layer="act")
+    assert (result.batch_size > 1, result.batch_note) == (True, "")
+    same = nn.Sequential(Writes().double().conv, Squared(), nn.Sigmoid())
+    np.testing.assert_allclose(result.mean_map, by_hand(same, images(), result.unit), rtol=0, atol=1e-12)
+
+
+class Squared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square()
+
+
 def test_the_network_keeps_its_weights_and_their_layout() -> None:
     model = normed()
     weight = model.get_parameter("0.weight")
