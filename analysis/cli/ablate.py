@@ -8,6 +8,7 @@ from rich.table import Table
 
 from analysis.cli.console import print_line, print_notes, print_table, progress_bar, run_folder
 from analysis.cli.options import (
+    ErfBatch,
     Fields,
     Labels,
     ModelChoice,
@@ -186,6 +187,8 @@ def ablate_posthoc(
     ] = None,
     size: Annotated[int | None, typer.Option(help="Their side in pixels.", min=32, max=SIDES[1])] = None,
     num_images: Annotated[int, typer.Option(help="How many of them.", min=1)] = 12,
+    batch_size: ErfBatch = None,
+    workers: Workers = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Crop the large kernels of a trained network, without retraining, and measure what that does.
@@ -233,6 +236,8 @@ def ablate_posthoc(
                 stimuli=materials.stimuli,
                 mapping=materials.mapping,
                 settings=settings,
+                batch_size=batch_size,
+                num_workers=workers,
                 progress=progress,
             )
         table, energy = posthoc.posthoc_table(results), posthoc.kernel_energy(module)

@@ -22,7 +22,18 @@ from analysis.cli.console import (
     run_folder,
     skipped_notes,
 )
-from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, Out, Overwrite, parse_names, parse_three, takes
+from analysis.cli.options import (
+    MODEL_HELP,
+    ErfBatch,
+    Fields,
+    ModelChoice,
+    Out,
+    Overwrite,
+    Workers,
+    parse_names,
+    parse_three,
+    takes,
+)
 from analysis.images.sets import ImageSet, load_images
 from analysis.models.layers import ForwardError, LayerError
 from analysis.models.layouts import find_feature_map
@@ -77,6 +88,8 @@ def erf(
     untrained: Annotated[bool, typer.Option("--untrained", help="Add an untrained copy of each model.")] = False,
     mean: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     std: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
+    batch_size: ErfBatch = None,
+    workers: Workers = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure effective receptive fields. The same command again resumes, or answers from what is saved."""
@@ -113,12 +126,13 @@ def erf(
     }
     labels = [item.name if layer is None else f"{item.name}, {layer}" for item in loaded for layer in wanted]
     places = iter(zip(labels, folder_names(labels), strict=True))
+    options = {**named, "protocol": protocol, "batch_size": batch_size, "num_workers": workers}
     keep_freed_memory()
     with run_folder(out, "erf", settings, overwrite=overwrite) as folder:
         results = []
         for item, identity in zip(loaded, identities, strict=True):
             for layer in wanted:
-                results.append(_measure(item, identity, layer, chosen, protocol, named, folder, *next(places)))
+                results.append(_measure(item, identity, layer, chosen, options, folder, *next(places)))
         by_first(lambda: _write_outputs(results, folder))
     _report(results, notes)
     typer.echo(f"results, table and figures: {out}")
@@ -156,8 +170,7 @@ def _measure(
     identity: NetworkIdentity | None,
     layer: str | None,
     images: ImageSet,
-    protocol: str,
-    named: dict[str, Any],
+    options: dict[str, Any],
     folder: RunFolder,
     label: str,
     name: str,
@@ -172,10 +185,9 @@ def _measure(
         result = effective_receptive_field(
             item,
             images,
-            protocol=protocol,  # type: ignore[arg-type]
             layer=layer,
             identity=identity,
-            **named,
+            **options,
             progress=progress,
             partial=by_first(partial(folder.add, f"{name}.partial.npz")),
         )
@@ -220,7 +232,8 @@ def _report(results: Sequence[ErfResult], notes: Sequence[str]) -> None:
     print_table(table)
     intervals = ", 95 % bootstrap interval over images" if any(len(result.images) > 1 for result in results) else ""
     print_line(f"Areas in % of the image, raw map{intervals}.")
-    print_notes(notes)
+    noted = {f"{result.model}: {result.batch_note}": None for result in results if result.batch_note}
+    print_notes([*notes, *noted])
     for result in results:
         if not result.mean_map.any():
             print_line(

@@ -367,6 +367,14 @@ MODEL_HELP = (
     "(--trust)."
 )
 BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=BATCHES[0], max=BATCHES[1])]
+ErfBatch = Annotated[
+    int | None,
+    typer.Option(
+        help="Images that give receptive fields together; by default what is fast at this size.",
+        min=BATCHES[0],
+        max=BATCHES[1],
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(

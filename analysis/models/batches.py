@@ -1,6 +1,6 @@
 """Images through a network, in batches, resumably."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Self
@@ -122,11 +122,13 @@ def run_batches(
     *,
     batch_size: int,
     num_workers: int = 0,
+    summed: Collection[str] = (),
+    by_item: bool = False,
     fingerprint: str = "",
     partial: str | PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Measured:
-    """Measure every image by a network in evaluation mode, without gradients.
+    """Measure every image by a network in evaluation mode, without gradients of its parameters.
 
     Args:
         loaded: The network.
@@ -135,7 +137,9 @@ def run_batches(
             it cannot be.
         batch_size: Images in one batch.
         num_workers: Processes that prepare images; 0 prepares them in this one.
-        fingerprint: See `measure`, as the next two.
+        summed: See `measure`, as the next three.
+        by_item: Call `progress` after each image.
+        fingerprint: Of all that the rows depend on.
         partial: The file of an unfinished measurement.
         progress: Called with the number of images done and of all, at the start and after each batch.
 
@@ -161,7 +165,14 @@ def run_batches(
 
     with evaluation_mode(loaded.module), torch.no_grad():
         return measure(
-            inputs.names, work, batch_size=batch_size, fingerprint=fingerprint, partial=partial, progress=progress
+            inputs.names,
+            work,
+            batch_size=batch_size,
+            summed=summed,
+            by_item=by_item,
+            fingerprint=fingerprint,
+            partial=partial,
+            progress=progress,
         )
 
 

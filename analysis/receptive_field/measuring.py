@@ -1,36 +1,25 @@
 """The effective receptive field: how much each input pixel moves one unit of a feature map."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from os import PathLike
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.autograd.graph import allow_mutation_on_saved_tensors
 
-from analysis.images.files import ImageError
 from analysis.images.inputs import Images, Inputs
 from analysis.images.sets import ImageSet
-from analysis.models.batches import inputs_for
-from analysis.models.layers import ForwardError, evaluation_mode, own_code
-from analysis.models.layouts import LAST, FeatureMap, find_feature_map
+from analysis.models.batches import inputs_for, run_batches
+from analysis.models.layouts import LAST, find_feature_map
 from analysis.models.loaded import LoadedModel, place_of
-from analysis.receptive_field.measures import FloatArray, moments_about, ring_sums
-from analysis.receptive_field.options import (
-    GRADIENT_RULES,
-    OUTPUT_RULES,
-    PROTOCOLS,
-    ErfOptions,
-    GradientRule,
-    OutputRule,
-    Protocol,
-)
+from analysis.receptive_field.gradients import Unit, choose_batching, gradient_maps
+from analysis.receptive_field.measures import moments_about, ring_sums
+from analysis.receptive_field.options import PROTOCOLS, ErfOptions, GradientRule, OutputRule, Protocol
 from analysis.receptive_field.result import ErfResult
 from analysis.receptive_field.theoretical import TheoreticalReceptiveField, centred_unit, field_of, unit_centers
 from analysis.runs.identity import NetworkIdentity, describe_environment, identify
-from analysis.runs.resuming import Progress, Row, hash_settings, measure
+from analysis.runs.resuming import Progress, Row, hash_settings
+from analysis.runs.settings import BATCHES, WORKERS, check_number
 
 
 def effective_receptive_field(
@@ -49,6 +38,8 @@ def effective_receptive_field(
     size: int | None = None,
     name: str | None = None,
     identity: NetworkIdentity | None = None,
+    batch_size: int | None = None,
+    num_workers: int = 0,
     partial: str | PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> ErfResult:
@@ -76,6 +67,10 @@ def effective_receptive_field(
             on an `ImageSet` and on tensors.
         name: Recorded as the model's name; by default the loaded one's, or the class name of a module.
         identity: What `identify` says of the module, where that is known already.
+        batch_size: Images that go through the network together, without effect but for rounding; by default some eight
+            of 224 pixels on a CPU and three times as many elsewhere, of larger images fewer. A network whose result for
+            an image depends on the others in its batch gets one at a time, which the result notes.
+        num_workers: Processes that prepare images; 0 prepares them in this one.
         partial: A file that keeps the state of an unfinished measurement. A later call with the same model, images and
             options continues from it; it is removed at the end.
         progress: Called with the number of images done and of all, at the start and after each image.
@@ -111,8 +106,12 @@ def effective_receptive_field(
     }
     changed = {key: value for key, value in chosen.items() if value is not None}
     options = ErfOptions(**(asdict(PROTOCOLS[protocol]) | changed))
+    if batch_size is not None:
+        check_number("batch_size", batch_size, BATCHES)
+    check_number("num_workers", num_workers, WORKERS)
     loaded, inputs = inputs_for(model, images, size)
     module = loaded.module
+    first = inputs.first()
     source = inputs.items if isinstance(inputs.items, ImageSet) else _described(inputs, loaded)
     found = find_feature_map(
         module,
@@ -120,7 +119,7 @@ def effective_receptive_field(
         layer,
         grid=grid,
         prefix_tokens=prefix_tokens,
-        in_channels=inputs.first().shape[0],
+        in_channels=first.shape[0],
         name=loaded.name,
     )
     field = field_of(found)
@@ -141,23 +140,26 @@ def effective_receptive_field(
     ]
     place = place_of(module)
 
-    def work(indices: range) -> Mapping[int, Row | str]:
-        """The map of one image, or the reason why there is none."""
-        (index,) = indices
-        try:
-            image = inputs.load(index).to(place.device, place.dtype)
-        except ImageError as error:  # the file was readable when it was chosen
-            return {index: str(error)}
-        values = _input_gradient(loaded, image, found, position, options)
-        if not np.isfinite(values).all():
-            return {index: "the gradient is not finite"}
-        return {index: {"maps": values, "rings": ring_sums(values, center), "moments": moments_about(values, center)}}
+    unit_found = Unit(loaded=loaded, found=found, position=position)
+    batching = choose_batching(unit_found, first.to(place.device, place.dtype), batch_size)
+
+    def rows(batch: Tensor) -> list[Row | str]:
+        return [
+            {"maps": values, "rings": ring_sums(values, center), "moments": moments_about(values, center)}
+            if np.isfinite(values).all()
+            else "the gradient is not finite"
+            for values in gradient_maps(unit_found, batch, options, batching)
+        ]
 
     # All processes add up the maps in the order of the images, as one process does.
-    measured = measure(
-        inputs.names,
-        work,
+    measured = run_batches(
+        loaded,
+        inputs,
+        rows,
+        batch_size=batching.size,
+        num_workers=num_workers,
         summed=("maps",),
+        by_item=True,
         fingerprint=hash_settings(settings),
         partial=partial,
         progress=progress,
@@ -187,6 +189,8 @@ def effective_receptive_field(
         weights_hash=identity.weights,
         environment=describe_environment(place),
         initial=loaded.initial,
+        batch_size=batching.size,
+        batch_note=batching.note,
     )
 
 
@@ -203,26 +207,6 @@ def _described(inputs: Inputs, loaded: LoadedModel) -> ImageSet:
         mean=loaded.mean if prepared else (),
         std=loaded.std if prepared else (),
     )
-
-
-def _input_gradient(
-    loaded: LoadedModel, image: Tensor, found: FeatureMap, unit: tuple[int, int], options: ErfOptions
-) -> FloatArray:
-    """Gradient magnitude of the unit with respect to one image of shape (C, H, W): shape (H, W), float64."""
-    model = loaded.module
-    # What is written in place after the layer may be what its gradient needs.
-    with evaluation_mode(model), allow_mutation_on_saved_tensors():
-        pixels = image.detach().clone().unsqueeze(0).requires_grad_(True)
-        features = found.of(model, pixels, loaded.name)
-        if not features.requires_grad:
-            raise ForwardError(f"model: {loaded.name} lets no gradient through to layer {found.layer or LAST!r}")
-        target = OUTPUT_RULES[options.output_rule](features[0, :, unit[0], unit[1]]).sum()
-        with own_code(model, pixels, loaded.name):
-            (gradient,) = torch.autograd.grad(target, pixels)
-    values = gradient[0].double()
-    rule = GRADIENT_RULES[options.gradient_rule]
-    values = rule(values.sum(0)) if options.sum_colors == "before" else rule(values).sum(0)
-    return np.asarray(values.cpu().numpy(), dtype=np.float64)
 
 
 def _place_unit(

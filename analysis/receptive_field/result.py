@@ -49,6 +49,10 @@ class ErfResult(Result):
     environment: dict[str, str]
     initial: str = ""
     """How the weights were initialised, if the network is not trained."""
+    batch_size: int = 1
+    """Images that went through the network together."""
+    batch_note: str = ""
+    """Why it was one at a time, where more were wanted."""
 
     def __post_init__(self) -> None:
         if self.mean_map.ndim != 2 or self.ring_sums.ndim != 2 or self.moments.shape != (len(self.ring_sums), 6):

@@ -67,6 +67,7 @@ def measure(
     *,
     batch_size: int = 1,
     summed: Collection[str] = (),
+    by_item: bool = False,
     fingerprint: str = "",
     partial: str | PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -78,10 +79,12 @@ def measure(
         work: Called with batches of numbers, one after the other.
         batch_size: Items in one call.
         summed: Names of arrays that are added up, not kept for each item.
+        by_item: Call `progress` after each item, though they are measured in batches.
         fingerprint: Of everything that the rows depend on.
         partial: A file that keeps what was measured, every few seconds and when something is raised. A later call with
             the same fingerprint and names goes on from there; it is removed at the end. A file that anything else has
-            written or changed is replaced.
+            written or changed is replaced. Batches are the same as without an interruption: one that was stopped in the
+            middle is done again.
         progress: Called at the start and after each batch.
 
     Raises:
@@ -109,20 +112,22 @@ def measure(
         seconds_to_store = stored - start
 
     def batch(number: int) -> Mapping[int, Row | str]:
-        start = first + number * batch_size
-        return work(range(start, min(start + batch_size, total)))
+        return work(range(number * batch_size, min((number + 1) * batch_size, total)))
 
     try:
-        for rows in in_turns(-(-(total - first) // batch_size), batch):
-            is_stored = True  # stopped in the middle of a batch, the state on disk counts, not half of the sums
-            for index in sorted(rows):
-                _add(found, index, rows[index], names, summed)
+        begun = first // batch_size if first < total else -(-total // batch_size)
+        for rows in in_turns(-(-total // batch_size), batch, start=begun):
             now = time.monotonic()
-            found.seconds, began, is_stored = found.seconds + now - began, now, False
-            if now - stored > max(_SECONDS_BETWEEN_STORES, seconds_to_store / _SHARE_OF_STORES):
+            found.seconds, began = found.seconds + now - began, now
+            new = [index for index in sorted(rows) if index >= first]
+            for index in new:
+                is_stored = True  # stopped in the middle of an addition, the state on disk counts, not half of the sums
+                _add(found, index, rows[index], names, summed)
+                is_stored = not by_item and index != new[-1]
+                if progress is not None and not is_stored:
+                    progress(found.done, total)
+            if time.monotonic() - stored > max(_SECONDS_BETWEEN_STORES, seconds_to_store / _SHARE_OF_STORES):
                 store()
-            if progress is not None:
-                progress(found.done, total)
     except BaseException:  # Ctrl-C, too
         store()
         raise

@@ -325,6 +325,8 @@ def measure_variants(
     stimuli: StimulusSet | None = None,
     mapping: LabelMapping = IMAGENET,
     settings: dict[str, Any] | None = None,
+    batch_size: int | None = None,
+    num_workers: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[VariantResult]:
     """Accuracy, shape bias and effective receptive field of each variant; finished ones are read from `directory`.
@@ -338,6 +340,8 @@ def measure_variants(
         stimuli: To measure the shape bias on.
         mapping: From outputs to the categories of the stimuli.
         settings: Recorded with each result; one that was measured under other settings is measured anew.
+        batch_size: See `effective_receptive_field`.
+        num_workers: Processes that load images; without effect on the results.
         progress: Called with the variants done, their number, and the name of the one at work.
 
     Raises:
@@ -358,7 +362,16 @@ def measure_variants(
         except (OSError, ResultError):
             found = None
         if found is None or found.settings != recorded:
-            found = _measure(loaded, model, variant, target, erf_images, labelled, stimuli, mapping, recorded)
+            fast = replknet.reparameterize(apply_variant(model, variant).eval())
+            erf = effective_receptive_field(
+                fast,
+                erf_images,
+                name=variant.name,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                partial=target / "erf.partial.npz",
+            )
+            found = _measured(loaded, fast, variant, erf, labelled, stimuli, mapping, recorded, num_workers)
             found.save(target, overwrite=True)
         results.append(found)
     if progress is not None:
@@ -366,20 +379,23 @@ def measure_variants(
     return results
 
 
-def _measure(
+def _measured(
     loaded: LoadedModel,
-    model: replknet.RepLKNet,
+    fast: replknet.RepLKNet,
     variant: Variant,
-    target: Path,
-    erf_images: ImageSet | Tensor,
+    erf: ErfResult,
     labelled: LabelledImages | None,
     stimuli: StimulusSet | None,
     mapping: LabelMapping,
     settings: dict[str, Any],
+    num_workers: int,
 ) -> VariantResult:
-    fast = replknet.reparameterize(apply_variant(model, variant).eval())
     nothing = float("nan")
-    right = nothing if labelled is None else accuracy(fast, labelled, mean=loaded.mean, std=loaded.std)
+    right = (
+        nothing
+        if labelled is None
+        else accuracy(fast, labelled, mean=loaded.mean, std=loaded.std, num_workers=num_workers)
+    )
     bias, coverage = nothing, nothing
     if stimuli is not None:
         conflict = evaluate_shape_bias(
@@ -390,9 +406,9 @@ def _measure(
             std=loaded.std,
             input_size=loaded.input_size,
             batch_size=32,
+            num_workers=num_workers,
         )
         bias, coverage = conflict.shape_bias, conflict.coverage
-    erf = effective_receptive_field(fast, erf_images, name=variant.name, partial=target / "erf.partial.npz")
     return VariantResult(
         variant=variant, settings=settings, accuracy=right, shape_bias=bias, coverage=coverage, erf=erf
     )

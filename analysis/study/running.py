@@ -235,7 +235,7 @@ def _run_cell(
     images.make(num_workers)
     classes = images.train.classes
     network = _new_network(study, cell, len(classes)).to(device)
-    untrained = _measure_erf(_calibrated_copy(network, images), images, f"{cell.name}, untrained")
+    untrained = _measure_erf(_calibrated_copy(network, images), images, f"{cell.name}, untrained", num_workers)
     checkpoint = target / _STATE
     training = train(
         network,
@@ -284,7 +284,7 @@ def _run_cell(
         num_conflict=study.num_conflict if conflicts else 0,
         weights_hash=hash_weights(network),
         environment=_environment(device),
-        erf=_measure_erf(network, images, cell.name),
+        erf=_measure_erf(network, images, cell.name, num_workers),
         untrained_erf=untrained,
         conflict=conflicts.get(0.0),
     )
@@ -359,9 +359,9 @@ def _calibrated_copy(network: replknet.RepLKNet, images: StudyImages) -> replkne
     return copied
 
 
-def _measure_erf(network: replknet.RepLKNet, images: StudyImages, name: str) -> ErfResult:
+def _measure_erf(network: replknet.RepLKNet, images: StudyImages, name: str, num_workers: int = 0) -> ErfResult:
     # The same map as the network's own in training form, in less time.
-    return effective_receptive_field(replknet.reparameterize(network), images.erf, name=name)
+    return effective_receptive_field(replknet.reparameterize(network), images.erf, name=name, num_workers=num_workers)
 
 
 def _inference_ms(model: nn.Module, size: int) -> float:

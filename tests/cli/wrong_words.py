@@ -132,6 +132,9 @@ CASES = {
     ],
     "erf": [
         *NETWORKS,
+        ("--batch-size 0", "'--batch-size'"),
+        (f"--batch-size {HUGE}", "'--batch-size'"),
+        ("--workers -1", "'--workers'"),
         ("--size 0", "--size='0': expected N or HxW"),
         (f"--size 64x{HUGE}", "--size='64x"),
         ("--size -1", "--size='-1'"),
