@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import replknet
+from replknet.convolution import toeplitz
+from replknet.convolution.planning import Method
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 BOUNDS = {"float32": math.inf, "bfloat16": 1e-2, "float16": 2e-3}
@@ -41,21 +43,30 @@ larger and narrow maps, kernels beyond the map, odd counts, one image and none."
 
 @dataclass(frozen=True)
 class Check:
-    """One shape in one data type and layout on one device; `shape` as in `SHAPES`."""
+    """One shape in one data type and layout on one device; `shape` as in `SHAPES`, `method` as of the convolution."""
 
     shape: tuple[int, int, int, int, int, int]
     dtype: str
     layout: str
     device: str
+    method: Method = "auto"
 
 
 def checks(device: str) -> Iterator[Check]:
-    """All shapes in both layouts and all data types; on a CPU, where `conv2d` of half precision may not return, one."""
-    dtypes = ("float32",) if device == "cpu" else tuple(BOUNDS)
+    """All shapes in both layouts and all data types; on a CPU, where `conv2d` of half precision may not return, one.
+
+    On a GPU such small maps are given to PyTorch's own convolution, so all other ways are insisted on.
+    """
+    if device == "cpu":
+        methods: dict[str, tuple[Method, ...]] = {"float32": ("auto",)}
+    else:
+        products: tuple[Method, ...] = ("toeplitz",) if toeplitz.is_usable(torch.device(device)) else ("auto",)
+        methods = {dtype: (*products, "fft") if dtype == "float32" else products for dtype in BOUNDS}
     for shape in SHAPES:
-        for dtype in dtypes:
+        for dtype in methods:
             for layout in LAYOUTS:
-                yield Check(shape, dtype, layout, device)
+                for method in methods[dtype]:
+                    yield Check(shape, dtype, layout, device, method)
 
 
 def errors(check: Check) -> list[dict[str, Any]]:
@@ -104,7 +115,10 @@ def _errors(check: Check) -> dict[str, tuple[float, float]]:
     def conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(x, weight, bias, padding=(sides[0] // 2, sides[1] // 2), groups=channels)
 
-    ours = _directions(replknet.depthwise_conv2d, maps, weight, bias, grad)
+    def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return replknet.depthwise_conv2d(x, weight, bias, check.method)
+
+    ours = _directions(convolution, maps, weight, bias, grad)
     if ours["output"].is_contiguous(memory_format=layout) != maps.is_contiguous(memory_format=layout):
         raise ValueError(f"the output is not {check.layout}")
     plain = [tensor.contiguous() for tensor in (maps, weight, bias, grad)]
@@ -144,6 +158,6 @@ def _distance(found: Tensor, exact: Tensor, scale: Tensor) -> float:
 def worst(table: pd.DataFrame) -> pd.DataFrame:
     """Of the rows of `errors`, for each data type and direction, the largest error and how far its bound is used."""
     used = table.assign(used=table["error"] / table["bound"]).sort_values("used", na_position="last")
-    groups = used.groupby(["dtype", "layout", "direction"], sort=False)
-    found = groups.tail(1).sort_values(["dtype", "direction", "layout"], ignore_index=True)
-    return found[["dtype", "direction", "layout", "shape", "error", "own_error", "bound", "right", "note"]]
+    groups = used.groupby(["dtype", "method", "layout", "direction"], sort=False)
+    found = groups.tail(1).sort_values(["dtype", "method", "direction", "layout"], ignore_index=True)
+    return found[["dtype", "method", "direction", "layout", "shape", "error", "own_error", "bound", "right", "note"]]

@@ -112,7 +112,12 @@ class CudaMeter(Meter):
         except RuntimeError:  # something in it waits for the GPU
             torch.cuda.synchronize()
             return None
-        return graph.replay
+
+        def replay() -> object:
+            graph.replay()
+            return call  # which keeps what it reads and no graph does
+
+        return replay
 
     def settle(self) -> None:
         gc.collect()

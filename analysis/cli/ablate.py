@@ -188,7 +188,7 @@ def ablate_posthoc(
     size: Annotated[int | None, typer.Option(help="Their side in pixels.", min=32, max=SIDES[1])] = None,
     num_images: Annotated[int, typer.Option(help="How many of them.", min=1)] = 12,
     batch_size: ErfBatch = None,
-    workers: Workers = 0,
+    workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Crop the large kernels of a trained network, without retraining, and measure what that does.
@@ -237,7 +237,7 @@ def ablate_posthoc(
                 mapping=materials.mapping,
                 settings=settings,
                 batch_size=batch_size,
-                num_workers=workers,
+                num_workers=choice.workers(workers),
                 progress=progress,
             )
         table, energy = posthoc.posthoc_table(results), posthoc.kernel_energy(module)

@@ -89,7 +89,7 @@ def erf(
     mean: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     std: Annotated[str | None, typer.Option(help="Three numbers that replace the model's own.")] = None,
     batch_size: ErfBatch = None,
-    workers: Workers = 0,
+    workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure effective receptive fields. The same command again resumes, or answers from what is saved."""
@@ -126,7 +126,7 @@ def erf(
     }
     labels = [item.name if layer is None else f"{item.name}, {layer}" for item in loaded for layer in wanted]
     places = iter(zip(labels, folder_names(labels), strict=True))
-    options = {**named, "protocol": protocol, "batch_size": batch_size, "num_workers": workers}
+    options = {**named, "protocol": protocol, "batch_size": batch_size, "num_workers": choice.workers(workers)}
     keep_freed_memory()
     with run_folder(out, "erf", settings, overwrite=overwrite) as folder:
         results = []

@@ -91,8 +91,10 @@ torch.fx.wrap("_depthwise_conv2d")  # one node of a symbolic trace, which has no
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What autocast makes of them."""
     device = x.device.type
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if not enabled or x.dtype is torch.float64:  # which it leaves alone
+    # Dynamo of PyTorch 2.11 cannot ask whether a device has autocast.
+    if device not in ("cpu", "cuda", "mps") or not torch.is_autocast_enabled(device):
+        return x, weight, bias
+    if x.dtype is torch.float64:  # which it leaves alone
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -309,7 +309,7 @@ def _plan_on_gpu(
     needed = [way for way, wanted in zip(ways, (True, *needs), strict=True) if wanted]
     return Plan(
         *ways,
-        plain=set(needed) == {"native"} and not (channels_last and max(sides) > CUDNN_KERNEL),
+        plain=set(needed) == {"native"} and not channels_last,  # PyTorch may return another layout
         crops="fft" in needed and sides != (kernel[2], kernel[3]),
         keeps_spectra=needs[1] and ways[0] == ways[2] == "fft",
         precision=precision,

@@ -122,6 +122,32 @@ def test_no_images_and_slices_of_other_tensors(device: str) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_nothing_beside_the_maps_is_read(dtype: torch.dtype, device: str) -> None:
+    """Maps, gradients and kernels lie among NaNs, which a zero beside them would not hide."""
+
+    def among_nans(*shape: int, seed: int) -> Tensor:
+        values = random(*shape, dtype=dtype, seed=seed)
+        memory = torch.full((values.numel() + 8192,), torch.nan, dtype=dtype, device=device)
+        memory[4096:-4096] = values.flatten().to(device)
+        return memory[4096:-4096].view(shape)
+
+    for num_images, channels, height, width, *kernel in (
+        (3, 2, 14, 14, 27, 27),
+        (5, 1, 6, 40, 9, 31),
+        (1, 1, 9, 70, 3, 5),
+    ):
+        x, grad = (among_nans(num_images, channels, height, width, seed=seed) for seed in (0, 1))
+        weight = among_nans(channels, 1, *kernel, seed=2)
+        for found in (
+            toeplitz.correlate(x, weight),
+            toeplitz.correlate(grad, weight, flipped=True),
+            toeplitz.weight_gradient(grad, x, (kernel[0], kernel[1])),
+        ):
+            assert found.isfinite().all()
+
+
+@pytest.mark.cuda
 def test_what_is_not_finite_stays_in_its_map(device: str) -> None:
     x = random(2, 2, 12, 12, dtype=torch.float16).to(device)
     weight = random(2, 1, 9, 9, dtype=torch.float16, seed=1).to(device)
