@@ -17,6 +17,7 @@ from replknet.convolution.rearranged import (
     native_conv2d,
     native_gradients,
 )
+from replknet.convolution.tiles import KernelError
 
 
 def correlate(
@@ -27,7 +28,7 @@ def correlate(
     if plan.output == "toeplitz":
         try:
             return toeplitz.correlate(x, weight, bias, precision=plan.precision), []
-        except toeplitz.KernelError as error:
+        except KernelError as error:
             _without_toeplitz(x, method, error)
             return correlate(x, weight, bias, method, keep=keep)
     if plan.output == "native":
@@ -40,7 +41,7 @@ def correlate(
     return out.to(x.dtype), kept
 
 
-def _without_toeplitz(x: Tensor, method: str, error: toeplitz.KernelError) -> None:
+def _without_toeplitz(x: Tensor, method: str, error: KernelError) -> None:
     if method == "toeplitz":
         raise error
     toeplitz.give_up(x.device, error)
@@ -75,7 +76,7 @@ def gradients(
                 weight_gradient=ways[1] == "toeplitz",
                 precision=plan.precision,
             )
-        except toeplitz.KernelError as error:
+        except KernelError as error:
             _without_toeplitz(x, method, error)
             wanted = {"input_gradient": input_gradient, "weight_gradient": weight_gradient}
             return gradients(grad, x, weight, method, **wanted, kept=kept)

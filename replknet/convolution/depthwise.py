@@ -34,7 +34,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, meth
 
     Raises:
         ValueError: If the method is unknown or not for this device, or shapes, data types or devices do not fit.
-        toeplitz.KernelError: By "toeplitz", if Triton is not there or fails; "auto" warns once and goes without.
+        KernelError: By "toeplitz", if Triton is not there or fails; "auto" warns once and goes without.
 
     Example:
         >>> maps, kernels = torch.ones(1, 2, 5, 5), torch.ones(2, 1, 31, 31)

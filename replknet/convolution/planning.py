@@ -21,6 +21,7 @@ from torch import Tensor
 from replknet.convolution import toeplitz
 from replknet.convolution.layouts import layout
 from replknet.convolution.spectral import geometry
+from replknet.convolution.tiles import multiply_adds
 
 Method = Literal["auto", "direct", "fft", "toeplitz"]
 METHODS = ("auto", "direct", "fft", "toeplitz")
@@ -334,7 +335,7 @@ def _fastest_on_gpu(
         native = double * values * (HOPPER.native_value + sides[0] * sides[1] * HOPPER.native[direction])
         times: dict[Way, float] = {"native": native}
         if usable:
-            products = toeplitz.multiply_adds(shape, sides, planes, weight_gradient=direction == 2)
+            products = multiply_adds(shape, sides, planes, weight_gradient=direction == 2)
             times["toeplitz"] = HOPPER.overhead + products * HOPPER.product[direction]
             times["toeplitz"] += values * HOPPER.value * (2 + (planes + channels_last) * (planes > 1 or channels_last))
         if dtype not in HALF:

@@ -20,9 +20,8 @@ Ding et al. 2022, arXiv:2203.06717, have products for each channel with images a
 import importlib.util
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any, Literal
 
@@ -30,69 +29,18 @@ import torch
 from torch import Tensor
 
 from replknet.convolution.layouts import layout
+from replknet.convolution.tiles import (
+    KernelError,
+    Tile,
+    TooLargeError,
+    at_least,
+    cut_map,
+    fitting,
+    summed_at_a_time,
+    tiles_for,
+)
 
 Precision = Literal["exact", "tf32"]
-
-
-class KernelError(RuntimeError):
-    """A kernel could not be compiled or started."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What one program computes, and how.
-
-    Attributes:
-        rows, columns: Of the output, R and BN.
-        down, across: Rows and columns of the map that one product takes, S and J.
-        block: Rows of the product; of a weight gradient, rows that are summed at a time.
-        warps, stages: Threads by 32, and loads under way.
-    """
-
-    rows: int
-    columns: int
-    down: int
-    across: int
-    block: int
-    warps: int
-    stages: int
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """How a map is cut for a tile.
-
-    Attributes:
-        row_blocks, column_blocks: Of the output.
-        left: Of the first column that a block of columns meets, from its own first.
-        across: Parts of `Tile.across` columns that it meets.
-        up: Of the first row that a block of rows meets, the other way.
-        steps: Groups of `Tile.down` rows that it meets.
-    """
-
-    row_blocks: int
-    column_blocks: int
-    left: int
-    across: int
-    up: int
-    steps: int
-
-
-@lru_cache(maxsize=1024)
-def _blocks(height: int, width: int, kernel: tuple[int, int], tile: Tile) -> _Blocks:
-    reach_y, reach_x = kernel[0] // 2, kernel[1] // 2
-    column_blocks = -(-width // tile.columns)
-    left = 0 if column_blocks == 1 else -reach_x // 8 * 8  # loads of 16 bytes stay aligned
-    meets = width if column_blocks == 1 else tile.columns + reach_x - left
-    up = -(-reach_y // tile.down) * tile.down
-    return _Blocks(
-        row_blocks=-(-height // tile.rows),
-        column_blocks=column_blocks,
-        left=left,
-        across=-(-meets // tile.across),
-        up=up,
-        steps=-(-(up + reach_y + tile.rows) // tile.down),
-    )
 
 
 def correlate(
@@ -200,7 +148,7 @@ def _arranged(x: Tensor, planes: int, *, aligned: bool) -> _Maps:
 
 def _copy(source: Tensor, target: Tensor, row: int, *, from_last: bool, to_last: bool, planes: int) -> None:
     num_images, channels, height, width = source.shape
-    pixels = 64 if from_last or to_last else min(1024, _at_least(height * row))
+    pixels = 64 if from_last or to_last else min(1024, at_least(height * row))
     group = 64 if from_last or to_last else 1024 // pixels
     unit = math.gcd(row, 8)
     _launch(
@@ -217,9 +165,9 @@ def _correlate(
     kernel = (weight.shape[2], weight.shape[3])
 
     def with_tile(tile: Tile) -> Tensor:
-        cut = _blocks(height, width, kernel, tile)
+        cut = cut_map(height, width, kernel, tile)
         rows = num_images * cut.row_blocks * cut.column_blocks
-        block = min(tile.block, max(16, _at_least(rows)))
+        block = min(tile.block, max(16, at_least(rows)))
         lines = cut.steps * tile.down + tile.rows - 1
         group = max(1, 2048 // (tile.across * tile.columns))
         size = (planes, channels, lines, cut.across, tile.across, tile.columns)
@@ -228,8 +176,8 @@ def _correlate(
         up = cut.up - kernel[0] // 2 + tile.rows - 1
         _launch(
             "matrices", channels * -(-lines // group),
-            (weight.contiguous(), matrices, channels, lines, *kernel, up, cut.left + kernel[1] // 2),
-            num_warps=4, num_stages=1, FLIP=flipped, LINES=group, **shape,
+            (weight.contiguous(), matrices, channels, lines, *kernel, up, cut.left + kernel[1] // 2, int(flipped)),
+            num_warps=4, num_stages=1, LINES=group, **shape,
         )  # fmt: skip
         out = torch.empty(maps.shape, dtype=like.dtype, device=like.device)
         unit, out_unit, programs = math.gcd(maps.row, 8), math.gcd(width, 8), -(-rows // block)
@@ -247,8 +195,8 @@ def _correlate(
         loads = 2 * planes * tile.stages * contracted * (tile.block + wide)
         return max(loads, (4 if planes > 1 else 2) * tile.block * wide)
 
-    chosen = tile or tiles(maps.shape, kernel).of(False, planes)
-    out = _fitting(chosen, needs, maps.values.device, with_tile)
+    chosen = tile or tiles_for(maps.shape, kernel).of(False, planes)
+    out = fitting(chosen, needs, maps.values.device, with_tile)
     if layout(like) is torch.contiguous_format:
         return out
     back = torch.empty_like(like, memory_format=torch.channels_last)
@@ -260,15 +208,15 @@ def _weight_gradient(grad: _Maps, maps: _Maps, kernel: tuple[int, int], planes: 
     num_images, channels, height, width = maps.shape
 
     def with_tile(tile: Tile) -> Tensor:
-        cut = _blocks(height, width, kernel, tile)
+        cut = cut_map(height, width, kernel, tile)
         # Of all groups of rows, those that meet a row of the map from some block of rows.
         first_step = max(0, cut.up - (cut.row_blocks - 1) * tile.rows) // tile.down
         steps = min(cut.steps, (height - 1 + cut.up) // tile.down + 1) - first_step
         first_line = kernel[0] // 2 - cut.up + first_step * tile.down - (tile.rows - 1)
         first_column = cut.left + kernel[1] // 2 - (tile.columns - 1)
-        lags_y = _at_least(tile.down + tile.rows - 1)
-        lags_x = _at_least(min(tile.across + tile.columns - 1, kernel[1]))
-        rows, images, columns = _group(num_images, cut, tile.block)
+        lags_y = at_least(tile.down + tile.rows - 1)
+        lags_x = at_least(min(tile.across + tile.columns - 1, kernel[1]))
+        rows, images, columns = summed_at_a_time(num_images, cut, tile.block)
         groups = -(-num_images // images) * -(-cut.row_blocks // rows) * -(-cut.column_blocks // columns)
         # A few hundred programs at least.
         splits = max(1, min(256 // (channels * steps * cut.across), groups // 4))
@@ -285,7 +233,7 @@ def _weight_gradient(grad: _Maps, maps: _Maps, kernel: tuple[int, int], planes: 
             BLOCK_COLUMNS=columns, WHOLE=num_images % images == 0, PLANES=planes, **shape,
         )  # fmt: skip
         out = torch.empty((channels, 1, *kernel), dtype=torch.float32, device=maps.values.device)
-        taps = min(128, _at_least(kernel[1]))
+        taps = min(128, at_least(kernel[1]))
         _launch(
             "collect", channels * kernel[0] * -(-kernel[1] // taps),
             (parts, out, *kernel, steps, first_line, first_column, splits), num_warps=1, num_stages=1, BK=taps, **shape,
@@ -296,133 +244,8 @@ def _weight_gradient(grad: _Maps, maps: _Maps, kernel: tuple[int, int], planes: 
         tall, wide = tile.down * tile.across, tile.rows * tile.columns
         return max(2 * planes * tile.stages * tile.block * (tall + wide), 4 * tall * wide)
 
-    chosen = tile or tiles(maps.shape, kernel).of(True, planes)
-    return _fitting(chosen, needs, maps.values.device, with_tile)
-
-
-def _group(num_images: int, cut: _Blocks, block: int) -> tuple[int, int, int]:
-    """Blocks of rows, images and blocks of columns, powers of two, that a weight gradient takes at a time."""
-    block = min(block, max(16, _at_least(num_images * cut.row_blocks * cut.column_blocks)))
-    columns = min(_at_least(cut.column_blocks), block)
-    rows = 4 if cut.row_blocks >= 8 else 2 if cut.row_blocks >= 4 else 1
-    images = min(_at_least(num_images), max(1, block // (columns * rows)))
-    return block // (columns * images), images, columns
-
-
-def _at_least(number: int) -> int:
-    """The smallest power of two that is not below it."""
-    return 1 << (number - 1).bit_length()
-
-
-@dataclass(frozen=True)
-class _Tiles:
-    """Of outputs and input gradients, and of weight gradients, each in half precision and in float32."""
-
-    output: tuple[Tile, Tile]
-    weight_gradient: tuple[Tile, Tile]
-
-    def of(self, weight_gradient: bool, planes: int) -> Tile:
-        return (self.weight_gradient if weight_gradient else self.output)[planes > 1]
-
-
-# Measured to be fast on a Hopper card; any is right.
-UP_TO_8 = _Tiles(
-    (Tile(8, 8, 8, 8, 64, 4, 3), Tile(8, 8, 8, 8, 64, 4, 2)),
-    (Tile(8, 8, 8, 8, 64, 4, 2), Tile(8, 8, 8, 8, 32, 4, 2)),
-)
-UP_TO_16 = _Tiles(
-    (Tile(8, 16, 2, 16, 64, 4, 3), Tile(8, 16, 2, 16, 64, 4, 2)),
-    (Tile(4, 16, 4, 16, 32, 4, 2), Tile(4, 16, 4, 16, 32, 4, 2)),
-)
-UP_TO_32 = _Tiles(
-    (Tile(4, 32, 2, 16, 64, 4, 3), Tile(4, 32, 1, 32, 64, 4, 3)),
-    (Tile(2, 32, 2, 32, 64, 4, 3), Tile(2, 32, 2, 32, 32, 4, 2)),
-)
-UP_TO_64 = _Tiles(
-    (Tile(4, 64, 1, 64, 128, 8, 3), Tile(2, 64, 1, 32, 64, 4, 3)),
-    (Tile(2, 64, 2, 64, 64, 4, 3), Tile(2, 32, 1, 64, 32, 4, 2)),
-)
-UP_TO_64_SMALL_KERNELS = _Tiles(
-    UP_TO_64.output,
-    (Tile(4, 16, 4, 32, 64, 4, 3), Tile(2, 64, 1, 64, 32, 4, 2)),
-)
-WIDE_SMALL_KERNELS = _Tiles(
-    (Tile(4, 32, 2, 16, 128, 4, 3), Tile(4, 32, 2, 16, 64, 4, 3)),
-    (Tile(4, 16, 4, 32, 64, 4, 3), Tile(2, 32, 1, 64, 32, 4, 2)),
-)
-WIDE = _Tiles(
-    (Tile(8, 32, 1, 64, 128, 8, 3), Tile(2, 32, 1, 32, 128, 4, 3)),
-    (Tile(2, 32, 1, 64, 128, 4, 2), Tile(2, 32, 1, 64, 32, 4, 2)),
-)
-FEW_ROWS = _Tiles((Tile(2, 32, 1, 32, 128, 4, 3), WIDE.output[1]), WIDE.weight_gradient)
-
-
-def tiles(shape: tuple[int, ...], kernel: tuple[int, int]) -> _Tiles:
-    """Those for maps (N, C, H, W)."""
-    num_images, _, height, width = shape
-    for limit, found in ((8, UP_TO_8), (16, UP_TO_16), (32, UP_TO_32)):
-        if width <= limit:
-            return found
-    if num_images * -(-height // 8) * -(-width // 32) < 128:
-        return FEW_ROWS
-    if width <= 64:
-        return UP_TO_64 if kernel[1] > 9 else UP_TO_64_SMALL_KERNELS
-    return WIDE if kernel[1] > 9 else WIDE_SMALL_KERNELS
-
-
-def multiply_adds(shape: tuple[int, ...], kernel: tuple[int, int], planes: int, *, weight_gradient: bool) -> int:
-    """Of the matrix products of one direction, those with zeros included, for `planning`."""
-    num_images, channels, height, width = shape
-    tile = tiles(shape, kernel).of(weight_gradient, planes)
-    cut = _blocks(height, width, kernel, tile)
-    rows = num_images * cut.row_blocks * cut.column_blocks
-    of_row = cut.steps * tile.down * cut.across * tile.across * tile.rows * tile.columns
-    return channels * max(rows, 16) * of_row * (1, 3, 6)[planes - 1]
-
-
-def _fitting(
-    tile: Tile, needs: Callable[[Tile], int], device: torch.device, compute: Callable[[Tile], Tensor]
-) -> Tensor:
-    """Compute with the tile, or with the next smaller one for whose `needs`, in bytes, the device has shared memory."""
-    for smaller in _smaller(tile):
-        if needs(smaller) > shared_memory(device):
-            continue
-        try:
-            return compute(smaller)
-        except _TooLargeError:  # what the compiler needs is known only when it is done
-            _SHARED_MEMORY[device] = needs(smaller) - 1
-    raise KernelError(f"no tile fits the {shared_memory(device)} bytes of shared memory of {device}")
-
-
-def _smaller(tile: Tile) -> Iterator[Tile]:
-    yield tile
-    while True:
-        if tile.stages > 1:
-            tile = replace(tile, stages=tile.stages - 1)
-        elif tile.block > 32:
-            tile = replace(tile, block=tile.block // 2, warps=4)
-        elif tile.rows > 1 and tile.rows * tile.columns > 16:
-            tile = replace(tile, rows=tile.rows // 2, warps=4)
-        elif tile.down > 1 and tile.down * tile.across > 16:
-            tile = replace(tile, down=tile.down // 2, warps=4)
-        else:
-            return
-        yield tile
-
-
-class _TooLargeError(Exception):
-    """A kernel needs more shared memory than the device has."""
-
-
-_SHARED_MEMORY: dict[torch.device, int] = {}
-"""Of a program, in bytes, by device: as it says, or less where a kernel turned out not to fit."""
-
-
-def shared_memory(device: torch.device) -> int:
-    if device not in _SHARED_MEMORY:
-        known = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-        _SHARED_MEMORY[device] = 2**20 if known is None else getattr(known, "shared_memory_per_block_optin", 48 * 2**10)
-    return _SHARED_MEMORY[device]
+    chosen = tile or tiles_for(maps.shape, kernel).of(True, planes)
+    return fitting(chosen, needs, maps.values.device, with_tile)
 
 
 _FAILED: set[torch.device] = set()
@@ -476,6 +299,6 @@ def _launch(name: str, programs: int, arguments: tuple[Any, ...], **constants: A
                 kernel(*arguments, **constants)
     except Exception as error:  # of a compiler, its files, or the driver
         if type(error).__name__ == "OutOfResources":
-            raise _TooLargeError from error
+            raise TooLargeError from error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise KernelError(f"Triton cannot run {name} on {device} ({type(error).__name__}: {reason})") from error

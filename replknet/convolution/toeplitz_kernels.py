@@ -11,7 +11,7 @@ import triton.language as tl
 SIZES = [
     *("num_images", "channels", "height", "row_units", "out_width_units", "grad_row_units", "rows", "columns", "lines"),
     *("steps", "first_step", "up", "left", "row_blocks", "column_blocks", "programs", "splits"),
-    *("first_line", "first_column"),
+    *("first_line", "first_column", "flipped"),
 ]
 """Numbers for whose values no kernel is compiled anew."""
 
@@ -53,8 +53,8 @@ def arrange(
 
 @triton.jit(do_not_specialize=SIZES)
 def matrices(
-    weight, target, channels, lines, rows, columns, up, left,
-    FLIP: tl.constexpr, LINES: tl.constexpr, NX: tl.constexpr, J: tl.constexpr, BN: tl.constexpr, PLANES: tl.constexpr,
+    weight, target, channels, lines, rows, columns, up, left, flipped,
+    LINES: tl.constexpr, NX: tl.constexpr, J: tl.constexpr, BN: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
     """Of row ky = line - `up` of every kernel the NX matrices [j, i] = weight[ky, jb * J + j - i + `left`]."""
     line_blocks = tl.cdiv(lines, LINES)
@@ -66,8 +66,7 @@ def matrices(
     for jb in range(NX):
         kx = jb * J + j - i + left
         at = ky * columns + kx
-        if FLIP:
-            at = rows * columns - 1 - at
+        at += flipped * (rows * columns - 1 - 2 * at)
         inside = (ky >= 0) & (ky < rows) & (kx >= 0) & (kx < columns)
         value = tl.load(weight + c * rows * columns + at, mask=inside, other=0.0)
         to = target + (c * lines * (NX * J * BN) + line * (NX * J * BN) + (jb * J + j) * BN + i)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from replknet import DepthwiseConv2d, depthwise_conv2d
-from replknet.convolution import planning, toeplitz
-from replknet.convolution.toeplitz import KernelError, Precision, Tile
+from replknet.convolution import planning, tiles, toeplitz
+from replknet.convolution.tiles import KernelError, Tile, TooLargeError
+from replknet.convolution.toeplitz import Precision
 from tests.replknet.convolution.reference import random, reference, relative_error, with_gradients
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: PyTorch brings it on Linux")
@@ -163,7 +164,7 @@ def test_what_is_not_finite_stays_in_its_map(device: str) -> None:
 @pytest.mark.parametrize("limit", [99 * 1024, 64 * 1024, 32 * 1024])
 def test_less_shared_memory_takes_smaller_tiles(limit: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[Tile] = []
-    fitting = toeplitz._fitting
+    fitting = tiles.fitting
 
     def record(tile: Tile, needs: Any, device: torch.device, compute: Any) -> Tensor:
         def note(tile: Tile) -> Tensor:
@@ -174,8 +175,8 @@ def test_less_shared_memory_takes_smaller_tiles(limit: int, device: str, monkeyp
         return fitting(tile, needs, device, note)
 
     place = torch.device("cuda", torch.cuda.current_device()) if ON_GPU else torch.device("cpu")
-    monkeypatch.setitem(toeplitz._SHARED_MEMORY, place, limit)
-    monkeypatch.setattr(toeplitz, "_fitting", record)
+    monkeypatch.setitem(tiles._SHARED_MEMORY, place, limit)
+    monkeypatch.setattr(toeplitz, "fitting", record)
     for shape in ((2, 1, 14, 14, 27, 27), (8, 1, 12, 56, 31, 31), (1, 1, 9, 100, 31, 31)):
         for dtype in (torch.bfloat16, torch.float32):
             assert max(errors(shape, dtype, device)) < BOUNDS[dtype]
@@ -184,21 +185,21 @@ def test_less_shared_memory_takes_smaller_tiles(limit: int, device: str, monkeyp
 
 def test_a_kernel_that_turns_out_too_large_is_tried_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cpu")
-    monkeypatch.setitem(toeplitz._SHARED_MEMORY, device, 1000)
+    monkeypatch.setitem(tiles._SHARED_MEMORY, device, 1000)
     tried: list[int] = []
 
     def compute(tile: Tile) -> Tensor:
         tried.append(tile.stages)
         if tile.stages > 1:
-            raise toeplitz._TooLargeError
+            raise TooLargeError
         return torch.ones(1)
 
     tile = Tile(4, 16, 2, 16, 64, 4, 4)
-    assert toeplitz._fitting(tile, lambda tile: 100 * tile.stages, device, compute) == 1
+    assert tiles.fitting(tile, lambda tile: 100 * tile.stages, device, compute) == 1
     assert tried == [4, 3, 2, 1]
-    assert toeplitz.shared_memory(device) == 199
+    assert tiles.shared_memory(device) == 199
     with pytest.raises(KernelError, match="no tile fits the 199 bytes"):
-        toeplitz._fitting(tile, lambda tile: 200, device, compute)
+        tiles.fitting(tile, lambda tile: 200, device, compute)
 
 
 @pytest.mark.cuda
