@@ -84,6 +84,7 @@ def effective_receptive_field(
         ForwardError: If the model cannot take such images, or lets no gradient through.
 
     Example:
+        >>> import torch
         >>> network = nn.Conv2d(3, 1, 3, padding=1, bias=False)
         >>> _ = nn.init.ones_(network.weight)
         >>> result = effective_receptive_field(network, torch.rand(2, 3, 9, 9))
