@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import replknet
+from analysis.models.precision import true_float32
 from replknet.convolution import toeplitz
 from replknet.convolution.planning import Method
 
@@ -77,20 +78,12 @@ def errors(check: Check) -> list[dict[str, Any]]:
         `conv2d` in that data type, over the largest exact value; for a bias, over the sum of absolute terms), `bound`,
         whether it is kept (`right`) and, where something was raised, a `note`.
     """
-    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [kind.allow_tf32 for kind in kinds]
     try:
-        for kind in kinds:
-            kind.allow_tf32 = False
-        found, note = _errors(check), ""
+        with true_float32():
+            found, note = _errors(check), ""
     except Exception as reason:  # of a compiler or a driver, whatever they are
-        found, note = (
-            {"output": (math.nan, math.nan)},
-            f"{type(reason).__name__}: {' '.join(str(reason).split())[:200]}",
-        )
-    finally:
-        for kind, value in zip(kinds, before, strict=True):
-            kind.allow_tf32 = value
+        text = f"{type(reason).__name__}: {' '.join(str(reason).split())[:200]}"
+        found, note = {"output": (math.nan, math.nan)}, text
     resolution = torch.finfo(getattr(torch, check.dtype)).eps
     rows = []
     for direction, (error, own) in found.items():

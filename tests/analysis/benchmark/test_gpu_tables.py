@@ -188,15 +188,15 @@ def test_agreement_with_float64() -> None:
     assert none["right"].all()
 
 
-def _flipped(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def _flipped(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, _: str) -> torch.Tensor:
     return replknet.depthwise_conv2d(x, weight.flip(3), bias)
 
 
-def _not_finite(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def _not_finite(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, _: str) -> torch.Tensor:
     return replknet.depthwise_conv2d(x, weight, bias) * math.nan
 
 
-def _contiguous(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def _contiguous(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, _: str) -> torch.Tensor:
     return replknet.depthwise_conv2d(x, weight, bias).contiguous()
 
 
