@@ -148,7 +148,16 @@ def _memory(key: str) -> int:
 def environment(threads: int, device: str = "cpu") -> dict[str, Any]:
     """Device, processor, threads, versions and, on CUDA, the card, for the record."""
     versions = {}
-    for package in ("torch", "numpy", "torch-fftconv", "fft-conv-pytorch", "onnxruntime", "openvino"):
+    for package in (
+        "torch",
+        "numpy",
+        "torch-fftconv",
+        "fft-conv-pytorch",
+        "onnxruntime",
+        "openvino",
+        "timm",
+        "openerf",
+    ):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

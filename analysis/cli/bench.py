@@ -15,6 +15,7 @@ from rich.table import Table
 from analysis.benchmark.convolutions import convolution_cases, with_published, with_sums
 from analysis.benchmark.devices import DTYPES, environment
 from analysis.benchmark.networks import gpu_network_cases, network_cases, with_rates
+from analysis.benchmark.receptive_fields import receptive_field_cases
 from analysis.benchmark.timing import ROUNDS, THREADS, Case, check_timing, compare, slowness
 from analysis.benchmark.workers import Workers
 from analysis.cli.console import print_line, print_table, progress_bar
@@ -32,6 +33,7 @@ app.add_typer(bench, name="bench")
 
 
 _MANY = 400
+_FOREIGN_IMAGES = 48
 _Rounds = Annotated[int, typer.Option(help="Rounds; in each, every contender is called once.", min=1, max=ROUNDS[1])]
 _Seconds = Annotated[float, typer.Option(help="After so many seconds of rounds, no new one begins (two at least).")]
 _Threads = Annotated[
@@ -94,6 +96,9 @@ def bench_model(
 
 @bench.command("erf")
 def bench_erf(
+    suite: Annotated[
+        str, typer.Option(help="31b, or foreign: 48 images through networks of timm, beside openerf, on a CPU.")
+    ] = "31b",
     sizes: Annotated[
         str | None, typer.Option(help="Sides of the images; by default 512,1024 on a CPU and 1024 on a GPU.")
     ] = None,
@@ -106,8 +111,16 @@ def bench_erf(
     ] = None,
     out: _Out = None,
 ) -> None:
-    """Input gradient of RepLKNet-31B for an effective receptive field."""
+    """Input gradient of RepLKNet-31B for an effective receptive field, or whole measurements of other networks."""
+    if suite not in ("31b", "foreign"):
+        raise ValueError(f"suite={suite}: expected 31b or foreign")
     device = _place(device, dtype)
+    if suite == "foreign":
+        if device != "cpu":
+            raise ValueError(f"device={device}: expected cpu for suite=foreign")
+        cases = list(receptive_field_cases(_FOREIGN_IMAGES, threads or torch.get_num_threads()))
+        _bench("erf-foreign", cases, rounds, seconds, threads, out, device)
+        return
     sides = parse_numbers("--sizes", sizes or ("512,1024" if device == "cpu" else "1024"), within=SIDES[:2])
     cases = _network_cases("erf", sides, "1", threads, device, dtype or "float32")
     _bench("erf", cases, rounds, seconds, threads, out, device)

@@ -286,6 +286,6 @@ CASES = {
         (f"--batches {HUGE}", "--batches="),
         ("--batches 0", "--batches='0'"),
     ],
-    "bench erf": [(f"--sizes {HUGE}", "--sizes="), ("--sizes 0", "--sizes='0'")],
+    "bench erf": [(f"--sizes {HUGE}", "--sizes="), ("--sizes 0", "--sizes='0'"), ("--suite nope", "--suite=nope")],
     "bench train": [("--seconds inf", "--seconds=inf"), ("--batches x", "--batches='x'"), ("--dtype x", "--dtype=x")],
 }
