@@ -54,7 +54,7 @@ def hash_weights(model: nn.Module) -> str:
     for key, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
