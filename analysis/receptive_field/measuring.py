@@ -12,13 +12,20 @@ from analysis.images.sets import ImageSet
 from analysis.models.batches import inputs_for, run_batches
 from analysis.models.layouts import LAST, find_feature_map
 from analysis.models.loaded import LoadedModel, place_of
-from analysis.receptive_field.gradients import Unit, choose_batching, gradient_maps
+from analysis.receptive_field.gradients import (
+    Batching,
+    DependenceError,
+    Unit,
+    check_independence,
+    choose_batching,
+    gradient_maps,
+)
 from analysis.receptive_field.measures import moments_about, ring_sums
 from analysis.receptive_field.options import PROTOCOLS, ErfOptions, GradientRule, OutputRule, Protocol
 from analysis.receptive_field.result import ErfResult
 from analysis.receptive_field.theoretical import TheoreticalReceptiveField, centred_unit, field_of, unit_centers
 from analysis.runs.identity import NetworkIdentity, describe_environment, identify
-from analysis.runs.resuming import Progress, Row, hash_settings
+from analysis.runs.resuming import Measured, Progress, Row, hash_settings
 from analysis.runs.settings import BATCHES, WORKERS, check_number
 
 
@@ -144,27 +151,41 @@ def effective_receptive_field(
     unit_found = Unit(loaded=loaded, found=found, position=position)
     batching = choose_batching(unit_found, first.to(place.device, place.dtype), batch_size)
 
-    def rows(batch: Tensor) -> list[Row | str]:
-        return [
-            {"maps": values, "rings": ring_sums(values, center), "moments": moments_about(values, center)}
-            if np.isfinite(values).all()
-            else "the gradient is not finite"
-            for values in gradient_maps(unit_found, batch, options, batching)
-        ]
+    def measured_by(batching: Batching) -> Measured:
+        is_checked = batching.size == 1
 
-    # All processes add up the maps in the order of the images, as one process does.
-    measured = run_batches(
-        loaded,
-        inputs,
-        rows,
-        batch_size=batching.size,
-        num_workers=num_workers,
-        summed=("maps",),
-        by_item=True,
-        fingerprint=hash_settings(settings),
-        partial=partial,
-        progress=progress,
-    )
+        def rows(batch: Tensor) -> list[Row | str]:
+            nonlocal is_checked
+            maps = gradient_maps(unit_found, batch, options, batching)
+            if not is_checked and len(batch) > 1:
+                check_independence(unit_found, batch, maps, options)
+                is_checked = True
+            return [
+                {"maps": values, "rings": ring_sums(values, center), "moments": moments_about(values, center)}
+                if np.isfinite(values).all()
+                else "the gradient is not finite"
+                for values in maps
+            ]
+
+        # All processes add up the maps in the order of the images, as one process does.
+        return run_batches(
+            loaded,
+            inputs,
+            rows,
+            batch_size=batching.size,
+            num_workers=num_workers,
+            summed=("maps",),
+            by_item=True,
+            fingerprint=hash_settings([*settings, batching.size]),
+            partial=partial,
+            progress=progress,
+        )
+
+    try:
+        measured = measured_by(batching)
+    except DependenceError as error:
+        batching = Batching(size=1, note=f"one image at a time: {error}")
+        measured = measured_by(batching)
     if not measured.used:
         raise ValueError(f"images: none of {len(inputs)} gave a finite gradient; {': '.join(measured.skipped[0])}")
     return ErfResult(

@@ -21,7 +21,7 @@ from torch import Tensor
 from replknet.convolution import toeplitz
 from replknet.convolution.layouts import layout
 from replknet.convolution.spectral import geometry
-from replknet.convolution.tiles import multiply_adds
+from replknet.convolution.tiles import multiply_adds, scratch_bytes
 
 Method = Literal["auto", "direct", "fft", "toeplitz"]
 METHODS = ("auto", "direct", "fft", "toeplitz")
@@ -33,6 +33,8 @@ MARGIN = 1.2
 """What another way than PyTorch's own must promise, to make good for the model's errors."""
 DIRECT_OVERHEAD, FFT_OVERHEAD = 40e3, 100e3
 """Nanoseconds that a call loses by leaving PyTorch's own path."""
+SCRATCH = 2**30
+"""Bytes beside the maps that matrix products may always take; beyond, no more than four times as much as the maps."""
 SHORT_LINE = 2048
 HALF = (torch.bfloat16, torch.float16)
 CUDNN_KERNEL = 7
@@ -311,7 +313,8 @@ def _plan_on_gpu(
     return Plan(
         *ways,
         plain=set(needed) == {"native"} and not channels_last,  # PyTorch may return another layout
-        crops="fft" in needed and sides != (kernel[2], kernel[3]),
+        # What plans later, without Triton or under vmap, may take FFTs, which hold such kernels alone.
+        crops=set(needed) != {"native"} and sides != (kernel[2], kernel[3]),
         keeps_spectra=needs[1] and ways[0] == ways[2] == "fft",
         precision=precision,
     )
@@ -334,11 +337,12 @@ def _fastest_on_gpu(
     def fastest(direction: int, *, spectra_are_kept: bool = False) -> Way:
         native = double * values * (HOPPER.native_value + sides[0] * sides[1] * HOPPER.native[direction])
         times: dict[Way, float] = {"native": native}
-        if usable:
+        scratch = scratch_bytes(shape, sides, planes, weight_gradient=direction == 2)
+        if usable and scratch <= max(SCRATCH, 4 * values * dtype.itemsize):
             products = multiply_adds(shape, sides, planes, weight_gradient=direction == 2)
             times["toeplitz"] = HOPPER.overhead + products * HOPPER.product[direction]
             times["toeplitz"] += values * HOPPER.value * (2 + (planes + channels_last) * (planes > 1 or channels_last))
-        if dtype not in HALF:
+        if dtype not in HALF or (usable and "toeplitz" not in times):
             of_points = num_images * (
                 HOPPER.point[direction] + HOPPER.point[2] * (direction == 2 and not spectra_are_kept)
             )

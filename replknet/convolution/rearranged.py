@@ -15,6 +15,9 @@ from replknet.convolution.planning import CUDNN_KERNEL, HALF
 def plain_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Of maps (N, C, H, W) with kernels (C, 1, Kh, Kw), stride 1 and "same" padding."""
     kernel = weight.shape
+    if x.is_cuda and weight.stride(1) != kernel[2] * kernel[3]:
+        # A kernel of one channel is contiguous and channels_last at once; PyTorch would convert the maps to the latter.
+        weight = weight.flatten(1).view(kernel)
     return torch.conv2d(x, weight, bias, 1, (kernel[2] // 2, kernel[3] // 2), 1, kernel[0])
 
 
@@ -46,6 +49,8 @@ def native_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """PyTorch's own; None for one that is not asked for."""
     grad, x = _for_native(grad, weight), _for_native(x, weight)
+    if grad.is_cuda:
+        weight = weight.flatten(1).view(weight.shape)  # as in `plain_conv2d`
     padding = (weight.shape[2] // 2, weight.shape[3] // 2)
     wanted = (input_gradient, weight_gradient, False)
     one_channel = weight.shape[0] == 1 and weight_gradient

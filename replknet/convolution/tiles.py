@@ -149,6 +149,18 @@ def multiply_adds(shape: tuple[int, ...], kernel: tuple[int, int], planes: int, 
     return channels * max(rows, 16) * of_row * (1, 3, 6)[planes - 1]
 
 
+def scratch_bytes(shape: tuple[int, ...], kernel: tuple[int, int], planes: int, *, weight_gradient: bool) -> int:
+    """Of the matrices of a kernel, or of the sums along diagonals of a weight gradient, about."""
+    _, channels, height, width = shape
+    tile = tiles_for(shape, kernel).of(weight_gradient, planes)
+    cut = cut_map(height, width, kernel, tile)
+    if weight_gradient:
+        lags = at_least(tile.down + tile.rows - 1) * at_least(min(tile.across + tile.columns - 1, kernel[1]))
+        return 4 * channels * cut.steps * cut.across * lags
+    lines = cut.steps * tile.down + tile.rows - 1
+    return 2 * planes * channels * lines * cut.across * tile.across * tile.columns
+
+
 def fitting(
     tile: Tile, needs: Callable[[Tile], int], device: torch.device, compute: Callable[[Tile], Tensor]
 ) -> Tensor:

@@ -136,6 +136,7 @@ def _arranged(x: Tensor, planes: int, *, aligned: bool) -> _Maps:
 
     With `aligned`, which pays for weight gradients, these are copied as well if their rows are not.
     """
+    x = x.resolve_neg()  # Triton reads the memory as it is
     if planes == 1 and x.is_contiguous() and not (aligned and x.shape[3] % 8):
         return _Maps(x, x.shape, x.shape[3])
     row = -(-x.shape[3] // 8) * 8
@@ -176,14 +177,16 @@ def _correlate(
         up = cut.up - kernel[0] // 2 + tile.rows - 1
         _launch(
             "matrices", channels * -(-lines // group),
-            (weight.contiguous(), matrices, channels, lines, *kernel, up, cut.left + kernel[1] // 2, int(flipped)),
+            (weight.resolve_neg().contiguous(), matrices, channels, lines, *kernel, up, cut.left + kernel[1] // 2,
+             int(flipped)),
             num_warps=4, num_stages=1, LINES=group, **shape,
         )  # fmt: skip
         out = torch.empty(maps.shape, dtype=like.dtype, device=like.device)
+        offsets = matrices if bias is None else bias.resolve_neg().contiguous()
         unit, out_unit, programs = math.gcd(maps.row, 8), math.gcd(width, 8), -(-rows // block)
         _launch(
             "correlate", channels * programs,
-            (maps.values, matrices, matrices if bias is None else bias, out, num_images, channels, height,
+            (maps.values, matrices, offsets, out, num_images, channels, height,
              maps.row // unit, width // out_unit, cut.steps, cut.up, cut.row_blocks, cut.column_blocks, programs),
             num_warps=tile.warps, num_stages=tile.stages, UNIT=unit, OUT_UNIT=out_unit, R=tile.rows, S=tile.down,
             LEFT=cut.left, BM=block, BIAS=bias is not None, **shape,

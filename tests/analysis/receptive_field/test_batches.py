@@ -147,6 +147,20 @@ class Backward(nn.Module):
         return Normalizes.apply(x)  # type: ignore[no-any-return]
 
 
+class FromBehind(nn.Module):
+    """Each image takes from the one behind it: not seen where the image that is looked at is the last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:-1] + 0.7 * x[1:].tanh(), x[-1:]])
+
+
+class InFours(nn.Module):
+    """Only four images and more are mixed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.mean(0, keepdim=True) if len(x) >= 4 else x
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "mixing",
@@ -156,6 +170,8 @@ class Backward(nn.Module):
         Quantized,
         Onward,
         Backward,
+        FromBehind,
+        InFours,
         lambda: Training(8),
         lambda: nn.BatchNorm2d(8, track_running_stats=False),
     ],
@@ -171,6 +187,13 @@ def test_a_network_that_mixes_images_gets_one_at_a_time(mixing: Any, dtype: torc
     alone = effective_receptive_field(model, batch, layer="3", grid=(32, 32), batch_size=1)
     np.testing.assert_array_equal(result.mean_map, alone.mean_map)
     assert alone.batch_note == ""  # as it was asked for
+
+
+def test_half_precision_which_cannot_tell_gets_one_image_at_a_time() -> None:
+    model = nn.Conv2d(3, 2, 3, padding=1).to(torch.bfloat16)
+    result = effective_receptive_field(model, images().to(torch.bfloat16), batch_size=5)
+    assert result.batch_size == 1
+    assert "half precision" in result.batch_note
 
 
 class OneAtATime(nn.Module):

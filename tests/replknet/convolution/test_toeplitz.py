@@ -149,6 +149,18 @@ def test_nothing_beside_the_maps_is_read(dtype: torch.dtype, device: str) -> Non
 
 
 @pytest.mark.cuda
+def test_biases_and_views_of_any_kind(device: str) -> None:
+    """Strided, expanded, and with the sign that a view of an imaginary part keeps beside its memory."""
+    x, weight = (random(*shape, dtype=torch.float32).to(device) for shape in ((1, 4, 5, 5), (4, 1, 3, 3)))
+    for bias in (random(8, dtype=torch.float32).to(device)[::2], torch.tensor([2.0], device=device).expand(4)):
+        expected = reference(*(tensor.double().cpu() for tensor in (x, weight, bias)))
+        assert relative_error(toeplitz.correlate(x, weight, bias).cpu(), expected) < 1e-6
+    for maps, kernels in ((torch.complex(x, x).conj().imag, weight), (x, torch.complex(weight, weight).conj().imag)):
+        expected = -reference(x.double().cpu(), weight.double().cpu())
+        assert relative_error(toeplitz.correlate(maps, kernels).cpu(), expected) < 1e-6
+
+
+@pytest.mark.cuda
 def test_what_is_not_finite_stays_in_its_map(device: str) -> None:
     x = random(2, 2, 12, 12, dtype=torch.float16).to(device)
     weight = random(2, 1, 9, 9, dtype=torch.float16, seed=1).to(device)
@@ -258,6 +270,20 @@ def test_where_kernels_fail_conv2d_takes_over_with_one_warning(monkeypatch: pyte
     assert len(caught) == 1
     for tensor, expected in zip(found, with_gradients(reference, x, weight, grad), strict=True):
         torch.testing.assert_close(tensor, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_kernels_beyond_the_map_are_cut_before_any_way_that_may_take_ffts() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        plan = gpu_plan((16, 256, 14, 14), 31, dtype)
+        assert plan.output == "toeplitz"
+        assert plan.crops
+        assert not gpu_plan((16, 256, 14, 14), 27, dtype).crops
+
+
+def test_matrices_that_would_fill_the_memory_are_not_made() -> None:
+    assert set(ways(gpu_plan((1, 64, 512, 512), 61))) == {"toeplitz"}
+    for dtype in (torch.float32, torch.bfloat16):
+        assert "toeplitz" not in ways(gpu_plan((1, 256, 512, 512), 511, dtype))
 
 
 def test_without_triton_or_a_card_that_it_knows_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
