@@ -120,9 +120,9 @@ def check_independence(unit: Unit, images: Tensor, maps: FloatArray, options: Er
 def choose_batching(unit: Unit, image: Tensor, batch_size: int | None) -> Batching:
     """As many images at a time as the network computes independently of each other.
 
-    The gradient of the sum over a batch is that of each image only if no image depends on another one. That is tried out
-    with two, and by `check_independence` with the first batch: not so with batch norms without running statistics, with
-    layers that stay in training mode, or with attention over a batch.
+    The gradient of the sum over a batch is that of each image only if no image depends on another one. That is tried
+    out with two, and by `check_independence` with the first batch: not so with batch norms without running statistics,
+    with layers that stay in training mode, or with attention over a batch.
 
     Args:
         unit: Whose gradient is to be taken.
