@@ -86,14 +86,37 @@ class Batching:
         return allow_mutation_on_saved_tensors() if self.guarded else nullcontext()
 
 
-def gradient_maps(unit: Unit, images: Tensor, options: ErfOptions, batching: Batching) -> FloatArray:
+def gradient_maps(
+    unit: Unit, images: Tensor, options: ErfOptions, batching: Batching, *, check: bool = False
+) -> FloatArray:
     """Gradient magnitude of a unit with respect to each of some images (N, C, H, W): shape (N, H, W), float64.
 
     The network must be in evaluation mode.
+
+    Args:
+        unit: The unit.
+        images: On the network's device.
+        options: What is measured.
+        batching: How they go through the network.
+        check: Compare what the batch gives for its first, middle and last image with what each gives alone: the unit's
+            outputs, and of the first the gradient.
+
+    Raises:
+        DependenceError: If they differ.
     """
     with torch.enable_grad(), batching.kept():
         pixels = images.detach().clone(memory_format=batching.layout).requires_grad_(True)
-        gradient = unit.gradient(OUTPUT_RULES[options.output_rule](unit.outputs(pixels)), pixels)
+        outputs = unit.outputs(pixels)
+        rule_of_outputs = OUTPUT_RULES[options.output_rule]
+        gradient = unit.gradient(rule_of_outputs(outputs), pixels)
+        if check:
+            first, *others = sorted({0, len(pixels) // 2, len(pixels) - 1})
+            image = pixels[first : first + 1].detach().requires_grad_(True)
+            alone = unit.outputs(image)
+            _compare(outputs[first], alone[0], _tolerance(alone))
+            _compare(gradient[first], unit.gradient(rule_of_outputs(alone), image)[0], _KINKS)
+            for other in others:
+                _compare(outputs[other], unit.outputs(pixels[other : other + 1])[0], _tolerance(alone))
     values = (gradient.cpu() if gradient.device.type == "mps" else gradient).double()  # MPS has no float64
     rule = GRADIENT_RULES[options.gradient_rule]
     values = rule(values.sum(1)) if options.sum_colors == "before" else rule(values).sum(1)
@@ -104,25 +127,19 @@ def gradient_maps(unit: Unit, images: Tensor, options: ErfOptions, batching: Bat
     return maps
 
 
-def check_independence(unit: Unit, images: Tensor, maps: FloatArray, options: ErfOptions) -> None:
-    """Compare what a batch gave for its first, middle and last image with what each gives alone.
-
-    Raises:
-        DependenceError: If they differ.
-    """
-    for index in sorted({0, len(images) // 2, len(images) - 1}):
-        alone = gradient_maps(unit, images[index : index + 1], options, Batching(size=1))[0]
-        difference = float(np.linalg.norm(maps[index] - alone))
-        if np.isfinite(alone).all() and not difference <= _KINKS * float(np.linalg.norm(alone)):
-            raise DependenceError(_DEPENDS)
+def _compare(together: Tensor, alone: Tensor, tolerance: float) -> None:
+    if not together.isfinite().all() or not alone.isfinite().all():  # which is measured alone
+        return
+    if not _norm(together - alone) <= tolerance * _norm(alone):
+        raise DependenceError(_DEPENDS)
 
 
 def choose_batching(unit: Unit, image: Tensor, batch_size: int | None) -> Batching:
     """As many images at a time as the network computes independently of each other.
 
     The gradient of the sum over a batch is that of each image only if no image depends on another one. That is tried
-    out with two, and by `check_independence` with the first batch: not so with batch norms without running statistics,
-    with layers that stay in training mode, or with attention over a batch.
+    out with two, and by the `check` of `gradient_maps` with the first batch: not so with batch norms without running
+    statistics, with layers that stay in training mode, or with attention over a batch.
 
     Args:
         unit: Whose gradient is to be taken.
@@ -158,23 +175,20 @@ def _dependence(unit: Unit, image: Tensor, layout: torch.memory_format) -> str:
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(image.shape, generator=generator).to(image)
     pair = torch.cat([2 * image.flip((-2, -1)) + noise, image]).contiguous(memory_format=layout).requires_grad_(True)
-    alone = image.clone().requires_grad_(True)
     try:
-        expected = unit.outputs(alone)
-        # The sum of what a layer norm returns would be zero whatever the image.
-        weights = torch.randn(expected.shape, generator=generator).to(expected)
-        expected_gradient = unit.gradient(expected * weights, alone)
-        if not expected_gradient.isfinite().all() or not expected_gradient.any():
-            return "the first image's gradient is zero or not finite, and cannot show whether images are independent"
         outputs = unit.outputs(pair)[1:]
-        others, gradient = unit.gradient(outputs * weights, pair)
+        # The sum of what a layer norm returns would be zero whatever the image.
+        weights = torch.randn(outputs.shape, generator=generator).to(outputs)
+        others, own = unit.gradient(outputs * weights, pair)
     except ForwardError as error:
         return f"two at once fail ({error})"
-    tolerance = torch.finfo(image.dtype).eps ** 0.5
-    unlike = _norm(outputs - expected) > tolerance * _norm(expected)
-    unlike |= _norm(gradient - expected_gradient) > _KINKS * _norm(expected_gradient)
-    leaking = not _norm(others) <= min(_LEAK, tolerance) * _norm(expected_gradient)
-    return _DEPENDS if unlike or leaking else ""
+    if not own.isfinite().all() or not own.any():
+        return "the first image's gradient is zero or not finite, and cannot show whether images are independent"
+    return "" if _norm(others) <= min(_LEAK, _tolerance(own)) * _norm(own) else _DEPENDS
+
+
+def _tolerance(values: Tensor) -> float:
+    return float(torch.finfo(values.dtype).eps ** 0.5)
 
 
 def _norm(values: Tensor) -> float:

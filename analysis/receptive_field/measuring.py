@@ -16,7 +16,6 @@ from analysis.receptive_field.gradients import (
     Batching,
     DependenceError,
     Unit,
-    check_independence,
     choose_batching,
     gradient_maps,
 )
@@ -156,10 +155,8 @@ def effective_receptive_field(
 
         def rows(batch: Tensor) -> list[Row | str]:
             nonlocal is_checked
-            maps = gradient_maps(unit_found, batch, options, batching)
-            if not is_checked and len(batch) > 1:
-                check_independence(unit_found, batch, maps, options)
-                is_checked = True
+            maps = gradient_maps(unit_found, batch, options, batching, check=not is_checked and len(batch) > 1)
+            is_checked |= len(batch) > 1
             return [
                 {"maps": values, "rings": ring_sums(values, center), "moments": moments_about(values, center)}
                 if np.isfinite(values).all()

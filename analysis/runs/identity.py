@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +63,11 @@ def hash_code(model: nn.Module) -> str:
     """SHA-256, in hexadecimal, of the printed architecture and of the code of every class in it.
 
     The code of a package that states a `CODE_VERSION` (as replknet does) is that version and the name of the class,
-    wherever in the package it is kept; of any other class its module and its source, where it has one. The same weights
-    under another `forward` are another network.
+    wherever in the package it is kept; of any other class its name and the file that it stands in, where there is one:
+    a `forward` calls what stands beside it. The same weights under another `forward` are another network.
     """
     digest = hashlib.sha256(repr(model).encode())
+    files = set()
     for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__):
         package = kind.__module__.partition(".")[0]
         version = getattr(sys.modules.get(package), "CODE_VERSION", None)
@@ -73,10 +75,10 @@ def hash_code(model: nn.Module) -> str:
             digest.update(f"{package} {version} {kind.__qualname__}".encode())
             continue
         digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
-        try:
-            digest.update(inspect.getsource(kind).encode())
-        except (OSError, TypeError):  # made at run time
-            continue
+        with suppress(TypeError):  # made at run time
+            files.add(inspect.getsourcefile(kind))
+    for file in sorted(filter(None, files)):
+        digest.update(Path(file).read_bytes())
     return digest.hexdigest()
 
 

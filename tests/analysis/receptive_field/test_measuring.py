@@ -52,7 +52,7 @@ def test_a_box_and_a_triangle() -> None:
     assert two.theoretical == (9, 9)
 
 
-def gaussian_result(sigma: tuple[float, float], amplitude: float = 1.0, size: int = 129, **changes: Any) -> ErfResult:
+def gaussian_result(sigma: tuple[float, float], amplitude: float = 1.0, size: int = 65, **changes: Any) -> ErfResult:
     """A depthwise convolution whose kernel is a Gaussian has that Gaussian as its field."""
     offsets = torch.arange(size, dtype=torch.float64) - size // 2
     rows, columns = (torch.exp(-0.5 * (offsets / width) ** 2) for width in sigma)
@@ -62,12 +62,12 @@ def gaussian_result(sigma: tuple[float, float], amplitude: float = 1.0, size: in
 
 
 def test_measures_of_a_gaussian() -> None:
-    result = gaussian_result((12.0, 6.0))
+    result = gaussian_result((6.0, 3.0))
     fit = result.gaussian_fit()
-    assert (fit["sigma_y"], fit["sigma_x"]) == pytest.approx((12, 6), rel=1e-6)
-    assert (fit["y"], fit["x"]) == pytest.approx((64, 64))
+    assert (fit["sigma_y"], fit["sigma_x"]) == pytest.approx((6, 3), rel=1e-6)
+    assert (fit["y"], fit["x"]) == pytest.approx((32, 32))
     assert fit["r_squared"] == pytest.approx(1)
-    assert result.rms_radius() == pytest.approx((12**2 + 6**2) ** 0.5, rel=1e-3)
+    assert result.rms_radius() == pytest.approx((6**2 + 3**2) ** 0.5, rel=1e-3)
     assert result.anisotropy() == pytest.approx(2, rel=1e-3)
     assert gaussian_result((8.0, 8.0)).fwhm() == pytest.approx(2.3548 * 8, rel=0.02)
 
@@ -76,7 +76,7 @@ def test_only_the_log_ratio_depends_on_the_scale_of_the_gradient() -> None:
     # A Gaussian in units of its width, over a 1:1e9 range of gradient scales; values of the known trap.
     raw, log = [], []
     for amplitude in (1e-3, 1.0, 1e3, 1e6):
-        result = gaussian_result((12.8, 12.8), amplitude)
+        result = gaussian_result((6.4, 6.4), amplitude)
         raw.append(result.area_ratio(0.5))
         log.append(result.area_ratio(0.5, scale="log"))
     assert raw == pytest.approx([raw[0]] * 4, rel=1e-12)
