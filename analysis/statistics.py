@@ -157,6 +157,53 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple
     return float(numbers.mean() - half), float(numbers.mean() + half)
 
 
+def anytime_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean of normal repeats that holds after each further one, however it is decided when to stop.
+
+    It inverts `anytime_p_value`, a test martingale: the likelihood ratio of Student's t between a standardised mean
+    drawn from the standard normal distribution and none. By Ville's inequality it excludes the true mean at any time
+    with probability 1 - confidence at most; for twenty repeats it is 1.64 times as wide as Student's, which holds at
+    one number of repeats that was fixed before.
+
+    Args:
+        values: One for each repeat, in order or not.
+        confidence: Probability that all intervals of a growing sample hold the mean.
+
+    Returns:
+        Lower and upper end: infinite while there are too few repeats, NaN with fewer than two or where one is not
+        finite.
+
+    Raises:
+        ValueError: If `confidence` is not between 0 and 1.
+
+    References:
+        Lai 1976, "On confidence sequences", Annals of Statistics 4; Wang and Ramdas 2025, "Anytime-valid t-tests and
+        confidence sequences for Gaussian means with unknown variance", arXiv:2310.03722.
+    """
+    _check_confidence(confidence)
+    numbers = np.asarray(values, dtype=float)
+    count = len(numbers)
+    if count < 2 or not np.isfinite(numbers).all():
+        return float("nan"), float("nan")
+    factor = (math.sqrt(1 + count) / (1 - confidence)) ** (2 / count)
+    if factor >= 1 + count:
+        return -math.inf, math.inf
+    t = math.sqrt((count - 1) * (factor - 1) / (1 - factor / (1 + count)))
+    half = t * numbers.std(ddof=1) / math.sqrt(count)
+    return float(numbers.mean() - half), float(numbers.mean() + half)
+
+
+def anytime_p_value(values: Sequence[float]) -> float:
+    """Of "the mean is 0": the smallest level at which `anytime_interval` excludes 0; NaN where there is no interval."""
+    numbers = np.asarray(values, dtype=float)
+    count = len(numbers)
+    if count < 2 or not np.isfinite(numbers).all() or not np.ptp(numbers) > 1e-12:
+        return float("nan")
+    share = count * numbers.mean() ** 2 / numbers.var(ddof=1) / (count - 1)
+    log_ratio = count / 2 * math.log((1 + share) / (1 + share / (1 + count))) - math.log(1 + count) / 2
+    return math.exp(min(0.0, -log_ratio))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trend:
     """Whether a quantity rises or falls over ordered conditions that every repeat went through."""
@@ -165,11 +212,12 @@ class Trend:
     """Mean over repeats of the last condition minus the first."""
     low: float
     high: float
-    """Student's 95 % interval of `difference`; NaN with a single repeat."""
+    """95 % interval of `difference`, Student's or always valid; NaN with a single repeat."""
     p_value: float
     """Two-sided; NaN where no test is possible."""
     test: str
-    """"Page's L" over three or more conditions, "paired t" over two, "none" with a single repeat."""
+    """"Page's L" over three or more conditions, "paired t" over two, "always-valid t" of a sequence, "none" with a
+    single repeat."""
     rises: bool
     """The side that the test favours."""
     num_repeats: int
@@ -182,13 +230,15 @@ class Trend:
         return 0 if not self.p_value < 0.05 else 1 if self.rises else -1
 
 
-def trend(values: NDArray[np.float64]) -> Trend:
+def trend(values: NDArray[np.float64], *, sequential: bool = False) -> Trend:
     """Test for a monotone trend.
 
     Page's L is tested exactly for up to nine conditions, and by its normal approximation for more.
 
     Args:
         values: Shape (repeats, conditions), conditions in order. Repeats with a value that is not finite do not count.
+        sequential: Their number was not fixed before: only the difference of the two ends is tested, by an interval
+            that holds whenever one stops.
 
     Raises:
         ValueError: If there are fewer than two conditions.
@@ -212,9 +262,12 @@ def trend(values: NDArray[np.float64]) -> Trend:
             decidable=False,
         )
     differences = complete[:, -1] - complete[:, 0]
-    low, high = mean_interval(differences.tolist())
+    interval = anytime_interval if sequential else mean_interval
+    low, high = interval(differences.tolist())
     p_value, test, rises = nothing, "none", bool(differences.mean() > 0)
-    if len(complete) > 1 and values.shape[1] > 2:
+    if len(complete) > 1 and sequential:
+        p_value, test = anytime_p_value(differences.tolist()), "always-valid t"
+    elif len(complete) > 1 and values.shape[1] > 2:
         method: Literal["exact", "asymptotic"] = "exact" if values.shape[1] <= _MOST_PERMUTED else "asymptotic"
         rising, falling = (
             float(stats.page_trend_test(signed, method=method).pvalue) for signed in (complete, -complete)
@@ -235,5 +288,7 @@ def trend(values: NDArray[np.float64]) -> Trend:
         test=test,
         rises=rises,
         num_repeats=len(complete),
-        decidable=test == "paired t" or 2 / math.factorial(values.shape[1]) ** len(complete) < 0.05,
+        decidable=math.isfinite(low)
+        if sequential
+        else test == "paired t" or 2 / math.factorial(values.shape[1]) ** len(complete) < 0.05,
     )

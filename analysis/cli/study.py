@@ -25,7 +25,7 @@ from analysis.runs.folder import RunFolder
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
 from analysis.runs.writing import clear_leftovers
-from analysis.study.design import GENERATED, Study, preset
+from analysis.study.design import CHOSEN, GENERATED, Study, preset
 from analysis.study.images import StudyImages
 from analysis.study.jobs import CellState
 from analysis.study.measures import BRIEF, shown
@@ -40,6 +40,8 @@ Data = Annotated[
     Path | None,
     typer.Option(help="Image folder with train/ and val/ (or test/), a sub-folder each class; else generated images."),
 ]
+_MOST_SEEDS = 100
+"""Of a study that stops by itself."""
 _PRESET_HELP = "quick (seconds), standard (minutes) or full (hours); where all other options start."
 Preset = Annotated[str, typer.Option("--preset", help=_PRESET_HELP)]
 
@@ -49,7 +51,7 @@ def study_fields(*names: str) -> Fields:
     return Fields(
         Study,
         only=names,
-        without=("data", "recipe"),
+        without=("data", "recipe") if names else ("data", "recipe", "until_width"),
         called={
             "num_seeds": "seeds",
             "shortcuts": "shortcut",
@@ -95,7 +97,7 @@ def changed_preset(name: str, data: Path | None, study: dict[str, Any], recipe: 
 
 
 @app.command()
-@takes(changes=study_fields("kernels", "num_seeds"), place=PLACE)
+@takes(changes=study_fields("kernels", "num_seeds", "until_width"), place=PLACE)
 def study(
     out: Out,
     changes: dict[str, Any],
@@ -107,6 +109,8 @@ def study(
     overwrite: Overwrite = False,
 ) -> None:
     """Train networks that differ in kernel size, measure accuracy, receptive field and shape bias, write a report."""
+    if "until_width" in changes:
+        changes = {"num_seeds": _MOST_SEEDS, **changes}
     chosen = changed_preset(preset, data, changes, {} if steps is None else {"steps": steps})
     failed = sweep(chosen, out, workers, place, overwrite)
     _write_report(out)
@@ -128,7 +132,7 @@ def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders
     from analysis.study.report import FIGURES, REPORT, TABLE
 
     settings = asdict(study)
-    for name in ("kernels", "small_kernels", "shortcuts", "num_seeds"):
+    for name in CHOSEN:
         settings.pop(name)  # cells are added to a study; what they share makes it another one
     images = StudyImages(study)
     images.check()  # what is wrong with the images is said before OUT is touched
@@ -150,6 +154,12 @@ def sweep(study: Study, out: Path, workers: int | None, place: ModelChoice, over
     keep_freed_memory()
     with study_folder(study, out, place.device, overwrite), progress_bar("study") as progress:
         outcomes = run_study(study, out, num_workers=place.workers(workers), device=place.device, progress=progress)
+        if len(outcomes) < len(study.cells()):  # it was stopped by `until_width`
+            seeds = 1 + max(outcome.cell.seed for outcome in outcomes)
+            by_first(lambda: save_study(replace(study, num_seeds=seeds), command_line(), out))
+    if study.until_width is not None:
+        what = "stopped at" if len(outcomes) < len(study.cells()) else "the limit was reached:"
+        print_notes([f"{what} {1 + max(outcome.cell.seed for outcome in outcomes)} seeds"])
     if not all(outcome.reused for outcome in outcomes):
         print_notes(place.device_notes())
     reused = sum(outcome.reused for outcome in outcomes)
@@ -204,6 +214,6 @@ def _write_report(directory: Path) -> None:
             table.add_row(str(kernel), str(len(cells)), *values)
         print_table(table)
         if len(set(own["kernel"])) > 1:
-            for finding in findings(own):
+            for finding in findings(own, sequential=record.study.until_width is not None):
                 typer.echo(f"{finding.question} {finding.answer}")
     typer.echo(f"report: {path}")

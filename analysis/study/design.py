@@ -11,6 +11,8 @@ from analysis.training.recipe import Recipe
 
 GENERATED = ("num_train", "num_val", "train_balance", "texture_region", "texture_scale", "balances", "num_conflict")
 """Fields of a study that say something of generated images alone."""
+CHOSEN = ("kernels", "small_kernels", "shortcuts", "num_seeds", "until_width")
+"""Fields that say which cells there are, and nothing of any one of them."""
 _STRIDE = 4
 """Of the first stage; each further stage doubles it."""
 _MOST_CELLS = 10_000
@@ -26,6 +28,8 @@ class Study:
         small_kernels: Parallel kernels, 0 for none.
         shortcuts: With and without the identity shortcut of the RepLK blocks.
         num_seeds: Trainings of each setting; they differ in the first weights and in the order of the images.
+        until_width: With it, seeds are added only until the always-valid 95 % interval of the difference in shape bias
+            between the largest and the smallest kernel is no wider, `num_seeds` at most.
         data: A folder with `train` and `val` (or `test`); None for generated images with both cues.
         size: Side of the images in pixels.
         layers: Pairs of blocks of each stage.
@@ -50,6 +54,7 @@ class Study:
     small_kernels: tuple[int, ...] = (3,)
     shortcuts: tuple[bool, ...] = (True,)
     num_seeds: int = 3
+    until_width: float | None = None
     data: str | None = None
     size: int = 64
     layers: tuple[int, ...] = (1, 1, 2, 1)
@@ -71,6 +76,7 @@ class Study:
             kernels=(3, LARGEST_KERNEL, f"odd numbers from 3 to {LARGEST_KERNEL}"),
             small_kernels=(0, LARGEST_KERNEL, f"odd numbers up to {LARGEST_KERNEL}, or 0 for none"),
             num_seeds=(1, 10_000, "1 to 10000"),
+            until_width=(0.001, 2.0, "a width from 0.001 to 2"),
             size=(16, 4096, "16 to 4096 pixels"),
             layers=(1, 1000, "1 to 1000 pairs of blocks in each stage"),
             channels=(1, 16_384, "1 to 16384 channels in each stage"),
@@ -89,6 +95,11 @@ class Study:
         num_cells = math.prod(map(len, (self.kernels, self.small_kernels, self.shortcuts))) * self.num_seeds
         if num_cells > _MOST_CELLS:
             raise ValueError(f"num_seeds={self.num_seeds}: expected at most {_MOST_CELLS} trainings, not {num_cells}")
+        if self.until_width is not None and (self.data is not None or len(self.kernels) < 2):
+            raise ValueError(
+                f"until_width={self.until_width}: goes with two or more kernels and a shape bias, so with generated "
+                "images"
+            )
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise ValueError(f"kernels={self.kernels}: expected odd numbers of at least 3")
         if any(kernel and kernel % 2 == 0 for kernel in self.small_kernels):

@@ -13,12 +13,13 @@ import pandas as pd
 from analysis.figures import OKABE_ITO, paper_style, save_figure
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
+from analysis.study.association import association_rows
 from analysis.study.design import Study
 from analysis.study.measures import REPORTED, Measure, shown
 from analysis.study.panels import PANELS, SECTIONS, Panel, View
 from analysis.study.record import StudyRecord, load_study
 from analysis.study.result import settings_of, study_table
-from analysis.study.verdict import chance_of_any, findings, summary_text, warnings_of
+from analysis.study.verdict import chance_of_any, findings, power_text, summary_text, warnings_of
 
 REPORT = "report.html"
 TABLE = "study.csv"
@@ -110,10 +111,16 @@ def _render(record: StudyRecord, table: pd.DataFrame | None, sections: list[dict
     }
     if table is None:
         return template.render(**common, finished=False, summary="No network is trained yet.")
+    sequential = study.until_width is not None
     groups: list[dict[str, Any]] = []
     if len(set(table["kernel"])) > 1:
         groups = [
-            {"label": label, "findings": findings(rows)}
+            {
+                "label": label,
+                "findings": findings(rows, sequential=sequential),
+                "power": power_text(rows),
+                "associations": association_rows(rows),
+            }
             for label, rows in settings_of(table)
             if len(set(rows["kernel"])) > 1
         ]
@@ -133,6 +140,7 @@ def _render(record: StudyRecord, table: pd.DataFrame | None, sections: list[dict
         num_tests=num_tests,
         chance_of_any=round(100 * chance_of_any(num_tests)),
         num_seeds=num_seeds,
+        until_width=study.until_width,
         setting=_setting(record),
         sections=sections,
         columns=["kernel", "small kernel", "shortcut", "seeds", *(measure.heading for measure in _columns(table))],

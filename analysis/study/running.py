@@ -42,9 +42,10 @@ from analysis.runs.writing import clear_leftovers, plain, remove, replacing, wri
 from analysis.shape_bias.categories import MAPPING
 from analysis.shape_bias.measuring import evaluate_shape_bias
 from analysis.shape_bias.result import ShapeBiasResult
-from analysis.study.design import Cell, Study
+from analysis.statistics import trend
+from analysis.study.design import CHOSEN, Cell, Study
 from analysis.study.images import StudyImages
-from analysis.study.result import CellResult
+from analysis.study.result import CellResult, settings_of, study_table, values_by_seed
 from analysis.training.batches import random_state
 from analysis.training.loop import accuracy, train
 from analysis.training.parallel import check_division
@@ -88,7 +89,8 @@ def run_study(
         progress: Called with the work done, all work, and the name of the cell at work.
 
     Returns:
-        One outcome for each cell, in the order of `study.cells()`.
+        One outcome for each cell, in the order of `study.cells()`; without those of further seeds where `until_width`
+        is reached before.
 
     Raises:
         ValueError: If the images or the device cannot be used, or `directory` holds a finished cell of another study.
@@ -103,7 +105,7 @@ def run_study(
     cells = study.cells()
     # The measurements of a cell take about as long as this many steps.
     effort = study.recipe.steps + max(study.recipe.steps // 6, 1)
-    outcomes = []
+    outcomes: list[Outcome] = []
     for number, cell in enumerate(cells):
         target = Path(directory) / "cells" / cell.name
 
@@ -111,10 +113,27 @@ def run_study(
             if progress is not None:
                 progress(start + done, len(cells) * effort, name)
 
+        if number % (len(cells) // study.num_seeds) == 0 and _is_narrow(study, outcomes):
+            break
         report(0)
         outcomes.append(run_cell(study, cell, images, target, num_workers=num_workers, device=device, report=report))
         report(effort)
     return outcomes
+
+
+def _is_narrow(study: Study, outcomes: list[Outcome]) -> bool:
+    """Whether the seeds suffice: of every setting, the interval of the difference between the ends is narrow enough."""
+    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+    if study.until_width is None or not results:
+        return False
+    for _, rows in settings_of(study_table(results)):
+        kernels, values = values_by_seed(rows, "shape_bias")
+        if len(kernels) < len(study.kernels):
+            return False
+        found = trend(values, sequential=True)
+        if not found.high - found.low <= study.until_width:
+            return False
+    return True
 
 
 def check_place(study: Study, device: str | torch.device) -> torch.device:
@@ -188,7 +207,7 @@ def _lock(target: Path, cell: Cell, locks: list[Lock]) -> None:
 def cell_settings(study: Study, cell: Cell, images: StudyImages) -> dict[str, Any]:
     """The complete recipe of a cell, as JSON holds it."""
     content = asdict(study)
-    for name in ("kernels", "small_kernels", "shortcuts", "num_seeds"):
+    for name in CHOSEN:
         content.pop(name)
     content |= {"cell": asdict(cell), "config": asdict(study.config(cell, len(images.train.classes)))}
     content["images"] = images.fingerprint

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.statistics import Trend, mean_interval, trend
 from analysis.study.measures import ASKED, Measure, Question, shown
+from analysis.study.power import study_power
 from analysis.study.result import values_by_seed
 
 
@@ -28,14 +29,50 @@ class Finding:
     trend: Trend
 
 
-def findings(table: pd.DataFrame) -> list[Finding]:
+def findings(table: pd.DataFrame, *, sequential: bool = False) -> list[Finding]:
     """One finding for each question that the study can answer.
 
     Args:
         table: Of one setting of small kernel and shortcut, as `study_table` makes it, with two or more kernels.
+        sequential: Seeds were added until an interval was narrow; see `analysis.statistics.trend`.
     """
     measures = shown(ASKED, two_cues=bool(table["shape_bias"].notna().any()))
-    return [_finding(table, measure, measure.question) for measure in measures if measure.question is not None]
+    return [_finding(table, measure, measure.question, sequential) for measure in measures if measure.question]
+
+
+def power_text(table: pd.DataFrame) -> str:
+    """What difference in shape bias (of an image folder: in accuracy) a study could find; empty with too few seeds.
+
+    Args:
+        table: As in `findings`.
+    """
+    measure = shown(("shape_bias", "accuracy"), two_cues=bool(table["shape_bias"].notna().any()))[0]
+    kernels, values = values_by_seed(table, measure.name)
+    power = study_power(values)
+    if power is None:
+        return ""
+
+    def number(value: float) -> str:
+        return _number(value, measure.scale == 100)
+
+    def needed(seeds: dict[float, int]) -> str:
+        parts = [f"{seeds[size]} seeds for {number(size)}" for size in sorted(seeds)]
+        return " and ".join(parts) or "more than 1000 seeds for any of them"
+
+    tests = {"the paired t-test of the two ends": (power.smallest_by_difference, power.seeds_by_difference)}
+    if len(kernels) > 2:
+        tests = {"Page's L over all kernels": (power.smallest_by_trend, power.seeds_by_trend), **tests}
+    found = "; ".join(
+        f"{test} finds {number(smallest)} in 80 % of such studies, and needs {needed(seeds)}"
+        for test, (smallest, seeds) in tests.items()
+    )
+    low, high = power.spread_interval
+    return (
+        f"What it could have found in the {measure.heading.removesuffix(' (%)')}: the difference from kernel "
+        f"{kernels[0]} to {kernels[-1]} has a standard deviation of {number(power.spread)} [{number(low)}, "
+        f"{number(high)}] over {power.num_seeds} seeds. With that spread {found} (simulated, two-sided at 5 %, equal "
+        "steps from kernel to kernel)."
+    )
 
 
 def chance_of_any(num_tests: int) -> float:
@@ -43,10 +80,10 @@ def chance_of_any(num_tests: int) -> float:
     return 1 - 0.95**num_tests
 
 
-def _finding(table: pd.DataFrame, measure: Measure, asked: Question) -> Finding:
+def _finding(table: pd.DataFrame, measure: Measure, asked: Question, sequential: bool) -> Finding:
     percent = measure.scale == 100
     kernels, values = values_by_seed(table, measure.name)
-    tested = trend(values)
+    tested = trend(values, sequential=sequential)
     if tested.num_repeats < min(len(values), 2):
         answer = "No answer: the quantity is not defined for enough seeds."
     elif not tested.decidable:
@@ -64,7 +101,7 @@ def _finding(table: pd.DataFrame, measure: Measure, asked: Question) -> Finding:
         change = (
             f"difference from kernel {kernels[0]} to {kernels[-1]} {_number(tested.difference, percent, sign=True)}"
         )
-        if tested.num_repeats > 1:
+        if np.isfinite(tested.low):
             change += f" [{_number(tested.low, percent, sign=True)}, {_number(tested.high, percent, sign=True)}]"
         parts.append(f"{change} over {tested.num_repeats} seed{'s' * (tested.num_repeats > 1)}")
     if not np.isnan(tested.p_value):

@@ -1,9 +1,19 @@
+import math
 import time
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from analysis.statistics import bootstrap_interval, cluster_weights, mean_interval, percentile_interval, trend
+from analysis.statistics import (
+    anytime_interval,
+    anytime_p_value,
+    bootstrap_interval,
+    cluster_weights,
+    mean_interval,
+    percentile_interval,
+    trend,
+)
 
 
 def test_perfect_order_over_three_repeats() -> None:
@@ -113,3 +123,59 @@ def test_draws_are_a_positive_number_from_a_seed_that_can_be_one() -> None:
             bootstrap_interval(lambda drawn: float(drawn.mean()), 3, **options)
         with pytest.raises(ValueError, match=message):
             next(cluster_weights([np.arange(3)], **{"num_resamples": 5, "seed": 0} | options))
+
+
+# Sequences ------------------------------------------------------------------------------------------------------------
+
+
+def bayes_factor(values: np.ndarray) -> float:
+    """That of `anytime_p_value` by integration: a standard normal effect size against none, over the t-statistic."""
+    count = len(values)
+    t = values.mean() / values.std(ddof=1) * math.sqrt(count)
+    effects = np.linspace(-9, 9, 6001)
+    likelihood = stats.nct.pdf(t, count - 1, effects * math.sqrt(count))
+    return float(np.trapezoid(likelihood * stats.norm.pdf(effects), effects) / stats.t.pdf(t, count - 1))
+
+
+@pytest.mark.parametrize("values", [[0.3, -0.1, 0.2, 0.5], [1.0, 1.2, 0.8, 0.9, 1.1, 1.3], [-2.0, 0.5, 0.1, 0.4, 0.3]])
+def test_the_anytime_p_value_is_one_over_a_bayes_factor(values: list[float]) -> None:
+    expected = min(1.0, 1 / bayes_factor(np.array(values)))
+    assert anytime_p_value(values) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [5, 8, 20, 60])
+def test_the_anytime_interval_ends_where_the_p_value_is_the_level(count: int) -> None:
+    values = np.random.default_rng(count).normal(0.3, 1.0, count)
+    low, high = anytime_interval(values.tolist(), confidence=0.9)
+    for end in (low, high):
+        assert anytime_p_value((values - end).tolist()) == pytest.approx(0.1, rel=1e-9)
+    assert low < values.mean() < high
+
+
+def test_an_anytime_interval_of_few_repeats_is_everything_and_of_one_nothing() -> None:
+    assert anytime_interval([0.1, 0.2, 0.3]) == (-math.inf, math.inf)
+    assert np.isnan(anytime_interval([0.1])).all()
+    assert np.isnan(anytime_interval([0.1, math.nan, 0.2, 0.3, 0.1])).all()
+    assert np.isnan(anytime_p_value([0.1, 0.1, 0.1]))
+
+
+def test_the_level_holds_over_all_looks_at_a_growing_sample() -> None:
+    """Student's interval at every look would exclude the mean of four samples in ten."""
+    values = np.random.default_rng(0).standard_normal((2000, 80))
+    anytime, naive = np.zeros(2000, bool), np.zeros(2000, bool)
+    for count in range(5, 81):
+        t = np.abs(values[:, :count].mean(1)) / values[:, :count].std(1, ddof=1) * math.sqrt(count)
+        unit = np.arange(count) / np.arange(count).std(ddof=1)
+        low, high = anytime_interval(unit.tolist())
+        anytime |= t > (high - low) / 2 * math.sqrt(count)
+        naive |= t > stats.t.ppf(0.975, count - 1)
+    assert anytime.mean() < 0.05
+    assert naive.mean() > 0.25
+
+
+def test_a_trend_of_a_sequence_goes_by_the_two_ends() -> None:
+    values = np.array([[0.0, 5.0, 1.0], [0.1, 5.0, 1.2], [0.0, 5.0, 0.9], [0.2, 5.0, 1.1], [0.1, 5.0, 1.0]])
+    found = trend(values, sequential=True)
+    assert (found.test, found.direction, found.decidable) == ("always-valid t", 1, True)
+    assert (found.low, found.high) == anytime_interval((values[:, 2] - values[:, 0]).tolist())
+    assert not trend(values[:3], sequential=True).decidable
