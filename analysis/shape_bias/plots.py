@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,55 @@ def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes
         ax, handles, f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} images, common to both"
     )
     return ax
+
+
+def plot_sensitivity(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Sensitivity to shape against that to texture, each with its interval: a point for each network.
+
+    Grey lines are where the shape has the same part in the sum of both, as a ratio tells it: along one of them networks
+    use both cues more or use both less, which no ratio shows.
+
+    Args:
+        table: Columns observer, and shape_ and texture_ before sensitivity, low and high (`sensitivity_row`).
+        title: Of the axes.
+        ax: Where to draw.
+    """
+    ax = axes_or_new(ax)
+    for part in np.arange(1, 10) / 10:
+        end = (min(1.0, (1 - part) / part), min(1.0, part / (1 - part)))
+        ax.plot((0, end[0]), (0, end[1]), color="0.85", lw=1.2 if part == 0.5 else 0.6, zorder=0)
+        beside: dict[str, Any] = {"ha": "left", "va": "center"} if part <= 0.5 else {"ha": "center", "va": "bottom"}
+        ax.annotate(f"{part:.1f}", end, xytext=(2, 1), textcoords="offset points", color="0.4", fontsize=6, **beside)
+    known = table.dropna(subset=["shape_sensitivity", "texture_sensitivity"])
+    heights = _apart(known["shape_sensitivity"].tolist(), 0.05)
+    for index, (row, height) in enumerate(zip(known.to_dict("records"), heights, strict=True)):
+        x, y = row["texture_sensitivity"], row["shape_sensitivity"]
+        color, marker = _look(index, False)
+        ax.plot((row["texture_low"], row["texture_high"]), (y, y), color=color, lw=0.8)
+        ax.plot((x, x), (row["shape_low"], row["shape_high"]), color=color, lw=0.8)
+        ax.plot(x, y, linestyle="none", marker=marker, markersize=4, color=color, label=row["observer"])
+        side = 0.02 if x < 0.6 else -0.02
+        ax.text(
+            x + side,
+            height + 0.01,
+            row["observer"],
+            ha="left" if x < 0.6 else "right",
+            va="bottom",
+            color=color,
+            fontsize=6.5,
+        )
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=title)
+    ax.set(xlabel="texture sensitivity (mean 1/rank)", ylabel="shape sensitivity (mean 1/rank)")
+    ax.title.set_y(1.06)
+    return ax
+
+
+def _apart(values: Sequence[float], distance: float) -> list[float]:
+    """Heights of labels: the values, raised where the label below is nearer than this."""
+    places = np.array(values, dtype=float)
+    for below, this in pairwise(np.argsort(places, kind="stable")):
+        places[this] = max(places[this], places[below] + distance)
+    return [float(place) for place in places]
 
 
 def _images(observers: Sequence[ShapeBiasResult]) -> str:
