@@ -213,7 +213,6 @@ class Mean(nn.Module):
 
 
 def test_each_kind_of_stimuli_goes_in_its_own_way(tmp_path: Path) -> None:
-    """A white square on black, 64 of 256 pixels wide at one side, is cut off by the crop of 224 (16 at each side)."""
     tree = load_stimuli(write_single_cues(tmp_path / "tree", ["shape/clock/a_1"], size=(300, 256)))
     model = Mean()
     result = evaluate_shape_bias(model, tree)
