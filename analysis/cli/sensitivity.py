@@ -96,17 +96,13 @@ def _agreements(rows: Sequence[Mapping[str, Any]], biases: Mapping[str, float]) 
     pairs = {name: (row, by_kind[1][name]) for name, row in by_kind[0].items() if name in by_kind[1]}
     if not pairs:
         return []
-    column = "relative_sensitivity"
-    found = [
-        ranking_agreement(
-            f"shape bias of {CONFLICTS}",
-            f"{column} of {SINGLE_CUES}",
-            {name: (biases[name], single[column]) for name, (_, single) in pairs.items()},
-        )
-    ]
-    for column in (f"{cue}_sensitivity" for cue in CUES):
+    ratios = {name: (biases[name], single["relative_sensitivity"]) for name, (_, single) in pairs.items()}
+    found = [ranking_agreement(f"shape bias of {CONFLICTS}", f"S / (S + T) of {SINGLE_CUES}", ratios)]
+    for cue in CUES:
+        column = f"{cue}_sensitivity"
         values = {name: (conflict[column], single[column]) for name, (conflict, single) in pairs.items()}
-        found.append(ranking_agreement(f"{column} of {CONFLICTS}", f"{column} of {SINGLE_CUES}", values))
+        what = f"{cue} sensitivity to"
+        found.append(ranking_agreement(f"{what} {CONFLICTS}", f"{what} {SINGLE_CUES}", values))
     return found
 
 
@@ -138,7 +134,8 @@ def write_sensitivities(found: Sensitivities, folder: RunFolder) -> None:
     from analysis.shape_bias.plots import plot_sensitivity
 
     with paper_style():
-        figure = Figure(figsize=(3.6 * len(kinds), 3.7), layout="constrained")
+        side = min(3.6 + 0.1 * len(found.table) / len(kinds), 6.0)  # for the names
+        figure = Figure(figsize=(side * len(kinds), side + 0.2), layout="constrained")
         for index, kind in enumerate(kinds):
             own = found.table[found.table["stimuli"] == kind]
             plot_sensitivity(own, title=kind, ax=figure.add_subplot(1, len(kinds), index + 1))
@@ -177,14 +174,15 @@ def report_sensitivities(found: Sensitivities) -> None:
         "against it)."
     )
     for kind, own in found.table.groupby("stimuli", sort=False):
-        chances = sorted({f"{value:.4f}" for cue in CUES for value in own[f"{cue}_chance"].dropna()})
-        ways = sorted({f"{resize} to {size} px" for resize, size in zip(own["resize"], own["input_size"], strict=True)})
-        clusters = ", ".join(sorted(set(own["cluster"])))
-        if kind == SINGLE_CUES and clusters != "image":
-            clusters = "class"
+        chances = [f"{own[f'{cue}_chance'].iloc[0]:.4f} for the {cue}" for cue in CUES]
+        ways = sorted({f"{size} px ({resize})" for resize, size in zip(own["resize"], own["input_size"], strict=True)})
+        clusters, as_they_are = own["cluster"].iloc[0], ", unresized where they have it"
+        if kind == SINGLE_CUES:
+            clusters, as_they_are = "image" if clusters == "image" else "class", ""
         print_line(
-            f"{str(kind).capitalize()}: outputs in random order give {' to '.join(chances)}; bootstrap over {clusters} "
-            f"clusters; images went in: {'; '.join(ways)}, each network's own mean and std."
+            f"{str(kind).capitalize()}: outputs in random order give {' and '.join(chances)} "
+            f"({own['observer'].iloc[0]}); bootstrap over {clusters} clusters; images go in at {'; '.join(ways)}{as_they_are}, with each network's "
+            "mean and std."
         )
     for agreement in found.agreements:
         tau = "is not defined" if math.isnan(agreement.tau) else f"= {agreement.tau:.2f} (p = {agreement.p_value:.3g})"

@@ -70,7 +70,10 @@ def test_single_cues_alone(tree: Path, tmp_path: Path, capsys: Capture) -> None:
     assert matplotlib.image.imread(out / "sensitivity.png").std() > 0.01 and (out / "sensitivity.pdf").is_file()
     assert not (out / "shape_bias.csv").exists() and not (out / "rankings.csv").exists()
     assert f"{row['shape_sensitivity']:.4f}" in printed.out
-    assert "short side to 256, central crop to 224 px" in printed.err and "bootstrap over class clusters" in printed.err
+    assert (
+        "224 px (bilinear, antialiased, short side to 256, central crop)" in printed.err
+        and "bootstrap over class clusters" in printed.err
+    )
     assert "40 images of single cues; 6000 are published" in printed.err
     calls = Thousand.calls
     before = {path: path.read_bytes() for path in out.rglob("*.csv")}
@@ -115,7 +118,7 @@ def test_both_kinds_of_stimuli_and_how_their_rankings_agree(
     expected = ranking_agreement("a", "b", {name: (bias.loc[name, "shape_bias"], relative[name]) for name in names})
     assert rankings["num_networks"].tolist() == [3] * 3
     assert rankings.loc[0, ["tau", "p_value"]].tolist() == pytest.approx([expected.tau, expected.p_value], nan_ok=True)
-    assert "relative_sensitivity of single cues: Kendall's tau" in printed and "n = 3 networks" in printed
+    assert "S / (S + T) of single cues: Kendall's tau" in printed and "n = 3 networks" in printed
     assert (out / "shape_bias.png").is_file() and (out / "sensitivity.png").is_file()
 
 
