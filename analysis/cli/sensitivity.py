@@ -181,8 +181,8 @@ def report_sensitivities(found: Sensitivities) -> None:
             clusters, as_they_are = "image" if clusters == "image" else "class", ""
         print_line(
             f"{str(kind).capitalize()}: outputs in random order give {' and '.join(chances)} "
-            f"({own['observer'].iloc[0]}); bootstrap over {clusters} clusters; images go in at {'; '.join(ways)}{as_they_are}, with each network's "
-            "mean and std."
+            f"({own['observer'].iloc[0]}); bootstrap over {clusters} clusters; images go in at "
+            f"{'; '.join(ways)}{as_they_are}, with each network's mean and std."
         )
     for agreement in found.agreements:
         tau = "is not defined" if math.isnan(agreement.tau) else f"= {agreement.tau:.2f} (p = {agreement.p_value:.3g})"

@@ -247,6 +247,7 @@ def plot_sensitivity(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
             va="bottom",
             color=color,
             fontsize=6.5,
+            zorder=1,  # the halo hides no interval
             arrowprops=leader if abs(height - y) > _LABEL else None,
             path_effects=[withStroke(linewidth=1.8, foreground="white")],
         )
