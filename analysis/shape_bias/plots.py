@@ -219,7 +219,7 @@ def plot_sensitivity(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
     use both cues more or use both less, which no ratio shows.
 
     Args:
-        table: Columns observer, and shape_ and texture_ before sensitivity, low and high (`sensitivity_row`).
+        table: A row for each network: its name as `observer`, and the cells of `sensitivity_row`.
         title: Of the axes.
         ax: Where to draw.
     """
