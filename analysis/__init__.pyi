@@ -50,12 +50,21 @@ from .shape_bias.plots import (
     plot_confusion,
     plot_consistency,
     plot_pair_map,
+    plot_sensitivity,
     plot_shape_bias,
     shape_bias_figure,
 )
 from .shape_bias.psychometric import PsychometricFit, fit_psychometric
 from .shape_bias.responses import read_observers, read_responses, write_responses
 from .shape_bias.result import ShapeBiasOptions, ShapeBiasResult
+from .shape_bias.sensitivity import (
+    RankingAgreement,
+    Sensitivity,
+    rank_table,
+    ranking_agreement,
+    sensitivity,
+    sensitivity_row,
+)
 from .statistics import (
     Trend,
     bootstrap_interval,
@@ -130,8 +139,10 @@ __all__ = [
     "Predictions",
     "PsychometricFit",
     "PublishedSet",
+    "RankingAgreement",
     "Recipe",
     "ResultError",
+    "Sensitivity",
     "ShapeBiasDifference",
     "ShapeBiasOptions",
     "ShapeBiasResult",
@@ -209,6 +220,7 @@ __all__ = [
     "plot_posthoc",
     "plot_psychometric",
     "plot_ratios",
+    "plot_sensitivity",
     "plot_shape_bias",
     "posthoc_figure",
     "posthoc_table",
@@ -218,6 +230,8 @@ __all__ = [
     "psychometric_curves",
     "published_sets",
     "rank",
+    "rank_table",
+    "ranking_agreement",
     "read_observers",
     "read_responses",
     "run_study",
@@ -225,6 +239,8 @@ __all__ = [
     "save_network",
     "save_stimuli",
     "save_study",
+    "sensitivity",
+    "sensitivity_row",
     "shape_bias_figure",
     "stimulus_set",
     "study_table",

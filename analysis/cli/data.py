@@ -47,9 +47,16 @@ def _fetch(name: str) -> None:
     ) -> None:
         from analysis.images.downloads import download_stimuli
 
+        all_of_them = 0
         with progress_bar(f"{name} stimuli") as progress:
-            fetched = download_stimuli(name, to, url=url, progress=progress)
-        typer.echo(f"{len(published.files)} stimuli, all verified, are in {to} ({fetched} fetched now)")
+
+            def told(done: int, total: int) -> None:
+                nonlocal all_of_them
+                all_of_them = total
+                progress(done, total)
+
+            fetched = download_stimuli(name, to, url=url, progress=told)
+        typer.echo(f"{all_of_them} stimuli, all verified, are in {to} ({fetched} fetched now)")
         typer.echo(f"licence: {published.licence}")
         typer.echo(f"cite: {published.citation}")
 

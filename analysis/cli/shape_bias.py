@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import typer
 
-from analysis.cli.console import progress_bar, run_folder, skipped_notes
+from analysis.cli.console import print_notes, progress_bar, run_folder, skipped_notes
 from analysis.cli.options import (
     MODEL_HELP,
     BatchSize,
@@ -23,6 +24,7 @@ from analysis.cli.options import (
     parse_three,
     takes,
 )
+from analysis.cli.sensitivity import SINGLE_CUES, Sensitivities, report_sensitivities, write_sensitivities
 from analysis.cli.shape_bias_output import RAW, Comparison, note_of_counts, report, write_figures, write_tables
 from analysis.images.imagenet import are_imagenet
 from analysis.images.stimuli import StimulusSet, load_stimuli, missing_stimuli
@@ -32,7 +34,14 @@ from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.processes import by_first
 from analysis.runs.results import ResultError
 from analysis.shape_bias.categories import IMAGENET, LabelMapping, select_categories
-from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, fingerprint_of, preprocessing_of
+from analysis.shape_bias.comparing import common_images
+from analysis.shape_bias.measuring import (
+    check_model,
+    evaluate_shape_bias,
+    fingerprint_of,
+    mapping_of,
+    preprocessing_of,
+)
 from analysis.shape_bias.responses import read_observers, read_responses
 from analysis.shape_bias.result import CLUSTERS, ShapeBiasOptions, ShapeBiasResult
 
@@ -52,7 +61,11 @@ def shape_bias(
     choice: ModelChoice,
     options: ShapeBiasOptions,
     stimuli: Annotated[
-        Path | None, typer.Option(help="Folder of stimuli named <shape><i>-<texture><j>, e.g. cat7-elephant1.png.")
+        list[Path] | None,
+        typer.Option(
+            help="Folder of stimuli named <shape><i>-<texture><j>, e.g. cat7-elephant1.png, or of single cues in "
+            "shape/<class>/ and texture/<class>/ (REFINED-BIAS); may be given once for each."
+        ),
     ] = None,
     humans: Annotated[Path | None, typer.Option(help="Folder of raw responses of people, one CSV each.")] = None,
     cluster: Annotated[str, typer.Option(help=f"What the bootstrap draws: {', '.join(CLUSTERS)}.")] = "two-way",
@@ -69,7 +82,8 @@ def shape_bias(
     workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure shape bias. The same command again resumes, or answers from the logits that are saved.
+    """Measure shape bias, and how strongly either cue is used. The same command again resumes, or answers from the
+    logits that are saved.
 
     Everyone is compared on the images that all have seen; answers outside the categories count as neither.
 
@@ -78,10 +92,10 @@ def shape_bias(
     if cluster not in CLUSTERS:
         raise ValueError(f"cluster={cluster}: expected one of {', '.join(CLUSTERS)}")
     specs = [spec for spec in model if not spec.endswith(".csv")]
-    if specs and stimuli is None:
+    if specs and not stimuli:
         raise ValueError(f"--stimuli: {specs[0]} needs a folder of stimuli")
     if not specs:
-        given = {**choice.given(), "stimuli": stimuli, "size": size, "mean": mean, "std": std}
+        given = {**choice.given(), "stimuli": stimuli[0] if stimuli else None, "size": size, "mean": mean, "std": std}
         for name, value in given.items():
             if value is not None:
                 raise ValueError(f"{name}={value}: goes with networks only; none was named")
@@ -91,17 +105,20 @@ def shape_bias(
         "std": parse_three("--std", std),
         "input_size": size,
     }
+    whole, single = _loaded_stimuli(stimuli or ()) if specs else (None, None)
+    if single is not None and whole is None:
+        _refuse_alone(single, [spec for spec in model if spec not in specs], options, humans, labels, categories)
     loaded = choice.load(specs) if specs else []
-    mapping = _own_mapping(loaded) if labels is None else LabelMapping.from_csv(labels)
+    mapping = _own_mapping(loaded if whole else ()) if labels is None else LabelMapping.from_csv(labels)
     recorded = [read_responses(spec, categories=None) for spec in model if spec.endswith(".csv")]
     people = [] if humans is None else read_observers(humans, categories=None)
     asked = [*recorded, *people]
     by_mapping = bool(loaded) or labels is not None
     known = mapping.categories if by_mapping else sorted({name for result in asked for name in result.categories})
     wanted = None if named is None else select_categories(named, known)
-    whole = load_stimuli(stimuli) if stimuli is not None and specs else None
-    if whole is not None:
-        loaded = [choice.on_images(item, whole.paths, size) for item in loaded]
+    seen = whole or single
+    if seen is not None:
+        loaded = [choice.on_images(item, seen.paths, size) for item in loaded]
     chosen = whole if whole is None or wanted is None else whole.of_categories(wanted)
     names = [item.name for item in loaded] + [result.observer for result in recorded]
     if len(set(names)) < len(names):
@@ -112,12 +129,25 @@ def shape_bias(
     if chosen is not None:
         _check_stimuli(chosen, mapping)
     of_categories = [_of_categories(result, wanted or known) for result in asked]
-    _check_common(chosen, of_categories)
+    if chosen is not None or of_categories:
+        _check_common(chosen, of_categories)
+    labels_of_folders = [item.name for item in loaded]
+    if single is not None:
+        labels_of_folders += [f"{item.name}-{SINGLE_CUES}" for item in loaded]
+    folders = folder_names(labels_of_folders, reserved=(RAW,))
     networks = [
         _Network.known(item, folder, chosen, whole, mapping, changes, out)
-        for item, folder in zip(loaded, folder_names([item.name for item in loaded], reserved=(RAW,)), strict=True)
+        for item, folder in zip(loaded, folders[: len(loaded)], strict=True)
         if chosen is not None and whole is not None
     ]
+    alone = (
+        [
+            _Network.known(item, folder, single, single, mapping_of(item, single), changes, out)
+            for item, folder in zip(loaded, folders[len(loaded) :], strict=True)
+        ]
+        if single is not None
+        else []
+    )
     settings = {
         "models": [[network.loaded.name, network.fingerprint] for network in networks],
         "responses": [[result.observer, result.responses_hash()] for result in recorded],
@@ -126,23 +156,26 @@ def shape_bias(
         "cluster": cluster,
         **asdict(options),
         **({} if wanted is None else {"categories": wanted}),
+        **({"single_cues": [[network.loaded.name, network.fingerprint] for network in alone]} if alone else {}),
         **choice.computed_on(),
     }
-    keep = [network.folder for network in networks if network.saved is not None]
-    keep += [f"{network.folder}.partial.npz" for network in networks]
-    processes = choice.workers(workers) if networks else 0
+    keep = [network.folder for network in (*networks, *alone) if network.saved is not None]
+    keep += [f"{network.folder}.partial.npz" for network in (*networks, *alone)]
+    processes = choice.workers(workers) if loaded else 0
     with run_folder(out, "shape-bias", settings, overwrite=overwrite, keep=keep) as folder:
-        measured = [
-            _evaluate(network, chosen, mapping, options, changes, batch_size, processes, folder, overwrite)
-            for network in networks
-            if chosen is not None
-        ]
+        measured, single_cues = (
+            [_evaluate(network, options, changes, batch_size, processes, folder, overwrite) for network in own]
+            for own in (networks, alone)
+        )
         results = measured if wanted is None else [result.with_categories(wanted) for result in measured]
         answers = [result.with_options(**asdict(options)) for result in of_categories]
         results += answers[: len(recorded)]
-        comparison = Comparison.of(results, answers[len(recorded) :], cluster)
-        by_first(lambda: write_tables(comparison, folder))
-        by_first(lambda: write_figures(comparison, folder))
+        comparison = Comparison.of(results, answers[len(recorded) :], cluster) if results else None
+        sensitivities = Sensitivities.of(comparison, common_images(single_cues), cluster)
+        if comparison is not None:
+            by_first(partial(write_tables, comparison, folder))
+            by_first(partial(write_figures, comparison, folder))
+        by_first(lambda: write_sensitivities(sensitivities, folder))
     notes = [note for item in loaded for note in item.notes]
     if whole is not None and chosen is not None:
         notes += whole.notes
@@ -156,9 +189,14 @@ def shape_bias(
     if whole is not None and chosen is not None:
         left_out.insert(0, ("--stimuli", len(whole) - len(chosen), len(whole)))
     notes += note_of_counts("images of other categories are left out", left_out)
-    skipped = dict.fromkeys(entry for result in results for entry in result.skipped)
+    notes += () if single is None else single.notes
+    skipped = dict.fromkeys(entry for result in (*results, *single_cues) for entry in result.skipped)
     notes += skipped_notes(skipped)
-    report(comparison, notes)
+    if comparison is None:
+        print_notes(notes)
+    else:
+        report(comparison, notes)
+    report_sensitivities(sensitivities)
     typer.echo(f"results, tables and figures: {out}")
 
 
@@ -168,6 +206,8 @@ class _Network:
 
     loaded: LoadedModel
     folder: str
+    stimuli: StimulusSet
+    mapping: LabelMapping
     identity: NetworkIdentity
     fingerprint: str
     saved: ShapeBiasResult | None
@@ -184,7 +224,7 @@ class _Network:
         changes: dict[str, Any],
         out: Path,
     ) -> Self:
-        preprocessing = preprocessing_of(loaded, **changes)
+        preprocessing = preprocessing_of(loaded, chosen.single_cues, **changes)
         identity = identify(loaded.module)
         fingerprint = fingerprint_of(identity, preprocessing, chosen)
         try:
@@ -198,7 +238,32 @@ class _Network:
         else:
             saved = None
             check_model(loaded, chosen, mapping, preprocessing)
-        return cls(loaded, folder, identity, fingerprint, saved)
+        return cls(loaded, folder, chosen, mapping, identity, fingerprint, saved)
+
+
+def _loaded_stimuli(folders: Sequence[Path]) -> tuple[StimulusSet | None, StimulusSet | None]:
+    """Those with a conflict of cues, or without a texture, and those of single cues."""
+    found: dict[bool, StimulusSet] = {}
+    for folder in folders:
+        own = load_stimuli(folder)
+        kind = own.single_cues is not None
+        if kind in found:
+            what = "single cues" if kind else "other stimuli"
+            raise ValueError(f"--stimuli={str(folder)!r}: expected one folder of {what}, not {found[kind].source}, too")
+        found[kind] = own
+    return found.get(False), found.get(True)
+
+
+def _refuse_alone(
+    single: StimulusSet, recorded: Sequence[str], options: ShapeBiasOptions, *given: Path | str | None
+) -> None:
+    """Refuse what goes with a ratio of shape and texture, where stimuli of single cues give none."""
+    changed = {name: value for name, value in asdict(options).items() if value != getattr(ShapeBiasOptions, name)}
+    values = dict(zip(("humans", "labels", "categories"), given, strict=True)) | changed
+    values["model"] = next(iter(recorded), None)
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"{name}={value}: goes with cue-conflict stimuli; {single.source} holds single cues only")
 
 
 def _own_mapping(loaded: Sequence[LoadedModel]) -> LabelMapping:
@@ -248,8 +313,6 @@ def _check_common(chosen: StimulusSet | None, others: Sequence[ShapeBiasResult])
 
 def _evaluate(
     network: _Network,
-    chosen: StimulusSet,
-    mapping: LabelMapping,
     options: ShapeBiasOptions,
     changes: dict[str, Any],
     batch_size: int,
@@ -259,7 +322,7 @@ def _evaluate(
 ) -> ShapeBiasResult:
     known, target, name = network.saved, folder.path / network.folder, network.loaded.name
     if known is not None:
-        renewed = known.with_mapping(mapping).with_options(**asdict(options))
+        renewed = known.with_mapping(network.mapping).with_options(**asdict(options))
         changed = (renewed.options, renewed.mapping) != (known.options, known.mapping)
         if changed and known.fingerprint == network.fingerprint:  # else these are some of the saved ones
             by_first(lambda: renewed.save(folder.add(network.folder), overwrite=True))
@@ -272,8 +335,8 @@ def _evaluate(
     with progress_bar(name) as progress, _clear_errors_of(name):
         result = evaluate_shape_bias(
             network.loaded,
-            chosen,
-            mapping=mapping,
+            network.stimuli,
+            mapping=network.mapping,
             options=options,
             batch_size=batch_size,
             num_workers=workers,

@@ -23,6 +23,7 @@ from analysis.shape_bias.comparing import (
 )
 from analysis.shape_bias.responses import write_responses
 from analysis.shape_bias.result import LOW_CONGRUENT_ACCURACY, ShapeBiasResult
+from analysis.shape_bias.sensitivity import sensitivity_row
 
 RAW = "raw-responses"
 
@@ -46,7 +47,12 @@ class Comparison:
         everyone = common_images(seen)
         people = everyone[len(results) :]
         summaries = [
-            {**own.summary(cluster), "num_common": len(own.stimuli), "num_seen": len(whole.stimuli)}
+            {
+                **own.summary(cluster),
+                **sensitivity_row(own, cluster),
+                "num_common": len(own.stimuli),
+                "num_seen": len(whole.stimuli),
+            }
             for own, whole in zip(everyone, seen, strict=True)
         ]
         return cls(

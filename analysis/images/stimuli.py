@@ -1,4 +1,4 @@
-"""Cue-conflict stimuli: files, or images in memory, named by the shape and the texture that they show."""
+"""Stimuli with a shape, a texture or both: files, or images in memory, named by what they show."""
 
 import hashlib
 import re
@@ -14,23 +14,51 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.images.files import IMAGE_SUFFIXES, files_in, read_rgb
+from analysis.images.files import IMAGE_SUFFIXES, files_in, is_hidden, read_rgb
 from analysis.runs.results import Shown
 from analysis.runs.settings import named_path
 from analysis.runs.texts import few, printable, why_no_file
 
 _NAME = re.compile(r"(?P<shape>[A-Za-z]+)(?P<i>\d+)(?:-(?P<texture>[A-Za-z]+)(?P<j>\d+))?")
+CUES = ("shape", "texture")
+_BEFORE_CUE = "refined_bias_"
+"""What the published folders of single cues have before the name of the cue."""
 
 
 class StimulusError(ValueError):
     """Stimuli that cannot be what is meant."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SingleCues:
+    """What is asked of stimuli that show one cue each: which outputs are right, and how an image goes in.
+
+    Args:
+        groups: For each cue the names of its classes, and of each the WordNet ids that are right.
+        size: Side of the input in pixels.
+        crop: Part of the short side that the central crop keeps.
+        interpolation: Of the resizing before.
+        num_images: Images that were published.
+    """
+
+    groups: Mapping[str, Mapping[str, Sequence[str]]] = field(repr=False)
+    size: int
+    crop: float
+    interpolation: str
+    num_images: int
+
+    @cached_property
+    def wordnet_ids(self) -> dict[str, Sequence[str]]:
+        """Those of each class, of either cue."""
+        return {name: ids for own in self.groups.values() for name, ids in own.items()}
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class StimulusSet(Shown, Sequence[str]):
     """Stimuli named `<shape><i>-<texture><j>.<ext>`, or `<shape><i>.<ext>` without a texture; in order of their names.
 
-    Tuples are parallel; `stimuli[k]` is the file name of one.
+    Tuples are parallel; `stimuli[k]` is the file name of one. Stimuli of single cues are named
+    `shape/<class>/<file>` or `texture/<class>/<file>`, and the class stands for the exemplar, too.
     """
 
     source: str
@@ -48,6 +76,8 @@ class StimulusSet(Shown, Sequence[str]):
     """Files of the tree that are no stimulus, with the reason."""
     notes: tuple[str, ...] = ()
     """What a user should know about the set, such as files that are missing from the published one."""
+    single_cues: SingleCues | None = None
+    """Of stimuli that show a shape or a texture alone; None of all others."""
 
     def headline(self) -> dict[str, Any]:
         """Where they are from, how many there are, and of which categories."""
@@ -91,16 +121,23 @@ def load_stimuli(directory: str | PathLike[str]) -> StimulusSet:
     Files that are no image, or not named like a stimulus, are skipped by name. If all stimuli belong to a
     published set, `notes` tells which of its files are missing and which differ.
 
+    A folder with `shape/<class>/` or `texture/<class>/` (or `refined_bias_shape/` and `refined_bias_texture/`, as they
+    are published), in which no file is named like a stimulus with a conflict, holds stimuli of single cues.
+
     Raises:
         FileNotFoundError: If there is no such folder.
-        StimulusError: If a stimulus is there twice, by name or by content, or there is none.
+        StimulusError: If a stimulus is there twice, by name or by content, or there is none; of single cues, if a class
+            is unknown.
 
     References:
-        Geirhos et al. 2019, arXiv:1811.12231.
+        Geirhos et al. 2019, arXiv:1811.12231; Kim et al. 2026, arXiv:2603.10834 (single cues).
     """
     root = named_path(directory, "stimuli")
     if not root.is_dir():
         raise FileNotFoundError(f"stimuli={str(root)!r}: no such folder")
+    folders = _folders_of_cues(root)
+    if folders:
+        return _single_cues(root, folders)
     found: dict[str, Path] = {}
     hashes: dict[str, str] = {}
     skipped = []
@@ -142,6 +179,64 @@ def load_stimuli(directory: str | PathLike[str]) -> StimulusSet:
     )
 
 
+def _folders_of_cues(root: Path) -> dict[Path, str]:
+    """The folders of single cues in one, each with its cue; none in a folder of other stimuli."""
+    named = {root / f"{before}{cue}": cue for cue in CUES for before in ("", _BEFORE_CUE)}
+    found = {
+        folder: cue
+        for folder, cue in named.items()
+        if folder.is_dir() and any(child.is_dir() and not is_hidden(child.name) for child in folder.iterdir())
+    }
+    return {} if any(_NAME.fullmatch(path.stem) for folder in found for path in files_in(folder)) else found
+
+
+def _single_cues(root: Path, folders: Mapping[Path, str]) -> StimulusSet:
+    (about,) = (own.single_cues for own in published_sets().values() if own.single_cues is not None)
+    if len(set(folders.values())) < len(folders):
+        first, second, *_ = sorted(folder.name for folder in folders)
+        raise StimulusError(f"stimuli={str(root)!r}: expected {first} or {second}, found both")
+    inside = {path: path.relative_to(root) for folder in folders for path in files_in(folder)}
+    skipped = [(printable(path.relative_to(root)), "of no cue") for path in files_in(root) if path not in inside]
+    found: dict[str, tuple[str, str, Path, str]] = {}
+    for path, relative in sorted(inside.items()):
+        shown, cue = printable(relative), folders[root / relative.parts[0]]
+        name = relative.parts[1]
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            skipped.append((shown, "not an image"))
+        elif len(relative.parts) != 3:
+            skipped.append((shown, f"not in {cue}/<class>/"))
+        elif name not in about.groups[cue]:
+            raise StimulusError(f"stimuli: {shown}: unknown class {name!r}; expected one of {few(about.groups[cue])}")
+        elif why_no_file(path):
+            skipped.append((shown, why_no_file(path)))
+        else:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[f"{cue}/{name}/{printable(path.name)}"] = (cue, name, path, digest)
+    if not found:
+        raise StimulusError(f"stimuli={str(root)!r}: no image in shape/<class>/ or texture/<class>/")
+    rows = tuple(found.values())
+    shapes, textures = (tuple(name if cue == own else "" for cue, name, _, _ in rows) for own in CUES)
+    notes = [f"no image shows a {cue} alone" for cue in CUES if cue not in folders.values()]
+    if len(rows) != about.num_images:
+        notes.append(f"{len(rows)} images of single cues; {about.num_images} are published")
+    copies = len(rows) - len({digest for *_, digest in rows})
+    if copies:
+        notes.append(f"{copies} images of single cues are copies of others")
+    return StimulusSet(
+        source=printable(root),
+        names=tuple(found),
+        shapes=shapes,
+        textures=textures,
+        shape_exemplars=shapes,
+        texture_exemplars=textures,
+        hashes=tuple(digest for *_, digest in rows),
+        paths=tuple(path for _, _, path, _ in rows),
+        skipped=tuple(skipped),
+        notes=tuple(notes),
+        single_cues=about,
+    )
+
+
 def parse_stimulus(name: str) -> tuple[str, str, str, str]:
     """Shape category and exemplar, texture category and exemplar: "cat", "cat7", "elephant", "elephant1".
 
@@ -167,7 +262,11 @@ class PublishedSet:
         url: Of the folder that holds the files.
         licence: Of the stimuli.
         citation: Who asks to be cited.
-        files: Path below `url` and SHA-256, in hexadecimal, of each.
+        files: Path below `url` and SHA-256, in hexadecimal, of each; none where a commit lists them.
+        commit: Of a git repository, which lists the files, or its first digits; `{commit}` in `url` stands for all.
+        repository: Address of that repository in GitHub's API.
+        folder: Of the files in it, with a slash at the end.
+        single_cues: Of stimuli that show one cue each.
     """
 
     name: str
@@ -175,12 +274,22 @@ class PublishedSet:
     url: str
     licence: str
     citation: str
-    files: Mapping[str, str] = field(repr=False)
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    commit: str = ""
+    repository: str = ""
+    folder: str = ""
+    single_cues: SingleCues | None = None
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 by the name of the file alone."""
         return {PurePosixPath(path).name: digest for path, digest in self.files.items()}
+
+    @cached_property
+    def class_folders(self) -> tuple[str, ...]:
+        """Of single cues, below `folder`."""
+        groups = {} if self.single_cues is None else self.single_cues.groups
+        return tuple(f"{_BEFORE_CUE}{cue}/{name}" for cue, own in groups.items() for name in own)
 
 
 @cache
@@ -189,8 +298,9 @@ def published_sets() -> Mapping[str, PublishedSet]:
     found = {}
     for entry in sorted((resources.files("analysis.images") / "published").iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".toml"):
-            name = entry.name.removesuffix(".toml")
-            found[name] = PublishedSet(name=name, **tomllib.loads(entry.read_text()))
+            name, content = entry.name.removesuffix(".toml"), tomllib.loads(entry.read_text())
+            cues = content.pop("single_cues", None)
+            found[name] = PublishedSet(name=name, single_cues=SingleCues(**cues) if cues else None, **content)
     return found
 
 

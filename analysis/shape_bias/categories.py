@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from analysis.images.imagenet import are_imagenet, imagenet_classes
 from analysis.images.synthetic.outlines import CLASSES
 from analysis.runs.tables import read_table
 from analysis.runs.texts import few, short
@@ -124,6 +125,32 @@ class LabelMapping:
         if not categories:
             raise ValueError(f"labels={str(path)!r}: names no category")
         return cls.from_dict(categories, num_classes)
+
+    @classmethod
+    def from_wordnet(cls, groups: Mapping[str, Sequence[str]], classes: Sequence[str] = ()) -> Self:
+        """From WordNet ids, such as n02391049.
+
+        Args:
+            groups: For each category its ids.
+            classes: Names of the classifier's outputs: WordNet ids, or those of ImageNet-1K in its order; none stands
+                for these.
+
+        Raises:
+            ValueError: If no output is called by one of the ids.
+        """
+        names = [own for own, _ in imagenet_classes()] if not classes or are_imagenet(classes) else classes
+        outputs: dict[str, list[int]] = {}
+        for index, name in enumerate(names):
+            outputs.setdefault(name, []).append(index)
+        for category, ids in groups.items():
+            for own in ids:
+                if own not in outputs:
+                    raise ValueError(
+                        f"model: none of its {len(names)} outputs ({few(names)}) is {own}, {category}; expected the "
+                        "classes of ImageNet-1K, or WordNet ids as names of the outputs"
+                    )
+        found = {category: tuple(index for own in ids for index in outputs[own]) for category, ids in groups.items()}
+        return cls(tuple((category, found[category]) for category in sorted(found)), len(names))
 
     @cached_property
     def categories(self) -> tuple[str, ...]:

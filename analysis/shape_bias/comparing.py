@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.shape_bias.result import Cluster, FloatArray, ShapeBiasResult
+from analysis.shape_bias.ranks import FloatArray
+from analysis.shape_bias.result import Cluster, ShapeBiasResult
 from analysis.statistics import bootstrap_p_value, percentile_interval
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from analysis.images.inputs import Inputs
 from analysis.images.preparing import check_normalization, evaluation_transform
-from analysis.images.stimuli import StimulusSet, load_stimuli
+from analysis.images.stimuli import SingleCues, StimulusSet, load_stimuli
 from analysis.models.batches import classify, run_batches, split_decided
 from analysis.models.layers import evaluation_mode
 from analysis.models.loaded import LoadedModel, place_of
@@ -24,7 +24,7 @@ def evaluate_shape_bias(
     model: LoadedModel | nn.Module | str,
     stimuli: StimulusSet | str | PathLike[str],
     *,
-    mapping: LabelMapping = IMAGENET,
+    mapping: LabelMapping | None = None,
     options: ShapeBiasOptions | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -42,13 +42,15 @@ def evaluate_shape_bias(
         model: What `load_model` returns or takes, which brings its own preprocessing, or a module that takes normalised
             images (N, 3, H, W) and gives logits (N, classes). It runs in evaluation mode; its mode is restored.
         stimuli: What `load_stimuli` returns or takes; of one size after preprocessing.
-        mapping: From classes to categories; by default ImageNet's 1000 classes and the 16 categories.
+        mapping: From classes to categories; by default ImageNet's 1000 classes and the 16 categories, for stimuli of
+            single cues the outputs that their WordNet ids name.
         options: How logits become decisions and decisions a ratio; can be changed later (`with_options`).
         mean: Per channel, subtracted from values in [0, 1]; by default the model's own (a `LoadedModel`'s, or the
             `pretrained_cfg` of a timm model), else ImageNet's.
         std: Per channel, divided by.
         input_size: Side to which images of another size are resized, bicubically and without a crop; by default the
-            model's own, else none: published stimuli go into a 224 px network as they are.
+            model's own, else none: published stimuli go into a 224 px network as they are. Stimuli of single cues are
+            resized and cropped as their publishers do, to 224 pixels or to this side in the same proportion.
         batch_size: Images in one forward pass.
         num_workers: Processes that read images; 0 reads them in this one.
         name: Recorded as the observer's; by default the model's.
@@ -70,8 +72,9 @@ def evaluate_shape_bias(
     loaded = as_loaded(model)
     if not isinstance(stimuli, StimulusSet):
         stimuli = load_stimuli(stimuli)
+    mapping = mapping or mapping_of(loaded, stimuli)
     mapping.check_stimuli(stimuli.names, stimuli.shapes, stimuli.textures)
-    preprocessing = preprocessing_of(loaded, mean=mean, std=std, input_size=input_size)
+    preprocessing = preprocessing_of(loaded, stimuli.single_cues, mean=mean, std=std, input_size=input_size)
     identity = identity or identify(loaded.module)
     fingerprint = fingerprint_of(identity, preprocessing, stimuli)
 
@@ -116,8 +119,20 @@ def evaluate_shape_bias(
     )
 
 
+def mapping_of(loaded: LoadedModel, stimuli: StimulusSet) -> LabelMapping:
+    """ImageNet's 16 categories, or of stimuli of single cues the outputs that their WordNet ids name.
+
+    Raises:
+        ValueError: If the network has no such outputs.
+    """
+    if stimuli.single_cues is None:
+        return IMAGENET
+    return LabelMapping.from_wordnet(stimuli.single_cues.wordnet_ids, loaded.classes)
+
+
 def preprocessing_of(
     model: LoadedModel | nn.Module,
+    single_cues: SingleCues | None = None,
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -130,12 +145,17 @@ def preprocessing_of(
     """
     own = as_loaded(model)
     chosen_mean, chosen_std = tuple(mean or own.mean), tuple(std or own.std)
-    size = input_size if input_size is not None else own.input_size
+    own_size = own.input_size if single_cues is None else single_cues.size
+    size = input_size if input_size is not None else own_size
     check_normalization(chosen_mean, chosen_std)
     if size is not None and size < 1:
         raise ValueError(f"input_size={size}: expected a positive number of pixels")
+    resize = "bicubic, no crop"
+    if single_cues is not None:
+        short = int((size or single_cues.size) / single_cues.crop)
+        resize = f"{single_cues.interpolation}, antialiased, short side to {short}, central crop"
     # In the alphabetical order that the fingerprints of saved results have.
-    return {"input_size": size, "mean": list(chosen_mean), "resize": "bicubic, no crop", "std": list(chosen_std)}
+    return {"input_size": size, "mean": list(chosen_mean), "resize": resize, "std": list(chosen_std)}
 
 
 def fingerprint_of(identity: NetworkIdentity, preprocessing: Mapping[str, Any], stimuli: StimulusSet) -> str:
@@ -144,8 +164,14 @@ def fingerprint_of(identity: NetworkIdentity, preprocessing: Mapping[str, Any], 
 
 
 def _inputs(stimuli: StimulusSet, preprocessing: Mapping[str, Any]) -> Inputs:
+    own = stimuli.single_cues
+    crop, interpolation = (1.0, "bicubic") if own is None else (own.crop, own.interpolation)
     transform = evaluation_transform(
-        preprocessing["input_size"], mean=preprocessing["mean"], std=preprocessing["std"], crop=1.0
+        preprocessing["input_size"],
+        mean=preprocessing["mean"],
+        std=preprocessing["std"],
+        crop=crop,
+        interpolation=interpolation,
     )
     return Inputs(stimuli.names, stimuli.arrays or stimuli.paths, transform)
 

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import ScaledTranslation
 
 from analysis.figures import MARKERS, OKABE_ITO, axes_or_new
@@ -21,6 +23,8 @@ HUMAN_COLOR = "#A50026"
 _HUMAN_MARKER = "o"
 _ROW = 0.24
 """Height of one category in inches."""
+_LABEL = 0.04
+"""Height of a network's name in a plane of sensitivities, of which the sides are 1."""
 
 
 def plot_shape_bias(
@@ -206,6 +210,65 @@ def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes
         ax, handles, f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} images, common to both"
     )
     return ax
+
+
+def plot_sensitivity(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Sensitivity to shape against that to texture, each with its interval: a point for each network.
+
+    Grey lines are where the shape has the same part in the sum of both, as a ratio tells it: along one of them networks
+    use both cues more or use both less, which no ratio shows.
+
+    Args:
+        table: A row for each network: its name as `observer`, and the cells of `sensitivity_row`.
+        title: Of the axes.
+        ax: Where to draw.
+    """
+    ax = axes_or_new(ax)
+    for part in np.arange(1, 10) / 10:
+        end = (min(1.0, (1 - part) / part), min(1.0, part / (1 - part)))
+        ax.plot((0, end[0]), (0, end[1]), color="0.85", lw=1.2 if part == 0.5 else 0.6, zorder=0)
+        beside: dict[str, Any] = {"ha": "left", "va": "center"} if part <= 0.5 else {"ha": "center", "va": "bottom"}
+        ax.annotate(f"{part:.1f}", end, xytext=(2, 1), textcoords="offset points", color="0.4", fontsize=6, **beside)
+    known = table.dropna(subset=["shape_sensitivity", "texture_sensitivity"])
+    heights = _apart(known["shape_sensitivity"].tolist())
+    for index, (row, height) in enumerate(zip(known.to_dict("records"), heights, strict=True)):
+        x, y = row["texture_sensitivity"], row["shape_sensitivity"]
+        color, marker = _look(index, False)
+        ax.plot((row["texture_low"], row["texture_high"]), (y, y), color=color, lw=0.8)
+        ax.plot((x, x), (row["shape_low"], row["shape_high"]), color=color, lw=0.8)
+        ax.plot(x, y, linestyle="none", marker=marker, markersize=4, color=color, label=row["observer"])
+        side, ha = (0.02, "left") if x < 0.6 else (-0.02, "right")
+        leader = {"arrowstyle": "-", "color": color, "lw": 0.4, "shrinkB": 3, "relpos": (0 if ha == "left" else 1, 0.5)}
+        ax.annotate(
+            row["observer"],
+            (x, y),
+            xytext=(x + side, height),
+            ha=ha,
+            va="bottom",
+            color=color,
+            fontsize=6.5,
+            zorder=1,  # the halo hides no interval
+            arrowprops=leader if abs(height - y) > _LABEL else None,
+            path_effects=[withStroke(linewidth=1.8, foreground="white")],
+        )
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.set(xlabel="texture sensitivity (mean 1/rank)", ylabel="shape sensitivity (mean 1/rank)")
+    ax.set_title(title, pad=16)
+    ax.text(1.0, 1.06, "S / (S + T)", color="0.4", fontsize=6, ha="center", va="bottom")
+    return ax
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Heights of labels from 0 to 1: just above the values, and moved where they would overlap."""
+    places = np.array(values, dtype=float) + _LABEL / 4
+    order = np.argsort(places, kind="stable")
+    for below, this in pairwise(order):
+        places[this] = max(places[this], places[below] + _LABEL)
+    limit = 1 - _LABEL
+    for this in order[::-1]:
+        places[this] = limit = min(places[this], limit)
+        limit -= _LABEL
+    return [float(place) for place in places]
 
 
 def _images(observers: Sequence[ShapeBiasResult]) -> str:

@@ -19,6 +19,7 @@ from analysis.shape_bias.categories import (
     Tie,
     select_categories,
 )
+from analysis.shape_bias.ranks import FloatArray, first_ranks
 from analysis.statistics import cluster_weights, percentile_interval
 
 Estimator = Literal["pooled", "category-mean", "category-median"]
@@ -27,7 +28,6 @@ Cluster = Literal["image", "shape", "texture", "two-way"]
 CLUSTERS: tuple[Cluster, ...] = ("image", "shape", "texture", "two-way")
 LOW_CONGRUENT_ACCURACY = 0.5
 """Below it an observer names even images without conflict badly, and its shape bias means little."""
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class ShapeBiasResult(Result):
     stimuli: tuple[str, ...]
     """File names."""
     shapes: tuple[str, ...]
-    """Shape category of each stimulus."""
+    """Shape category of each stimulus; empty for stimuli that show a texture alone."""
     textures: tuple[str, ...]
     """Texture category; empty for stimuli without one (edges, silhouettes)."""
     shape_exemplars: tuple[str, ...]
@@ -122,12 +122,13 @@ class ShapeBiasResult(Result):
     def columns(self) -> dict[str, NDArray[np.bool_]]:
         """Per stimulus: whether it counts, and whether it was answered with its shape or its texture."""
         shapes, textures, responses = (np.array(v, dtype=str) for v in (self.shapes, self.textures, self.responses))
-        conflict = (textures != "") & (shapes != textures)
-        counted = conflict if self.options.congruent == "exclude" else textures != ""
+        both = (shapes != "") & (textures != "")
+        conflict = both & (shapes != textures)
+        counted = conflict if self.options.congruent == "exclude" else both
         return {
             "conflict": conflict,
             "counted": counted,
-            "congruent": (textures != "") & ~conflict,
+            "congruent": both & ~conflict,
             "correct": responses == shapes,
             "shape": counted & (responses == shapes),
             "texture": counted & conflict & (responses == textures),
@@ -175,8 +176,23 @@ class ShapeBiasResult(Result):
 
     @property
     def accuracy(self) -> float:
-        """Share of all images answered with their shape: on edges and silhouettes, the accuracy."""
-        return float(self.columns["correct"].mean()) if len(self.stimuli) else float("nan")
+        """Share of all images with a shape answered with it: on edges and silhouettes, the accuracy."""
+        shown = np.array(self.shapes, dtype=str) != ""
+        return float(self.columns["correct"][shown].mean()) if shown.any() else float("nan")
+
+    @cached_property
+    def ranks(self) -> dict[str, FloatArray]:
+        """Of "shape" and "texture": for each stimulus the rank of its best class among all outputs (`first_ranks`).
+
+        NaN where the stimulus does not show it, and for an observer without logits. `sensitivity` is the mean.
+        """
+        shown = {"shape": self.shapes, "texture": self.textures}
+        if self.logits is None or self.mapping is None:
+            return dict.fromkeys(shown, np.full(len(self.stimuli), np.nan))
+        outputs = dict(self.mapping.indices)
+        return {
+            cue: first_ranks(self.logits, [outputs.get(name, ()) for name in names]) for cue, names in shown.items()
+        }
 
     def with_options(self, **changes: Any) -> "ShapeBiasResult":
         """The same run under other options; decisions are made anew from the logits.
@@ -233,12 +249,13 @@ class ShapeBiasResult(Result):
     # Views --------------------------------------------------------------------------------------------------------
 
     def decisions(self) -> pd.DataFrame:
-        """One row per stimulus: its categories and exemplars, the response, and what that was."""
-        names = np.full(len(self.stimuli), "neither", dtype=object)
-        names[self.columns["congruent"] | (np.array(self.textures, dtype=str) == "")] = "wrong"
-        names[self.columns["conflict"] & (np.array(self.responses) == np.array(self.textures))] = "texture"
-        names[self.columns["correct"]] = "shape"
-        names[self.columns["correct"] & ~self.columns["conflict"]] = "correct"
+        """One row per stimulus: categories, exemplars, the response, what that was, and the ranks of both cues."""
+        shapes, textures, responses = (np.array(v, dtype=str) for v in (self.shapes, self.textures, self.responses))
+        conflict = self.columns["conflict"]
+        names = np.where(conflict, "neither", "wrong").astype(object)
+        names[conflict & (responses == textures)] = "texture"
+        names[conflict & (responses == shapes)] = "shape"
+        names[~conflict & (responses == np.where(shapes == "", textures, shapes))] = "correct"
         return pd.DataFrame(
             {
                 "observer": self.observer,
@@ -247,9 +264,10 @@ class ShapeBiasResult(Result):
                 "texture": self.textures,
                 "shape_exemplar": self.shape_exemplars,
                 "texture_exemplar": self.texture_exemplars,
-                "conflict": self.columns["conflict"],
+                "conflict": conflict,
                 "response": self.responses,
                 "decision": names,
+                **{f"{cue}_rank": pd.Series(ranks).astype("Int64") for cue, ranks in self.ranks.items()},
             }
         )
 
@@ -374,10 +392,9 @@ class ShapeBiasResult(Result):
             "texture": (self.texture_exemplars,),
             "two-way": (self.shape_exemplars, self.texture_exemplars),
         }
-        if not self.stimuli:
-            return np.full(1, np.nan)
-        numbers = [np.unique(names, return_inverse=True)[1] for names in exemplars[cluster]]
-        if min(int(number.max()) for number in numbers) < 1:
+        ways = [names for names in exemplars[cluster] if any(names)]  # of a cue that no image shows nothing is drawn
+        numbers = [np.unique(names, return_inverse=True)[1] for names in ways]
+        if not numbers or min(int(number.max()) for number in numbers) < 1:
             return np.full(1, np.nan)  # a single cluster says nothing about how clusters differ
         return np.concatenate([statistic(weights) for weights in cluster_weights(numbers, num_resamples, seed)])
 

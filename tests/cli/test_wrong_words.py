@@ -14,6 +14,7 @@ import replknet
 from analysis import SyntheticImages, cli, save_stimuli
 from analysis.study.design import preset
 from analysis.study.record import save_study
+from tests.analysis.shape_bias.observers import write_single_cues
 from tests.cli.command import run
 from tests.cli.wrong_words import BASES, CASES, NETWORK
 
@@ -54,6 +55,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "broken" / "a.png").write_text("hello\n")
     (root / "wide").mkdir()
     Image.new("RGB", (40, 30)).save(root / "wide" / "a.png")
+    write_single_cues(root / "tree", ["shape/clock/clock_1", "texture/zebra/zebra_1"])
+    write_single_cues(root / "unknown", ["texture/clock/clock_1"])
     return root
 
 

@@ -1,6 +1,7 @@
 """Every command that writes, in a small case; a new command is covered by being listed here."""
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import replknet
 from analysis.benchmark import agreement
 from analysis.cli import bench
 from analysis.images import downloads
-from analysis.images.stimuli import PublishedSet
+from analysis.images.stimuli import PublishedSet, published_sets
 from analysis.images.synthetic.sets import SyntheticImages, save_stimuli
 from replknet.checkpoints import published
 from replknet.checkpoints.published import sha256_of
@@ -27,6 +28,16 @@ _STUDY = (
 )
 _WEIGHTS = "replknet_31b.in1k_224"
 STIMULI = {f"cat/cat{i}-dog{i}.png": bytes(range(i, 200)) * 9 for i in range(3)}
+_SINGLE = dict.fromkeys(published_sets()["refined-bias"].class_folders, b"hello\n")
+_HELLO = "ce013625030ba8dba906f756967f9e9ca394464a"
+"""Git's id of that content."""
+_TREE = [{"path": f"{path}/0.png", "type": "blob", "sha": _HELLO} for path in _SINGLE]
+SERVED = {
+    **STIMULI,
+    **{f"{path}/0.png": content for path, content in _SINGLE.items()},
+    "commits/8655b6b": json.dumps({"sha": "8655b6b"}).encode(),
+    "git/trees/8655b6b?recursive=1": json.dumps({"truncated": False, "tree": _TREE}).encode(),
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ COMMANDS = {
     "export, ONNX": Case("export replknet_nano_k3 --size 64 --out out/nano.onnx"),
     "data synthetic": Case("data synthetic --to out/images --num-images 6"),
     "data weights": Case(f"data weights {_WEIGHTS} --url file://{{inputs}}/weights.pth", prepared="small_weights"),
+    "data refined-bias": Case("data refined-bias --to out/images --url {server}", prepared="few_single_cues"),
     "data cue-conflict": Case("data cue-conflict --to out/images --url {server}", prepared="few_stimuli"),
     "bench conv": Case("bench conv --rounds 1 --seconds 0.1 --threads 1 --out out/bench", prepared="known_times"),
     "bench all": Case("bench all --device cpu --out out/bench", prepared="known_times"),
@@ -131,6 +143,13 @@ def few_stimuli(words: Sequence[str]) -> None:
     digests = {path: hashlib.sha256(content).hexdigest() for path, content in STIMULI.items()}
     few = PublishedSet("cue-conflict", "three stimuli", "http://127.0.0.1:9", "none", "nobody", digests)
     downloads.published_sets = lambda: {"cue-conflict": few}  # type: ignore[assignment,attr-defined]
+
+
+def few_single_cues(words: Sequence[str]) -> None:
+    """Let twenty small files, one of each class, stand for the published stimuli."""
+    url = words[list(words).index("--url") + 1]
+    few = replace(published_sets()["refined-bias"], repository=url, folder="")
+    downloads.published_sets = lambda: {"refined-bias": few}  # type: ignore[assignment,attr-defined]
 
 
 def known_times(words: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from analysis.cli import COMMANDS as FILES
 from analysis.cli import app
 from analysis.runs.folder import FORMER
 from analysis.runs.locking import LOCK_FILE
-from tests.faults.commands import ALIKE, COMMANDS, READING, STIMULI, Case, make_inputs
+from tests.faults.commands import ALIKE, COMMANDS, READING, SERVED, Case, make_inputs
 from tests.faults.runner import Run
 from tests.faults.supervising import Kind, Point, unsupported
 from tests.fuzz.reporting import COUNTS, seed_of_the_day
@@ -80,7 +80,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
         pytest.skip(reason)
     inputs = tmp_path_factory.mktemp("inputs")
     make_inputs(inputs)
-    with serving(STIMULI) as server:
+    with serving(SERVED) as server:
         found = Runner(inputs, server.url)
         yield found
         found.close()

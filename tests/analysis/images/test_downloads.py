@@ -1,13 +1,16 @@
 import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from analysis.images import downloads
 from analysis.images.downloads import DownloadError, download_stimuli
-from analysis.images.stimuli import PublishedSet, load_stimuli, published_sets
+from analysis.images.stimuli import PublishedSet, SingleCues, load_stimuli, published_sets
 from tests.cli.command import run
-from tests.server import serving
+from tests.server import Server, serving
 
 
 @pytest.fixture
@@ -102,3 +105,103 @@ def test_the_published_files_by_command(
         assert part in output
     stimuli = load_stimuli(tmp_path / "to")
     assert (len(stimuli), stimuli.notes) == (1280, ())
+
+
+# Ids of git that are known from elsewhere: `echo hello | git hash-object --stdin`, and that of an empty file.
+HELLO, EMPTY = "ce013625030ba8dba906f756967f9e9ca394464a", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+COMMIT = "8655b6b" + "0" * 33
+BLOBS = {
+    "sets/refined_bias_shape/clock/clock_0.png": (b"hello\n", HELLO),
+    "sets/refined_bias_shape/clock/clock_1.png": (b"", EMPTY),
+    "sets/refined_bias_texture/zebra/4x4_zebra_0.png": (b"hello\n", HELLO),
+}
+OTHERS = ("README.md", "sets/refined_bias_shape/clock/.DS_Store", "sets/old/clock/clock_0.png")
+KEPT = {path.removeprefix("sets/"): content for path, (content, _) in BLOBS.items()}
+
+
+def listing(**changes: object) -> dict[str, object]:
+    """What GitHub tells of the tree of a commit."""
+    blobs = [{"path": path, "type": "blob", "sha": digest} for path, (_, digest) in BLOBS.items()]
+    blobs += [{"path": path, "type": "blob", "sha": EMPTY} for path in OTHERS]
+    folder = {"path": "sets/refined_bias_shape/clock", "type": "tree", "sha": EMPTY}
+    return {"sha": EMPTY, "truncated": False, "tree": [*blobs, folder], **changes}
+
+
+def repository(server: Server, tree: object, commit: str = COMMIT) -> None:
+    """A server of the files of a commit and of what GitHub's API tells of it."""
+    server.files |= {f"raw/{COMMIT}/{path}": content for path, (content, _) in BLOBS.items()}
+    server.files["api/commits/8655b6b"] = json.dumps({"sha": commit}).encode()
+    server.files[f"api/git/trees/{commit}?recursive=1"] = json.dumps(tree).encode()
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Three files of two classes in place of the published ones, on a server."""
+    groups = {"shape": {"clock": ["n04548280"]}, "texture": {"zebra": ["n02391049"]}}
+    cues = SingleCues(groups=groups, size=224, crop=0.875, interpolation="bilinear", num_images=3)
+    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
+    with serving({}) as server:
+        repository(server, listing())
+        own = replace(
+            published_sets()["refined-bias"],
+            url=f"{server.url}/raw/{{commit}}/sets/",
+            repository=f"{server.url}/api",
+            folder="sets/",
+            single_cues=cues,
+        )
+        monkeypatch.setattr(downloads, "published_sets", lambda: {"refined-bias": own})
+        yield server
+
+
+def test_what_a_commit_lists_is_verified_by_gits_own_ids(listed: Server, tmp_path: Path) -> None:
+    assert download_stimuli("refined-bias", tmp_path / "to") == 3
+    assert found(tmp_path / "to") == KEPT
+    (tmp_path / "to" / "refined_bias_shape" / "clock" / "clock_1.png").unlink()
+    assert download_stimuli("refined-bias", tmp_path / "to") == 1
+    assert found(tmp_path / "to") == KEPT
+    other = tmp_path / "to" / "refined_bias_shape" / "clock" / "clock_1.png"
+    other.write_bytes(b"\n")
+    with pytest.raises(DownloadError, match=r"clock_1\.png: differs from the published file"):
+        download_stimuli("refined-bias", tmp_path / "to")
+    assert other.read_bytes() == b"\n"
+
+
+def test_a_listed_file_that_arrives_different(listed: Server, tmp_path: Path) -> None:
+    path = f"raw/{COMMIT}/sets/refined_bias_texture/zebra/4x4_zebra_0.png"
+    listed.faults[path] = ["corrupt"] * 3
+    with pytest.raises(DownloadError, match=r"4x4_zebra_0\.png: arrived different from the published file; .*goes on"):
+        download_stimuli("refined-bias", tmp_path)
+    assert "refined_bias_texture/zebra/4x4_zebra_0.png" not in found(tmp_path)
+    assert download_stimuli("refined-bias", tmp_path, url=f"{listed.url}/raw/{COMMIT}/sets") > 0
+    assert found(tmp_path) == KEPT
+
+
+@pytest.mark.parametrize(
+    ("tree", "commit", "message"),
+    [
+        (listing(truncated=True), COMMIT, "expected a whole list of the files of commit 8655b6b, found another"),
+        (listing(), "9" * 40, "expected a whole list of the files of commit 8655b6b"),
+        (listing(tree=listing()["tree"][:2]), COMMIT, "expected a whole list"),  # type: ignore[index]
+        (listing(tree=[{"path": p, "type": "blob", "sha": "1"} for p in BLOBS]), COMMIT, "expected a whole list"),
+        ({"message": "API rate limit exceeded"}, COMMIT, "the list of the files cannot be had"),
+        ([], COMMIT, "the list of the files cannot be had"),
+    ],
+)
+def test_a_list_that_is_not_that_of_the_commit(
+    listed: Server, tmp_path: Path, tree: object, commit: str, message: str
+) -> None:
+    repository(listed, tree, commit)
+    with pytest.raises(DownloadError, match=message):
+        download_stimuli("refined-bias", tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_single_cues_by_command(listed: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("data refined-bias --to", tmp_path / "to")
+    printed = capsys.readouterr().out
+    assert "3 stimuli, all verified" in printed and "none is stated for the images" in printed
+    assert "arXiv:2603.10834" in printed
+    listed.files.clear()
+    run("data refined-bias --to", tmp_path / "to", code=2)
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "/api: the list of the files cannot be had (404" in error[0]

@@ -42,3 +42,16 @@ def write_stimuli(folder: Path, names: Sequence[str], size: int = 16) -> Path:
         pixels = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 255, (size, size, 3), np.uint8)
         Image.fromarray(pixels).save(target / f"{name}.png")
     return folder
+
+
+def write_single_cues(
+    folder: Path, names: Sequence[str], *, size: tuple[int, int] = (16, 16), before: str = ""
+) -> Path:
+    """Noise images in the tree of single cues: `<cue>/<class>/<name>` with the suffix ".png"."""
+    for name in names:
+        target = folder / f"{before}{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        height, width = size
+        pixels = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 255, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(target)
+    return folder

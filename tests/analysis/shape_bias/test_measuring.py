@@ -376,7 +376,7 @@ def test_a_real_classifier_decides_as_recorded(shared: Path) -> None:
     parallel: dict[str, Any] = {
         item.name: tuple(getattr(stimuli, item.name)[i] for i in chosen)
         for item in fields(stimuli)
-        if item.name not in ("source", "skipped", "notes", "arrays")
+        if item.name not in ("source", "skipped", "notes", "arrays", "single_cues")
     }
     result = evaluate_shape_bias(efficientnet_lite0(), replace(stimuli, **parallel))
     recorded = pd.read_csv(shared / "reference" / "efficientnet_lite0_decisions.csv").set_index("stimulus")["decision"]

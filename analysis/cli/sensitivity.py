@@ -1,0 +1,192 @@
+"""What `replknet shape-bias` writes and prints of how strongly networks go by either cue."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import pandas as pd
+from rich.table import Table
+
+from analysis.cli.console import print_line, print_notes, print_table
+from analysis.cli.shape_bias_output import Comparison
+from analysis.runs.folder import RunFolder
+from analysis.runs.tables import write_table
+from analysis.runs.texts import few
+from analysis.shape_bias.result import Cluster, ShapeBiasResult
+from analysis.shape_bias.sensitivity import (
+    CUES,
+    RankingAgreement,
+    rank_table,
+    ranking_agreement,
+    sensitivity_row,
+)
+
+CONFLICTS, SINGLE_CUES = "cue conflicts", "single cues"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivities:
+    """Of networks on stimuli with a conflict of cues, on those of single cues, or on both.
+
+    Args:
+        table: One row for each kind of stimuli and network with ranks, with how its images went in.
+        single: The results on stimuli of single cues.
+        agreements: Of the rankings of networks that both kinds of stimuli give.
+        without: Observers of whom only responses are known.
+    """
+
+    table: pd.DataFrame
+    single: Sequence[ShapeBiasResult]
+    agreements: Sequence[RankingAgreement]
+    without: Sequence[str]
+
+    @classmethod
+    def of(
+        cls,
+        comparison: Comparison | None,
+        single: Sequence[ShapeBiasResult],
+        cluster: Cluster,
+    ) -> Self:
+        """Those of conflicts are in the comparison already; of single cues the clusters are the classes."""
+        conflicts, summaries = (comparison.everyone, comparison.summaries) if comparison is not None else ([], [])
+        of_single: Cluster = "image" if cluster == "image" else "two-way"
+        rows = [
+            _row(CONFLICTS, result, cells, cluster)
+            for result, cells in zip(conflicts, summaries, strict=True)
+            if result.logits is not None
+        ]
+        rows += [_row(SINGLE_CUES, result, sensitivity_row(result, of_single), of_single) for result in single]
+        biases = {result.observer: result.shape_bias for result in conflicts}
+        return cls(
+            table=pd.DataFrame(rows),
+            single=single,
+            agreements=_agreements(rows, biases),
+            without=[result.observer for result in conflicts if result.logits is None],
+        )
+
+
+def _row(kind: str, result: ShapeBiasResult, cells: Mapping[str, Any], cluster: Cluster) -> dict[str, Any]:
+    own = result.preprocessing
+    return {
+        "observer": result.observer,
+        "stimuli": kind,
+        **{name: value for name, value in cells.items() if name in _COLUMNS},
+        "num_outputs": 0 if result.logits is None else result.logits.shape[1],
+        "cluster": cluster,
+        "num_skipped": len(result.skipped),
+        "input_size": own.get("input_size"),
+        "resize": own.get("resize", ""),
+        **{name: " ".join(f"{value:.6g}" for value in own.get(name, ())) for name in ("mean", "std")},
+    }
+
+
+_COLUMNS = {
+    "relative_sensitivity",
+    *(
+        f"{cue}_{name}"
+        for cue in CUES
+        for name in ("sensitivity", "low", "high", "top1", "top1_low", "top1_high", "chance", "images")
+    ),
+}
+
+
+def _agreements(rows: Sequence[Mapping[str, Any]], biases: Mapping[str, float]) -> list[RankingAgreement]:
+    by_kind = [{row["observer"]: row for row in rows if row["stimuli"] == kind} for kind in (CONFLICTS, SINGLE_CUES)]
+    pairs = {name: (row, by_kind[1][name]) for name, row in by_kind[0].items() if name in by_kind[1]}
+    if not pairs:
+        return []
+    ratios = {name: (biases[name], single["relative_sensitivity"]) for name, (_, single) in pairs.items()}
+    found = [ranking_agreement(f"shape bias of {CONFLICTS}", f"S / (S + T) of {SINGLE_CUES}", ratios)]
+    for cue in CUES:
+        column = f"{cue}_sensitivity"
+        values = {name: (conflict[column], single[column]) for name, (conflict, single) in pairs.items()}
+        what = f"{cue} sensitivity to"
+        found.append(ranking_agreement(f"{what} {CONFLICTS}", f"{what} {SINGLE_CUES}", values))
+    return found
+
+
+def write_sensitivities(found: Sensitivities, folder: RunFolder) -> None:
+    """The tables, and the figure where there are several networks or stimuli of single cues; nothing without ranks."""
+    if found.table.empty:
+        return
+    tables = {"sensitivity": found.table}
+    if found.single:
+        ranks = pd.concat([rank_table(result) for result in found.single])
+        tables["ranks"] = ranks
+        names = ["observer", "cue", "category"]
+        tables["sensitivity_by_class"] = (
+            ranks.assign(top1=ranks["rank"] == 1, images=1)
+            .groupby(names, sort=False, as_index=False)
+            .agg(sensitivity=("reciprocal_rank", "mean"), top1=("top1", "mean"), num_images=("images", "sum"))
+        )
+    if found.agreements:
+        tables["rankings"] = pd.DataFrame([asdict(own) for own in found.agreements])
+    for name, table in tables.items():
+        with folder.replace(f"{name}.csv") as path:
+            write_table(table, path)
+    kinds = list(dict.fromkeys(found.table["stimuli"]))
+    if not found.single and len(found.table) < 2:
+        return
+    from matplotlib.figure import Figure
+
+    from analysis.figures import paper_style, save_figure
+    from analysis.shape_bias.plots import plot_sensitivity
+
+    with paper_style():
+        side = min(3.6 + 0.1 * len(found.table) / len(kinds), 6.0)  # for the names
+        figure = Figure(figsize=(side * len(kinds), side + 0.2), layout="constrained")
+        for index, kind in enumerate(kinds):
+            own = found.table[found.table["stimuli"] == kind]
+            plot_sensitivity(own, title=kind, ax=figure.add_subplot(1, len(kinds), index + 1))
+        save_figure(figure, "sensitivity", folder.replace)
+
+
+def report_sensitivities(found: Sensitivities) -> None:
+    """The table, what it means, and how the images went in."""
+    if found.without:
+        print_notes([f"no ranks of {few(found.without)}: only responses are known, not logits"])
+    if found.table.empty:
+        return
+    table = Table(
+        "observer",
+        "stimuli",
+        "images",
+        "shape: 1/rank [95 % interval]",
+        "top-1",
+        "texture: 1/rank [95 % interval]",
+        "top-1",
+        "S / (S + T)",
+    )
+    for row in found.table.to_dict("records"):
+        cells = []
+        for cue in CUES:
+            value, low, high, top1 = (row[f"{cue}_{name}"] for name in ("sensitivity", "low", "high", "top1"))
+            missing = math.isnan(value)
+            cells += ["-" if missing else f"{value:.4f} [{low:.3f}, {high:.3f}]", "-" if missing else f"{top1:.3f}"]
+        counts = [row[f"{cue}_images"] for cue in CUES]
+        images = f"{counts[0]}" if row["stimuli"] == CONFLICTS else f"{counts[0]} + {counts[1]}"
+        part = row["relative_sensitivity"]
+        table.add_row(row["observer"], row["stimuli"], images, *cells, "-" if math.isnan(part) else f"{part:.4f}")
+    print_table(table)
+    print_line(
+        "Sensitivity: mean reciprocal rank of the right class among all outputs of the network (equal logits count "
+        "against it)."
+    )
+    for kind, own in found.table.groupby("stimuli", sort=False):
+        chances = [f"{own[f'{cue}_chance'].iloc[0]:.4f} for the {cue}" for cue in CUES]
+        ways = sorted({f"{size} px ({resize})" for resize, size in zip(own["resize"], own["input_size"], strict=True)})
+        clusters, as_they_are = own["cluster"].iloc[0], ", unresized where they have it"
+        if kind == SINGLE_CUES:
+            clusters, as_they_are = "image" if clusters == "image" else "class", ""
+        print_line(
+            f"{str(kind).capitalize()}: outputs in random order give {' and '.join(chances)} "
+            f"({own['observer'].iloc[0]}); bootstrap over {clusters} clusters; images go in at "
+            f"{'; '.join(ways)}{as_they_are}, with each network's mean and std."
+        )
+    for agreement in found.agreements:
+        tau = "is not defined" if math.isnan(agreement.tau) else f"= {agreement.tau:.2f} (p = {agreement.p_value:.3g})"
+        print_line(
+            f"Rankings by {agreement.first} and by {agreement.second}: Kendall's tau {tau}, "
+            f"n = {agreement.num_networks} networks"
+        )
