@@ -11,6 +11,8 @@ from analysis.training.recipe import Recipe
 
 GENERATED = ("num_train", "num_val", "train_balance", "texture_region", "texture_scale", "balances", "num_conflict")
 """Fields of a study that say something of generated images alone."""
+ADDED = ("kernels", "small_kernels", "shortcuts", "num_seeds", "stimuli", "humans")
+"""Fields of which a later command may have others: cells, and answers to stimuli, are added to what is there."""
 _STRIDE = 4
 """Of the first stage; each further stage doubles it."""
 _MOST_CELLS = 10_000
@@ -27,6 +29,9 @@ class Study:
         shortcuts: With and without the identity shortcut of the RepLK blocks.
         num_seeds: Trainings of each setting; they differ in the first weights and in the order of the images.
         data: A folder with `train` and `val` (or `test`); None for generated images with both cues.
+        stimuli: Folders of stimuli of others, on which networks of an image folder are tested: one with cue-conflict
+            images, and those without a texture, whose names tell that they hold "edges" or "silhouettes".
+        humans: A folder of raw responses of people to the cue-conflict images.
         size: Side of the images in pixels.
         layers: Pairs of blocks of each stage.
         channels: Width of each stage.
@@ -51,6 +56,8 @@ class Study:
     shortcuts: tuple[bool, ...] = (True,)
     num_seeds: int = 3
     data: str | None = None
+    stimuli: tuple[str, ...] = ()
+    humans: str | None = None
     size: int = 64
     layers: tuple[int, ...] = (1, 1, 2, 1)
     channels: tuple[int, ...] = (16, 32, 64, 128)
@@ -97,6 +104,10 @@ class Study:
             raise ValueError(
                 f"layers={self.layers}, channels={self.channels}: expected a number for each of 1 to 8 stages in both"
             )
+        if self.stimuli and self.data is None:
+            raise ValueError(f"stimuli={', '.join(self.stimuli)}: goes with networks of an image folder only (data)")
+        if self.humans is not None and not self.stimuli:
+            raise ValueError(f"humans={self.humans}: goes with the stimuli that these people saw")
         if 0.0 not in self.balances:
             raise ValueError(f"balances={self.balances}: expected 0, both cues full, among them")
         self.synthetic_options  # noqa: B018  refuses what it cannot be

@@ -52,14 +52,14 @@ def write_report(directory: str | PathLike[str]) -> Path:
         write_table(table, path)
     shown = []
     for title, text in SECTIONS.items():
-        own = [panel for panel in PANELS if panel.section == title and (view.has_two_cues or not panel.two_cues)]
+        own = [panel for panel in PANELS if panel.section == title and view.has(panel.needs)]
         for panel in own:
             with paper_style():
                 save_figure(panel.draw(view), panel.name, lambda name: replacing(directory / FIGURES / name))
         figures = [{"svg": _inline_svg(panel, view), "caption": panel.caption} for panel in own]
         columns = not any(panel.wide for panel in own)
         shown += [{"title": title, "text": text(view), "figures": figures, "columns": columns}] if own else []
-    return _write_page(directory / REPORT, _render(record, table, shown))
+    return _write_page(directory / REPORT, _render(record, view, shown))
 
 
 def _write_page(path: Path, page: str) -> Path:
@@ -90,7 +90,7 @@ def _inline_svg(panel: Panel, view: View) -> str:
     return svg.replace("<svg", f'<svg style="max-width: {1.7 * width:.0f}px"', 1)
 
 
-def _render(record: StudyRecord, table: pd.DataFrame | None, sections: list[dict[str, Any]]) -> str:
+def _render(record: StudyRecord, view: View | None, sections: list[dict[str, Any]]) -> str:
     study = record.study
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis.study"),
@@ -108,8 +108,9 @@ def _render(record: StudyRecord, table: pd.DataFrame | None, sections: list[dict
         "states": [] if num_done == len(record.states) else record.states,
         "num_done": num_done,
     }
-    if table is None:
+    if view is None:
         return template.render(**common, finished=False, summary="No network is trained yet.")
+    table = view.table
     groups: list[dict[str, Any]] = []
     if len(set(table["kernel"])) > 1:
         groups = [
@@ -136,7 +137,7 @@ def _render(record: StudyRecord, table: pd.DataFrame | None, sections: list[dict
         setting=_setting(record),
         sections=sections,
         columns=["kernel", "small kernel", "shortcut", "seeds", *(measure.heading for measure in _columns(table))],
-        rows=_rows(table),
+        rows=_rows(view),
         environment=sorted(record.results[0].environment.items()),
     )
 
@@ -148,7 +149,8 @@ def _question(study: Study) -> str:
         "depthwise kernels."
     )
     if study.data is not None:
-        return text + " Shape bias is not measured: that takes images with two cues."
+        on = "on the real stimuli alone" if study.stimuli else "not"
+        return f"{text} Shape bias is measured {on}: that takes images with two cues."
     strengths = (
         "one of the two cues, drawn at random, is weakened by a random part, so that neither can be relied on alone"
         if study.train_balance is None
@@ -206,12 +208,18 @@ def _setting(record: StudyRecord) -> list[tuple[str, str]]:
 
 
 def _columns(table: pd.DataFrame) -> list[Measure]:
-    return shown(REPORTED, two_cues=bool(table["shape_bias"].notna().any()))
+    return shown(REPORTED, table)
 
 
-def _rows(table: pd.DataFrame) -> list[list[str]]:
+def _rows(view: View) -> list[list[str]]:
+    table, people = view.table, view.people
     rows = []
     for (kernel, small, shortcut), own in table.groupby(["kernel", "small_kernel", "shortcut"], sort=False):
         row = [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own))]
         rows.append(row + [summary_text(own[measure.name].tolist(), measure) for measure in _columns(table)])
+    if len(people):
+        names = [
+            (measure, people[measure.name].tolist() if measure.name in people else []) for measure in _columns(table)
+        ]
+        rows.append(["people", "", "", str(len(people)), *(summary_text(values, measure) for measure, values in names)])
     return rows

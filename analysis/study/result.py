@@ -13,9 +13,9 @@ from analysis.receptive_field.result import ErfResult
 from analysis.runs.results import Result, ResultError, check_shares
 from analysis.shape_bias.psychometric import PsychometricFit, fit_psychometric
 from analysis.shape_bias.result import ShapeBiasResult
-from analysis.statistics import mean_interval
+from analysis.statistics import mean_interval, percentile_interval
 from analysis.study.design import Cell
-from analysis.study.measures import MEASURES
+from analysis.study.measures import MEASURES, STIMULI
 from analysis.training.progress import Curve
 
 
@@ -61,6 +61,10 @@ class CellResult(Result):
     """Of the same network before the training, its batch norms calibrated on training images."""
     conflict: ShapeBiasResult | None
     """On the images with both cues full."""
+    cue_conflict: ShapeBiasResult | None
+    """On the cue-conflict stimuli of others, of the categories that the network can name; None where not shown."""
+    edges: ShapeBiasResult | None
+    silhouettes: ShapeBiasResult | None
 
     @property
     def shape_bias(self) -> float:
@@ -81,10 +85,17 @@ class CellResult(Result):
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Over images, at 95 %: of the area with half of the gradient, trained and not, and of the shape bias."""
+        """At 95 %, over images: of the area with half of the gradient, trained and not, and of the shape bias.
+
+        On stimuli of others, over objects and textures: of the shape bias; of the accuracy where both cues tell the
+        same, over textures, as each of these images shows another object.
+        """
         found = {"erf": self.erf.area_ratio_interval(0.5), "untrained_erf": self.untrained_erf.area_ratio_interval(0.5)}
         if self.conflict is not None:
             found["shape_bias"] = self.conflict.confidence_interval("image", num_resamples=2000)
+        if self.cue_conflict is not None:
+            found["cue_conflict_shape_bias"] = self.cue_conflict.confidence_interval("two-way", num_resamples=2000)
+            found["congruent_accuracy"] = _congruent_interval(self.cue_conflict)
         return found
 
     def __post_init__(self) -> None:
@@ -113,8 +124,43 @@ class CellResult(Result):
         return row | {name: value for name, value in found.items() if value is not None}
 
 
+def _congruent_interval(answers: ShapeBiasResult) -> tuple[float, float]:
+    names = np.array(answers.stimuli)[answers.columns["congruent"]]
+    own = answers.restricted(names.tolist())
+    correct = own.columns["correct"].astype(float)
+    draws = own.resample(lambda weights: weights @ correct / weights.sum(1), "texture", 2000, seed=0)
+    return percentile_interval(draws, 0.95)
+
+
+def _check_alike(results: Sequence[CellResult]) -> None:
+    """Refuse to compare answers to different images."""
+    for name in STIMULI:
+        first, *others = [result for result in results if getattr(result, name) is not None] or [None]
+        for other in others:
+            one, two = getattr(first, name), getattr(other, name)
+            left_out = {image for image, _ in (*one.skipped, *two.skipped)}
+            pairs = [
+                {
+                    image: seen
+                    for image, seen in zip(own.stimuli, own.image_hashes, strict=True)
+                    if image not in left_out
+                }
+                for own in (one, two)
+            ]
+            if one.categories != two.categories or pairs[0] != pairs[1]:
+                raise ResultError(
+                    f"cells {first.cell.name} and {other.cell.name} were shown different stimuli ({one.source} and "
+                    f"{two.source}); run the study with all its kernels and seeds on one of them"
+                )
+
+
 def study_table(results: Sequence[CellResult]) -> pd.DataFrame:
-    """One row for each cell, by kernel and seed."""
+    """One row for each cell, by kernel and seed.
+
+    Raises:
+        ResultError: If the cells have answered different stimuli of the same kind.
+    """
+    _check_alike(results)
     table = pd.DataFrame([result.row() for result in results])
     return table.sort_values(["shortcut", "small_kernel", "kernel", "seed"], ascending=[False, False, True, True])
 

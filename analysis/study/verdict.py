@@ -34,7 +34,7 @@ def findings(table: pd.DataFrame) -> list[Finding]:
     Args:
         table: Of one setting of small kernel and shortcut, as `study_table` makes it, with two or more kernels.
     """
-    measures = shown(ASKED, two_cues=bool(table["shape_bias"].notna().any()))
+    measures = shown(ASKED, table)
     return [_finding(table, measure, measure.question) for measure in measures if measure.question is not None]
 
 
@@ -114,6 +114,16 @@ def warnings_of(table: pd.DataFrame, *, chance: float) -> list[str]:
             notes.append(
                 "With both cues full every network follows one of them almost always; read the points of subjective "
                 "equality instead."
+            )
+    if "congruent_accuracy_low" in table:
+        shown_to = table[table["congruent_accuracy_low"].notna()]
+        blind = shown_to[shown_to["congruent_accuracy_low"] <= shown_to["cue_conflict_chance"]]
+        if len(blind):
+            kernels = ", ".join(str(kernel) for kernel in sorted(set(blind["kernel"])))
+            notes.append(
+                f"The real stimuli are too hard for {len(blind)} of {len(shown_to)} networks (kernel {kernels}): where "
+                "shape and texture tell the same class, the 95 % interval of their accuracy does not exclude guessing "
+                f"({100 * blind['cue_conflict_chance'].iloc[0]:.1f} %). Their shape bias on these stimuli means little."
             )
     full = table[table["erf_area_0.99"] >= 0.9]
     if len(full):
