@@ -98,9 +98,8 @@ class StudyImages:
             own = load_stimuli(directory).of_categories(self.mapping.categories)
             name = _field_of(own)
             if name in found:
-                raise ValueError(
-                    f"stimuli={directory!r}: holds {name.replace('_', ' ')}, as {found[name].source!r} does"
-                )
+                kind = name.replace("_", "-")
+                raise ValueError(f"stimuli={directory!r}: holds {kind} images, as {found[name].source!r} does")
             found[name] = own
         return found
 
@@ -144,7 +143,7 @@ class StudyImages:
         Raises:
             ValueError: If training and validation have different classes, there is only one, or there are fewer images
                 than a batch takes; or if stimuli are of no use for these classes.
-            FileNotFoundError: If the image folder is missing or incomplete, or a folder of stimuli or people is missing.
+            FileNotFoundError: If the image folder is missing or incomplete, or that of stimuli or people is missing.
         """
         study = self.study
         difference = different_classes(self.train, self.val)

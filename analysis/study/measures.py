@@ -90,13 +90,14 @@ def _cost(name: str, heading: str, label: str, scale: float, typical: Callable[[
 def _answered(
     stimuli: str, name: str, of_answers: Callable[[ShapeBiasResult], Value], heading: str = "", **options: Any
 ) -> Measure:
-    """Of the answers to stimuli of others; a heading with "(%)" is of a part of the images."""
+    """Of the answers to stimuli of others; with a heading in per cent, a part of the images."""
 
     def of(result: _Result) -> Value:
         answers = getattr(result, stimuli)
         return None if answers is None else of_answers(answers)
 
-    share = {"label": "answers (%)", "scale": 100, "limits": (0, 103)} if "(%)" in heading else {}
+    label = "accuracy (%)" if "accuracy" in name else "answers (%)"
+    share = {"label": label, "scale": 100, "limits": (0, 103)} if "(%)" in heading else {}
     of_people = of_answers if stimuli == "cue_conflict" else None
     return Measure(name, of, heading, **share | options, of_answers=of_people)  # type: ignore[arg-type]
 
@@ -261,7 +262,8 @@ MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
 REPORTED = (
     "accuracy", "erf_area_0.5", "erf_area_0.99", "untrained_erf_area_0.5", "shape_bias", "pse", "coverage",
     "shape_only_accuracy", "texture_only_accuracy", "cue_conflict_shape_bias", "cue_conflict_coverage",
-    "cue_conflict_shape", "cue_conflict_texture", "congruent_accuracy", "edges_accuracy", "silhouettes_accuracy", "merged_parameters", "macs", "seconds_per_step", "inference_ms",
+    "cue_conflict_shape", "cue_conflict_texture", "congruent_accuracy", "edges_accuracy", "silhouettes_accuracy",
+    "merged_parameters", "macs", "seconds_per_step", "inference_ms",
 )  # fmt: skip
 """Columns of the report's table, in order."""
 BRIEF = (

@@ -95,20 +95,17 @@ def _stimuli_text(view: View) -> str:
     answers = {name: own for name, own in shown if own is not None}
     if not answers:
         return ""
-    any_answers = next(iter(answers.values()))
-    mapping: Any = any_answers.mapping
+    mapping: Any = next(iter(answers.values())).mapping
     classes = view.record.results[0].classes
-    named = [
-        category if own == [category] else f"{category} ({', '.join(own)})"
-        for category, own in ((c, [classes[index] for index in indices]) for c, indices in mapping.indices)
-    ]
-    others = [name for i, name in enumerate(classes) if not any(i in indices for _, indices in mapping.indices)]
-    counts = [f"{len(own.stimuli)} {name.replace('_', '-')}" for name, own in answers.items()]
+    own = {category: [classes[index] for index in indices] for category, indices in mapping.indices}
+    named = [category if names == [category] else f"{category} ({', '.join(names)})" for category, names in own.items()]
+    others = [name for name in classes if not any(name in names for names in own.values())]
+    counts = [f"{len(given.stimuli)} {name.replace('_', '-')}" for name, given in answers.items()]
     text = (
-        f"Stimuli of others ({', '.join(counts)} images), resized bicubically with antialiasing to "
-        f"{view.record.study.size} pixels, as the training images were. Networks decide between {', '.join(named)}"
-        f"{f'; their other classes ({few(others)}) do not compete' if others else ''}. Where shape and texture tell the "
-        "same class, the accuracy says whether the networks see anything in such images at all."
+        f"Stimuli of others ({', '.join(counts)}), resized bicubically with antialiasing to {view.record.study.size} "
+        f"pixels, as the training images were. Networks decide between {', '.join(named)}"
+        f"{f'; other classes ({few(others)}) do not compete' if others else ''}. Where shape and texture tell the same "
+        "class, the accuracy says whether the networks see anything in such images at all."
     )
     if len(view.people):
         text += (

@@ -218,8 +218,7 @@ def _rows(view: View) -> list[list[str]]:
         row = [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own))]
         rows.append(row + [summary_text(own[measure.name].tolist(), measure) for measure in _columns(table)])
     if len(people):
-        names = [
-            (measure, people[measure.name].tolist() if measure.name in people else []) for measure in _columns(table)
-        ]
-        rows.append(["people", "", "", str(len(people)), *(summary_text(values, measure) for measure, values in names)])
+        values = [people[measure.name].tolist() if measure.name in people else [] for measure in _columns(table)]
+        cells = [summary_text(given, measure) for given, measure in zip(values, _columns(table), strict=True)]
+        rows.append(["people", "", "", str(len(people)), *cells])
     return rows

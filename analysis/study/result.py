@@ -135,23 +135,21 @@ def _congruent_interval(answers: ShapeBiasResult) -> tuple[float, float]:
 def _check_alike(results: Sequence[CellResult]) -> None:
     """Refuse to compare answers to different images."""
     for name in STIMULI:
-        first, *others = [result for result in results if getattr(result, name) is not None] or [None]
-        for other in others:
-            one, two = getattr(first, name), getattr(other, name)
-            left_out = {image for image, _ in (*one.skipped, *two.skipped)}
-            pairs = [
-                {
-                    image: seen
-                    for image, seen in zip(own.stimuli, own.image_hashes, strict=True)
-                    if image not in left_out
-                }
-                for own in (one, two)
-            ]
-            if one.categories != two.categories or pairs[0] != pairs[1]:
+        shown = [(result.cell.name, getattr(result, name)) for result in results if getattr(result, name) is not None]
+        for cell, answers in shown[1:]:
+            first_cell, first = shown[0]
+            left_out = {image for image, _ in (*first.skipped, *answers.skipped)}
+            if first.categories != answers.categories or _seen(first, left_out) != _seen(answers, left_out):
                 raise ResultError(
-                    f"cells {first.cell.name} and {other.cell.name} were shown different stimuli ({one.source} and "
-                    f"{two.source}); run the study with all its kernels and seeds on one of them"
+                    f"cells {first_cell} and {cell} were shown different stimuli ({first.source} and "
+                    f"{answers.source}); run the study with all its kernels and seeds on one of them"
                 )
+
+
+def _seen(answers: ShapeBiasResult, left_out: set[str]) -> dict[str, str]:
+    """The images and their hashes."""
+    pairs = zip(answers.stimuli, answers.image_hashes, strict=True)
+    return {image: digest for image, digest in pairs if image not in left_out}
 
 
 def study_table(results: Sequence[CellResult]) -> pd.DataFrame:
