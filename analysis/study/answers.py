@@ -18,16 +18,13 @@ from analysis.study.result import CellResult
 
 
 def unanswered(result: CellResult, images: StudyImages) -> list[str]:
-    """The stimuli of a study that a cell has not answered, or not the same images in the same categories."""
+    """The stimuli of a study that a cell has not answered, all of them, as the same images in the same categories."""
 
     def is_known(name: str, stimuli: StimulusSet) -> bool:
         answers: ShapeBiasResult | None = getattr(result, name)
         if answers is None or answers.mapping != images.mapping:
             return False
-        left_out = {image for image, _ in answers.skipped}
-        asked = dict(zip(stimuli.names, stimuli.hashes, strict=True))
-        seen = dict(zip(answers.stimuli, answers.image_hashes, strict=True))
-        return seen == {image: digest for image, digest in asked.items() if image not in left_out}
+        return (answers.stimuli, answers.image_hashes) == (stimuli.names, stimuli.hashes)
 
     return [name for name, stimuli in images.stimuli.items() if not is_known(name, stimuli)]
 

@@ -14,6 +14,7 @@ from analysis.figures import axes_or_new
 from analysis.images.plots import balance_strip, contact_sheet
 from analysis.receptive_field.plots import erf_row
 from analysis.runs.texts import few
+from analysis.shape_bias.result import ShapeBiasResult
 from analysis.statistics import mean_interval
 from analysis.study import plots
 from analysis.study.measures import MEASURES, STIMULI, people_table
@@ -46,14 +47,17 @@ class View:
         return sorted((r for r in self.plain if r.cell.seed == seed), key=lambda r: r.cell.kernel)
 
     @cached_property
-    def people(self) -> pd.DataFrame:
-        """What people answered to the images that the networks were shown: of `people_table`, empty without people."""
-        shown = next((result.cue_conflict for result in self.record.results if result.cue_conflict is not None), None)
-        if shown is None or not self.record.people:
-            return people_table([])
-        images = set(shown.stimuli)
+    def people(self) -> list[ShapeBiasResult]:
+        """What people answered to the images that the networks were shown."""
+        shown = [result.cue_conflict for result in self.record.results if result.cue_conflict is not None]
+        images = {name for answers in shown for name in answers.stimuli}
         own = [person.restricted([name for name in person.stimuli if name in images]) for person in self.record.people]
-        return people_table([person.with_categories(shown.categories) for person in own if person.stimuli])
+        return [person for person in own if person.stimuli]
+
+    @cached_property
+    def people_table(self) -> pd.DataFrame:
+        """Of `people_table`; empty without people."""
+        return people_table(self.people)
 
     def has(self, measure: str) -> bool:
         """Whether it was measured on some network."""
@@ -107,11 +111,12 @@ def _stimuli_text(view: View) -> str:
         f"{f'; other classes ({few(others)}) do not compete' if others else ''}. Where shape and texture tell the same "
         "class, the accuracy says whether the networks see anything in such images at all."
     )
-    if len(view.people):
+    if view.people:
+        seen = " or ".join(str(count) for count in sorted({len(person.stimuli) for person in view.people}))
         text += (
-            f" {len(view.people)} people saw the same images at their full size and had all categories to choose from: "
-            "what they answered outside of these is neither shape nor texture. Their line is the mean with its 95 % "
-            "interval over people."
+            f" {len(view.people)} people saw {seen} of the cue-conflict images, at their full size, and had more "
+            "categories to choose from: what they answered outside of these is neither shape nor texture. Their line "
+            "is the mean with its 95 % interval over people."
         )
     return text
 
@@ -161,8 +166,8 @@ def _by_kernel(name: str, section: str, caption: str, *shown: tuple[str, str], c
     def draw(view: View) -> Figure:
         figure, ax = _axes()
         lines = [plots.Line("guessing", view.table[chance].dropna().iloc[0], dash=":")] if chance else []
-        if len(shown) == 1 and first.name in view.people:
-            values = view.people[first.name].tolist()
+        if len(shown) == 1 and first.name in view.people_table:
+            values = view.people_table[first.name].tolist()
             lines.append(plots.Line("people", float(np.nanmean(values)), *mean_interval(values)))
         plots.plot_by_kernel(view.table, shown, scale=first.scale, lines=lines, ax=ax)
         ax.set_ylabel(first.label or first.heading)

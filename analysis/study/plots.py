@@ -61,11 +61,11 @@ def plot_by_kernel(
             ax.axhspan(scale * line.low, scale * line.high, alpha=0.2, lw=0, **style)
         ax.annotate(
             line.name,
-            (1, scale * line.value),
+            (0.5, scale * line.value),
             xycoords=("axes fraction", "data"),
-            xytext=(-2, 2),
+            xytext=(0, 2),
             textcoords="offset points",
-            ha="right",
+            ha="center",
             va="bottom",
             fontsize="small",
         )

@@ -103,7 +103,7 @@ def _render(record: StudyRecord, view: View | None, sections: list[dict[str, Any
     num_done = sum(state.state == "done" for state in record.states)
     common: dict[str, Any] = {
         "title": "Does a larger kernel see further, and does it see shape?",
-        "question": _question(study),
+        "question": _question(study, measured=view is not None and view.has("cue_conflict_shape_bias")),
         "command": record.command,
         "states": [] if num_done == len(record.states) else record.states,
         "num_done": num_done,
@@ -142,14 +142,15 @@ def _render(record: StudyRecord, view: View | None, sections: list[dict[str, Any
     )
 
 
-def _question(study: Study) -> str:
+def _question(study: Study, *, measured: bool) -> str:
+    """What is asked, and whether real stimuli can answer of shape."""
     text = (
         "RepLKNet's authors report that a few very large kernels give a network a far larger effective receptive field "
         "and a higher shape bias than small ones. Here the networks differ in nothing but the size of their large "
         "depthwise kernels."
     )
     if study.data is not None:
-        on = "on the real stimuli alone" if study.stimuli else "not"
+        on = "on the real stimuli alone" if measured else "not"
         return f"{text} Shape bias is measured {on}: that takes images with two cues."
     strengths = (
         "one of the two cues, drawn at random, is weakened by a random part, so that neither can be relied on alone"
@@ -212,7 +213,7 @@ def _columns(table: pd.DataFrame) -> list[Measure]:
 
 
 def _rows(view: View) -> list[list[str]]:
-    table, people = view.table, view.people
+    table, people = view.table, view.people_table
     rows = []
     for (kernel, small, shortcut), own in table.groupby(["kernel", "small_kernel", "shortcut"], sort=False):
         row = [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own))]
