@@ -150,8 +150,8 @@ def _question(study: Study, *, measured: bool) -> str:
         "depthwise kernels."
     )
     if study.data is not None:
-        on = "on the real stimuli alone" if measured else "not"
-        return f"{text} Shape bias is measured {on}: that takes images with two cues."
+        how = "is measured on the real stimuli alone" if measured else "is not measured"
+        return f"{text} Shape bias {how}: that takes images with two cues."
     strengths = (
         "one of the two cues, drawn at random, is weakened by a random part, so that neither can be relied on alone"
         if study.train_balance is None
