@@ -138,6 +138,7 @@ def _render(record: StudyRecord, view: View | None, sections: list[dict[str, Any
         sections=sections,
         columns=["kernel", "small kernel", "shortcut", "seeds", *(measure.heading for measure in _columns(table))],
         rows=_rows(view),
+        has_people=bool(view.people),
         environment=sorted(record.results[0].environment.items()),
     )
 

@@ -95,7 +95,7 @@ class CellResult(Result):
             found["shape_bias"] = self.conflict.confidence_interval("image", num_resamples=2000)
         if self.cue_conflict is not None:
             found["cue_conflict_shape_bias"] = self.cue_conflict.confidence_interval("two-way", num_resamples=2000)
-            found["congruent_accuracy"] = _congruent_interval(self.cue_conflict)
+            found["congruent_accuracy"] = congruent_interval(self.cue_conflict)
         return found
 
     def __post_init__(self) -> None:
@@ -124,7 +124,8 @@ class CellResult(Result):
         return row | {name: value for name, value in found.items() if value is not None}
 
 
-def _congruent_interval(answers: ShapeBiasResult) -> tuple[float, float]:
+def congruent_interval(answers: ShapeBiasResult) -> tuple[float, float]:
+    """Of the accuracy where shape and texture tell the same, at 95 % over textures; NaN with fewer than two."""
     names = np.array(answers.stimuli)[answers.columns["congruent"]]
     own = answers.restricted(names.tolist())
     correct = own.columns["correct"].astype(float)

@@ -21,7 +21,7 @@ from analysis.study import answers, record, report, running
 from analysis.study.design import Study
 from analysis.study.images import StudyImages
 from analysis.study.measures import people_table
-from analysis.study.result import CellResult, _congruent_interval, study_table
+from analysis.study.result import CellResult, congruent_interval, study_table
 from analysis.study.running import Outcome, run_study
 from analysis.study.verdict import warnings_of
 from analysis.training.recipe import Recipe
@@ -235,8 +235,8 @@ def test_the_interval_of_congruent_images_is_over_textures() -> None:
     names = [f"{shape}{i}-{shape}1" for shape in ("cat", "dog") for i in range(8)]
     person = observer([*((name, "cat") for name in names), ("cat1-dog1", "cat")], categories=("cat", "dog"))
     assert person.congruent_accuracy == 0.5
-    assert _congruent_interval(person) == (0.0, 1.0)
-    assert np.isnan(_congruent_interval(observer([("cat1-elephant1", "cat")]))).all()
+    assert congruent_interval(person) == (0.0, 1.0)
+    assert np.isnan(congruent_interval(observer([("cat1-elephant1", "cat")]))).all()
 
 
 def test_stimuli_that_are_too_hard_are_told() -> None:
