@@ -16,11 +16,13 @@ from analysis import load_model
 from analysis.images.preparing import normalize
 from analysis.images.stimuli import load_stimuli, parse_stimulus
 from analysis.runs.results import ResultError
+from analysis.shape_bias.measuring import evaluate_shape_bias
 from analysis.shape_bias.responses import read_observers
 from analysis.study import answers, record, report, running
 from analysis.study.design import Study
 from analysis.study.images import StudyImages
 from analysis.study.measures import people_table
+from analysis.study.panels import View
 from analysis.study.result import CellResult, congruent_interval, study_table
 from analysis.study.running import Outcome, run_study
 from analysis.study.verdict import warnings_of
@@ -161,7 +163,7 @@ def test_stimuli_are_added_to_a_finished_cell_without_training(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("trained")
 
-    evaluate = answers.evaluate_shape_bias
+    evaluate = evaluate_shape_bias
     monkeypatch.setattr(answers, "evaluate_shape_bias", counted)
     monkeypatch.setattr(running, "train", never)
 
@@ -211,7 +213,7 @@ def test_another_network_does_not_answer_for_a_cell(folders: Path, tmp_path: Pat
 
 def test_people_are_restricted_to_the_images_of_the_networks(folders: Path, finished: tuple[Path, CellResult]) -> None:
     directory, _ = finished
-    view = report.View(record.load_study(directory), pd.DataFrame())
+    view = View(record.load_study(directory), pd.DataFrame())
     assert [person.observer for person in view.people] == ["p0", "p1", "p2"]
     assert {len(person.stimuli) for person in view.people} == {12}
     # The third person names no boat: two of the eight images in conflict show one, and two of the other four.
@@ -290,11 +292,12 @@ def test_the_published_stimuli_and_people(shared: Path, tmp_path: Path) -> None:
         for part in ("train", "val"):
             write_images(tmp_path / part / name, ["0"])
     data = shared / "data"
+    humans = data / "cue-conflict-human"
     study = Study(
         data=str(tmp_path),
         recipe=Recipe(batch_size=2),
         stimuli=tuple(str(data / name) for name in ("cue-conflict", "edges", "filled-silhouettes")),
-        humans=str(data / "cue-conflict-human"),
+        humans=str(humans),
     )
     images = StudyImages(study)
     images.check()
@@ -304,7 +307,7 @@ def test_the_published_stimuli_and_people(shared: Path, tmp_path: Path) -> None:
         "cue_conflict": 245, "edges": 70, "silhouettes": 70,
     }  # fmt: skip
     names = set(images.stimuli["cue_conflict"].names)
-    people = [p.restricted([n for n in p.stimuli if n in names]) for p in read_observers(study.humans, categories=None)]
+    people = [p.restricted([n for n in p.stimuli if n in names]) for p in read_observers(humans, categories=None)]
     found = people_table(people)
     for index, path in enumerate(sorted((data / "cue-conflict-human").glob("*.csv"))):
         rows = pd.read_csv(path, keep_default_na=False)
