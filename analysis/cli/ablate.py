@@ -22,7 +22,9 @@ from analysis.cli.options import (
 from analysis.cli.study import (
     PLACE,
     Data,
+    Humans,
     Preset,
+    Stimuli,
     changed_preset,
     print_states,
     study_fields,
@@ -37,9 +39,11 @@ from analysis.runs.settings import SIDES
 from analysis.runs.tables import write_table
 from analysis.shape_bias.categories import LabelMapping
 from analysis.study import posthoc
+from analysis.study.answers import unanswered
 from analysis.study.design import Study
 from analysis.study.jobs import FOLDER, JobOptions, cell_jobs, cell_states, job_script, run_locally, submit
 from analysis.study.record import read_study
+from analysis.study.result import CellResult
 from analysis.training.recipe import Recipe
 
 app = typer.Typer()
@@ -109,6 +113,8 @@ def ablate_train(
     job: dict[str, Any],
     preset: Preset = "standard",
     data: Data = None,
+    stimuli: Stimuli = None,
+    humans: Humans = None,
     workers: Workers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script, submit nothing.")] = False,
     overwrite: Overwrite = False,
@@ -118,7 +124,7 @@ def ablate_train(
     With --executor, each cell is a job: `replknet ablate status OUT` tells how they are, and the same command again
     submits what is neither done nor on its way.
     """
-    chosen = changed_preset(preset, data, study, recipe)
+    chosen = changed_preset(preset, data, stimuli, humans, study, recipe)
     if job and "executor" not in job and not dry_run:
         raise ValueError(f"{next(iter(job))}={next(iter(job.values()))}: goes with --executor only")
     if "executor" in job or dry_run:
@@ -145,7 +151,11 @@ def _submit(
         typer.echo(job_script(chosen, out, options))
         print_notes([f"the cells would be {', '.join(names) or 'none: all are done or on their way'}"])
         return
-    with study_folder(study, out, device, overwrite, FOLDER):
+    with study_folder(study, out, device, overwrite, FOLDER) as images:
+        done = [CellResult.load(out / "cells" / state.cell) for state in wanted if state.state == "done"]
+        silent = sum(bool(unanswered(result, images)) for result in done)
+        if silent:
+            print_notes([f"{silent} finished cells have not answered the stimuli; without --executor they do at once"])
         if not chosen:
             print_notes(["every cell is done or on its way; nothing is submitted"])
         elif options.executor == "local":

@@ -25,11 +25,11 @@ from analysis.runs.folder import RunFolder
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
 from analysis.runs.writing import clear_leftovers
-from analysis.study.design import CHOSEN, GENERATED, Study, preset
+from analysis.study.design import ADDED, GENERATED, Study, preset
 from analysis.study.images import StudyImages
 from analysis.study.jobs import CellState
 from analysis.study.measures import BRIEF, shown
-from analysis.study.record import STUDY_FILE, load_study, save_study
+from analysis.study.record import PEOPLE, STUDY_FILE, load_study, save_people, save_study
 from analysis.study.result import settings_of, study_table
 from analysis.study.running import check_place, run_study
 from analysis.study.verdict import findings, summary_text
@@ -42,6 +42,16 @@ Data = Annotated[
 ]
 _MOST_SEEDS = 100
 """Of a study that stops by itself."""
+Stimuli = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="With --data: cue-conflict stimuli on which the networks are tested, too, in the categories that their "
+        "classes name; again for folders called edges and silhouettes."
+    ),
+]
+Humans = Annotated[
+    Path | None, typer.Option(help="Folder of raw responses of people to these stimuli, one CSV each, to compare with.")
+]
 _PRESET_HELP = "quick (seconds), standard (minutes) or full (hours); where all other options start."
 Preset = Annotated[str, typer.Option("--preset", help=_PRESET_HELP)]
 
@@ -51,7 +61,9 @@ def study_fields(*names: str) -> Fields:
     return Fields(
         Study,
         only=names,
-        without=("data", "recipe") if names else ("data", "recipe", "until_width"),
+        without=("data", "stimuli", "humans", "recipe")
+        if names
+        else ("data", "stimuli", "humans", "recipe", "until_width"),
         called={
             "num_seeds": "seeds",
             "shortcuts": "shortcut",
@@ -83,9 +95,17 @@ def _parse_balance(text: str) -> float | None:
         raise ValueError(f"train_balance={text}: expected a number from -1 to 1, or random") from None
 
 
-def changed_preset(name: str, data: Path | None, study: dict[str, Any], recipe: dict[str, Any]) -> Study:
+def changed_preset(
+    name: str,
+    data: Path | None,
+    stimuli: Sequence[Path] | None,
+    humans: Path | None,
+    study: dict[str, Any],
+    recipe: dict[str, Any],
+) -> Study:
     """A preset, of an image folder or not, with other values of some fields."""
-    base = preset(name, None if data is None else str(data.resolve() if data.exists() else data))
+    base = preset(name, None if data is None else _whole(data))
+    base = replace(base, stimuli=tuple(map(_whole, stimuli or ())), humans=None if humans is None else _whole(humans))
     for field in GENERATED if data is not None else ():
         if field in study:
             raise ValueError(f"{field}={study[field]}: goes with generated images only, not with an image folder")
@@ -96,6 +116,10 @@ def changed_preset(name: str, data: Path | None, study: dict[str, Any], recipe: 
     return replace(base, **study, recipe=replace(base.recipe, **recipe))
 
 
+def _whole(path: Path) -> str:
+    return str(path.resolve() if path.exists() else path)
+
+
 @app.command()
 @takes(changes=study_fields("kernels", "num_seeds", "until_width"), place=PLACE)
 def study(
@@ -104,6 +128,8 @@ def study(
     place: ModelChoice,
     preset: Preset = "standard",
     data: Data = None,
+    stimuli: Stimuli = None,
+    humans: Humans = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of each network.", min=1)] = None,
     workers: Workers = None,
     overwrite: Overwrite = False,
@@ -111,7 +137,7 @@ def study(
     """Train networks that differ in kernel size, measure accuracy, receptive field and shape bias, write a report."""
     if "until_width" in changes:
         changes = {"num_seeds": _MOST_SEEDS, **changes}
-    chosen = changed_preset(preset, data, changes, {} if steps is None else {"steps": steps})
+    chosen = changed_preset(preset, data, stimuli, humans, changes, {} if steps is None else {"steps": steps})
     failed = sweep(chosen, out, workers, place, overwrite)
     _write_report(out)
     if failed:
@@ -127,12 +153,12 @@ def report(
 
 
 @contextmanager
-def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders: str) -> Iterator[None]:
+def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders: str) -> Iterator[StudyImages]:
     """Make OUT the folder of this study, with folders for its cells and others, if its images are fit."""
     from analysis.study.report import FIGURES, REPORT, TABLE
 
     settings = asdict(study)
-    for name in CHOSEN:
+    for name in ADDED:
         settings.pop(name)  # cells are added to a study; what they share makes it another one
     images = StudyImages(study)
     images.check()  # what is wrong with the images is said before OUT is touched
@@ -146,7 +172,9 @@ def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders
         for name in (REPORT, TABLE, FIGURES):  # `report` may be called meanwhile
             by_first(lambda name=name: None if (out / name).exists() else folder.add(name))  # type: ignore[misc]
         by_first(lambda: save_study(study, command_line(), folder.add(STUDY_FILE).parent))
-        yield
+        if images.people:
+            by_first(lambda: save_people(images.people, folder.add(PEOPLE).parent))
+        yield images
 
 
 def sweep(study: Study, out: Path, workers: int | None, place: ModelChoice, overwrite: bool) -> int:
@@ -206,7 +234,7 @@ def _write_report(directory: Path) -> None:
         typer.echo(f"report: {path}")
         return
     rows = study_table(record.results)
-    measures = shown(BRIEF, two_cues=bool(rows["shape_bias"].notna().any()))
+    measures = shown(BRIEF, rows)
     for label, own in settings_of(rows):
         table = Table("kernel", "seeds", *(measure.heading for measure in measures), title=label or None)
         for kernel, cells in own.groupby("kernel"):

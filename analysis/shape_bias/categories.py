@@ -34,6 +34,13 @@ CATEGORIES = (
     "truck",
 )
 """The categories of Geirhos et al. 2019, in alphabetical order."""
+SYNONYMS = {
+    "aeroplane": "airplane",
+    "automobile": "car",
+    "pickup truck": "truck",
+    "ship": "boat",
+}
+"""What image folders (CIFAR-10 and CIFAR-100, STL-10, PASCAL VOC) call some of the categories."""
 MOST_SHOWN = len(CATEGORIES)
 """Names of categories in one message."""
 _REMEDY = "mapping=LabelMapping(...) says which outputs name the categories"
@@ -253,6 +260,28 @@ IMAGENET = LabelMapping(tuple((category, _expand(_IMAGENET_RANGES[category])) fo
 """The 207 of the 1000 ImageNet classes that belong to the 16 categories (Geirhos et al. 2019)."""
 MAPPING = LabelMapping.from_dict(dict(enumerate(CLASSES)), len(CLASSES))
 """From the outputs of a network that was trained on these images to their classes."""
+
+
+def mapping_of_classes(classes: Sequence[str]) -> LabelMapping:
+    """From the outputs of a network that was trained on these classes to those of the 16 categories that it can name.
+
+    A class is a category by its name or by `SYNONYMS`, in whatever case, with spaces or underscores; the classes of
+    ImageNet are mapped by `IMAGENET`.
+
+    Raises:
+        ValueError: If fewer than two categories are among the classes.
+    """
+    if are_imagenet(classes):
+        return IMAGENET
+    words = [name.casefold().replace("_", " ") for name in classes]
+    named = {index: SYNONYMS.get(word, word) for index, word in enumerate(words)}
+    found = {index: name for index, name in named.items() if name in CATEGORIES}
+    if len(set(found.values())) < 2:
+        raise ValueError(
+            f"classes={few(classes, MOST_SHOWN)}: expected two or more of {', '.join(CATEGORIES)} or of the other "
+            f"names {', '.join(SYNONYMS)}, found {classes[next(iter(found))] if found else 'none'}"
+        )
+    return LabelMapping.from_dict(found, len(classes))
 
 
 def select_categories(wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:

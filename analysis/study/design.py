@@ -11,8 +11,8 @@ from analysis.training.recipe import Recipe
 
 GENERATED = ("num_train", "num_val", "train_balance", "texture_region", "texture_scale", "balances", "num_conflict")
 """Fields of a study that say something of generated images alone."""
-CHOSEN = ("kernels", "small_kernels", "shortcuts", "num_seeds", "until_width")
-"""Fields that say which cells there are, and nothing of any one of them."""
+ADDED = ("kernels", "small_kernels", "shortcuts", "num_seeds", "until_width", "stimuli", "humans")
+"""Fields of which a later command may have others: cells, and answers to stimuli, are added to what is there."""
 _STRIDE = 4
 """Of the first stage; each further stage doubles it."""
 _MOST_CELLS = 10_000
@@ -31,6 +31,9 @@ class Study:
         until_width: With it, seeds are added only until the always-valid 95 % interval of the difference in shape bias
             between the largest and the smallest kernel is no wider, `num_seeds` at most.
         data: A folder with `train` and `val` (or `test`); None for generated images with both cues.
+        stimuli: Folders of stimuli of others, on which networks of an image folder are tested: one with cue-conflict
+            images, and those without a texture, whose names tell that they hold "edges" or "silhouettes".
+        humans: A folder of raw responses of people to the cue-conflict images.
         size: Side of the images in pixels.
         layers: Pairs of blocks of each stage.
         channels: Width of each stage.
@@ -56,6 +59,8 @@ class Study:
     num_seeds: int = 3
     until_width: float | None = None
     data: str | None = None
+    stimuli: tuple[str, ...] = ()
+    humans: str | None = None
     size: int = 64
     layers: tuple[int, ...] = (1, 1, 2, 1)
     channels: tuple[int, ...] = (16, 32, 64, 128)
@@ -95,10 +100,10 @@ class Study:
         num_cells = math.prod(map(len, (self.kernels, self.small_kernels, self.shortcuts))) * self.num_seeds
         if num_cells > _MOST_CELLS:
             raise ValueError(f"num_seeds={self.num_seeds}: expected at most {_MOST_CELLS} trainings, not {num_cells}")
-        if self.until_width is not None and (self.data is not None or len(self.kernels) < 2):
+        if self.until_width is not None and (len(self.kernels) < 2 or (self.data is not None and not self.stimuli)):
             raise ValueError(
                 f"until_width={self.until_width}: goes with two or more kernels and a shape bias, so with generated "
-                "images"
+                "images or stimuli"
             )
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise ValueError(f"kernels={self.kernels}: expected odd numbers of at least 3")
@@ -108,6 +113,10 @@ class Study:
             raise ValueError(
                 f"layers={self.layers}, channels={self.channels}: expected a number for each of 1 to 8 stages in both"
             )
+        if self.stimuli and self.data is None:
+            raise ValueError(f"stimuli={', '.join(self.stimuli)}: goes with networks of an image folder only (data)")
+        if self.humans is not None and not self.stimuli:
+            raise ValueError(f"humans={self.humans}: goes with the stimuli that these people saw")
         if 0.0 not in self.balances:
             raise ValueError(f"balances={self.balances}: expected 0, both cues full, among them")
         self.synthetic_options  # noqa: B018  refuses what it cannot be

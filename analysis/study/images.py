@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,15 @@ from torch import Tensor
 
 from analysis.images.labelled import FolderImages, InMemory, different_classes, keep_all
 from analysis.images.preparing import normalize
-from analysis.images.stimuli import StimulusSet
+from analysis.images.stimuli import StimulusSet, load_stimuli
 from analysis.images.synthetic.sets import SyntheticImages, stimulus_set
+from analysis.shape_bias.categories import LabelMapping, mapping_of_classes
+from analysis.shape_bias.responses import read_observers
+from analysis.shape_bias.result import ShapeBiasResult
 from analysis.study.design import Study
+
+_WITHOUT_TEXTURE = {"edge": "edges", "silhouette": "silhouettes"}
+"""What the name of a folder of stimuli without textures says, and the field of a cell that has the answers."""
 
 
 class StudyImages:
@@ -73,6 +80,43 @@ class StudyImages:
         }
 
     @cached_property
+    def mapping(self) -> LabelMapping:
+        """From the classes of the image folder to the categories of the stimuli."""
+        try:
+            return mapping_of_classes(self.train.classes)
+        except ValueError as error:
+            raise ValueError(f"data={self.study.data!r}: {error}") from None
+
+    @cached_property
+    def stimuli(self) -> dict[str, StimulusSet]:
+        """Those of the stimuli that show categories which networks of the image folder can name.
+
+        The key is the field of a `CellResult` that has the answers.
+        """
+        found: dict[str, StimulusSet] = {}
+        for directory in self.study.stimuli:
+            own = load_stimuli(directory).of_categories(self.mapping.categories)
+            name = _field_of(own)
+            if name in found:
+                kind = name.replace("_", "-")
+                raise ValueError(f"stimuli={directory!r}: holds {kind} images, as {found[name].source!r} does")
+            found[name] = own
+        return found
+
+    @cached_property
+    def people(self) -> list[ShapeBiasResult]:
+        """All answers of the people."""
+        study = self.study
+        if study.humans is None:
+            return []
+        people = read_observers(study.humans, categories=None)
+        seen = set(self.stimuli["cue_conflict"].names) if "cue_conflict" in self.stimuli else set()
+        blind = [person.observer for person in people if not seen.intersection(person.stimuli)]
+        if blind:
+            raise ValueError(f"humans={study.humans!r}: {blind[0]} has seen none of the cue-conflict images of stimuli")
+        return people
+
+    @cached_property
     def erf(self) -> Tensor:
         """Validation images spread over the set, resized bicubically: shape (N, 3, erf_size, erf_size), normalised."""
         count = min(self.study.num_erf, len(self.val))
@@ -98,8 +142,8 @@ class StudyImages:
 
         Raises:
             ValueError: If training and validation have different classes, there is only one, or there are fewer images
-                than a batch takes.
-            FileNotFoundError: If the image folder is missing or incomplete.
+                than a batch takes; or if stimuli are of no use for these classes.
+            FileNotFoundError: If the image folder is missing or incomplete, or that of stimuli or people is missing.
         """
         study = self.study
         difference = different_classes(self.train, self.val)
@@ -109,3 +153,24 @@ class StudyImages:
             raise ValueError(f"data={study.data!r}: expected two or more classes, not {self.train.classes}")
         if study.recipe.batch_size > len(self.train):
             raise ValueError(f"batch_size={study.recipe.batch_size}: there are only {len(self.train)} training images")
+        _ = self.stimuli, self.people
+
+
+def _field_of(stimuli: StimulusSet) -> str:
+    """The field of a cell that has the answers to a set.
+
+    Raises:
+        ValueError: If no image has a conflict of shape and texture, and the folder is not called edges or silhouettes.
+    """
+    pairs = zip(stimuli.shapes, stimuli.textures, strict=True)
+    if any(texture not in ("", shape) for shape, texture in pairs):
+        return "cue_conflict"
+    name = PurePath(stimuli.source).name
+    told = [field for word, field in _WITHOUT_TEXTURE.items() if word in name.casefold()]
+    if any(stimuli.textures) or len(told) != 1:
+        raise ValueError(
+            f"stimuli={stimuli.source!r}: expected images whose shape and texture are of different ones of the "
+            f"categories {', '.join(sorted({*stimuli.shapes}))}, or without a texture in a folder called "
+            f"{' or '.join(_WITHOUT_TEXTURE.values())}"
+        )
+    return told[0]

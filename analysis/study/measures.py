@@ -1,14 +1,19 @@
 """What a study measures on each network: every quantity once, with how it is computed, named, asked about and drawn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
+
+from analysis.shape_bias.result import ShapeBiasResult
 
 _Result = Any
 """A `CellResult` of `analysis.study.result`, which takes its measures from here."""
 Value = float | bool | None
+STIMULI = ("cue_conflict", "edges", "silhouettes")
+"""Stimuli of others; each is the field of a result with the answers to them, None where they were not shown."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Measure:
         typical: How the median over the seeds is written; None for a mean with its interval.
         two_cues: Defined for generated images only, which have two cues.
         question: Asked before the study.
+        of_answers: Computes it of the answers of a person to cue-conflict images; None of what people do not have.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Measure:
     typical: Callable[[float], str] | None = None
     two_cues: bool = False
     question: Question | None = None
+    of_answers: Callable[[ShapeBiasResult], Value] | None = None
 
 
 def _plain(name: str) -> Measure:
@@ -78,6 +85,25 @@ def _share(name: str, heading: str, *, two_cues: bool = False, question: Questio
 
 def _cost(name: str, heading: str, label: str, scale: float, typical: Callable[[float], str]) -> Measure:
     return Measure(name, lambda result: getattr(result, name), heading, label, scale=scale, typical=typical)
+
+
+def _answered(
+    stimuli: str, name: str, of_answers: Callable[[ShapeBiasResult], Value], heading: str = "", **options: Any
+) -> Measure:
+    """Of the answers to stimuli of others; with a heading in per cent, a part of the images."""
+
+    def of(result: _Result) -> Value:
+        answers = getattr(result, stimuli)
+        return None if answers is None else of_answers(answers)
+
+    label = "accuracy (%)" if "accuracy" in name else "answers (%)"
+    share = {"label": label, "scale": 100, "limits": (0, 103)} if "(%)" in heading else {}
+    of_people = of_answers if stimuli == "cue_conflict" else None
+    return Measure(name, of, heading, **share | options, of_answers=of_people)  # type: ignore[arg-type]
+
+
+def _part(count: Callable[[ShapeBiasResult], int]) -> Callable[[ShapeBiasResult], float]:
+    return lambda answers: count(answers) / answers.num_images if answers.num_images else float("nan")
 
 
 def _end(name: str, index: int) -> Callable[[_Result], Value]:
@@ -153,6 +179,42 @@ _ALL = (
             "point of subjective equality",
         ),
     ),
+    _answered(
+        "cue_conflict",
+        "cue_conflict_shape_bias",
+        lambda answers: answers.shape_bias,
+        "shape bias, real stimuli",
+        label="shape bias, S / (S + T)",
+        limits=(-0.03, 1.03),
+        question=Question(
+            "Does it see shape in the real stimuli?",
+            "Yes: the shape bias on the real stimuli grows with the kernel size.",
+            "The opposite: the shape bias on the real stimuli falls.",
+            "shape bias on the real cue-conflict stimuli",
+        ),
+    ),
+    *(
+        Measure(f"cue_conflict_shape_bias_{end}", _end("cue_conflict_shape_bias", index))
+        for index, end in enumerate(("low", "high"))
+    ),
+    _answered("cue_conflict", "cue_conflict_images", lambda answers: answers.num_images),
+    _answered("cue_conflict", "cue_conflict_coverage", lambda answers: answers.coverage, "coverage, real (%)"),
+    _answered(
+        "cue_conflict", "cue_conflict_shape", _part(lambda answers: answers.num_shape), "answered by shape, real (%)"
+    ),
+    _answered(
+        "cue_conflict", "cue_conflict_texture", _part(lambda answers: answers.num_texture), "by texture, real (%)"
+    ),
+    _answered("cue_conflict", "congruent_accuracy", lambda answers: answers.congruent_accuracy, "congruent, real (%)"),
+    *(
+        Measure(f"congruent_accuracy_{end}", _end("congruent_accuracy", index))
+        for index, end in enumerate(("low", "high"))
+    ),
+    _answered("cue_conflict", "cue_conflict_chance", lambda answers: 1 / len(answers.categories)),
+    _answered("edges", "edges_accuracy", lambda answers: answers.accuracy, "edges (%)"),
+    _answered("edges", "edges_chance", lambda answers: 1 / len(answers.categories)),
+    _answered("silhouettes", "silhouettes_accuracy", lambda answers: answers.accuracy, "silhouettes (%)"),
+    _answered("silhouettes", "silhouettes_chance", lambda answers: 1 / len(answers.categories)),
     Measure("pse_at_border", lambda result: bool(result.psychometric and np.isinf(result.psychometric.pse))),
     Measure("pse_standard_error", _of_fit("standard_error")),
     Measure("psychometric_slope", _of_fit("slope")),
@@ -199,15 +261,41 @@ MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
 """By name, in the order of the columns of `study.csv`."""
 REPORTED = (
     "accuracy", "erf_area_0.5", "erf_area_0.99", "untrained_erf_area_0.5", "shape_bias", "pse", "coverage",
-    "shape_only_accuracy", "texture_only_accuracy", "merged_parameters", "macs", "seconds_per_step", "inference_ms",
+    "shape_only_accuracy", "texture_only_accuracy", "cue_conflict_shape_bias", "cue_conflict_coverage",
+    "cue_conflict_shape", "cue_conflict_texture", "congruent_accuracy", "edges_accuracy", "silhouettes_accuracy",
+    "merged_parameters", "macs", "seconds_per_step", "inference_ms",
 )  # fmt: skip
 """Columns of the report's table, in order."""
-BRIEF = ("accuracy", "erf_area_0.5", "untrained_erf_area_0.5", "shape_bias", "pse")
+BRIEF = (
+    "accuracy",
+    "erf_area_0.5",
+    "untrained_erf_area_0.5",
+    "shape_bias",
+    "pse",
+    "cue_conflict_shape_bias",
+    "congruent_accuracy",
+)
 """Columns of the table in the terminal."""
-ASKED = ("erf_area_0.5", "untrained_erf_area_0.5", "shape_bias", "pse", "accuracy")
+ASKED = ("erf_area_0.5", "untrained_erf_area_0.5", "shape_bias", "pse", "cue_conflict_shape_bias", "accuracy")
 """Measures with a question, in the order in which these are answered."""
+SHAPE_BIAS = ("shape_bias", "cue_conflict_shape_bias")
+"""On generated images and on stimuli of others; a study has one of them at most."""
 
 
-def shown(names: tuple[str, ...], *, two_cues: bool) -> list[Measure]:
-    """Those of some measures that are defined for the images of a study."""
-    return [MEASURES[name] for name in names if two_cues or not MEASURES[name].two_cues]
+def shown(names: tuple[str, ...], table: pd.DataFrame) -> list[Measure]:
+    """Those of some measures that are defined for the images of a study.
+
+    Args:
+        names: Of the measures.
+        table: Of the study, as `study_table` makes it.
+    """
+    two_cues = bool(table["shape_bias"].notna().any())
+    return [MEASURES[name] for name in names if name in table and (two_cues or not MEASURES[name].two_cues)]
+
+
+def people_table(people: Sequence[ShapeBiasResult]) -> pd.DataFrame:
+    """One row for each person: every measure of answers to cue-conflict images."""
+    of_answers = {name: measure.of_answers for name, measure in MEASURES.items() if measure.of_answers is not None}
+    return pd.DataFrame(
+        [{"person": person.observer, **{name: of(person) for name, of in of_answers.items()}} for person in people]
+    )

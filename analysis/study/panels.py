@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,8 +13,11 @@ from matplotlib.figure import Figure
 from analysis.figures import axes_or_new
 from analysis.images.plots import balance_strip, contact_sheet
 from analysis.receptive_field.plots import erf_row
+from analysis.runs.texts import few
+from analysis.shape_bias.result import ShapeBiasResult
+from analysis.statistics import mean_interval
 from analysis.study import plots
-from analysis.study.measures import MEASURES
+from analysis.study.measures import MEASURES, STIMULI, people_table
 from analysis.study.record import StudyRecord
 from analysis.study.result import CellResult, settings_of
 
@@ -43,9 +47,21 @@ class View:
         return sorted((r for r in self.plain if r.cell.seed == seed), key=lambda r: r.cell.kernel)
 
     @cached_property
-    def has_two_cues(self) -> bool:
-        """Whether shape bias was measured."""
-        return bool(self.table["shape_bias"].notna().any())
+    def people(self) -> list[ShapeBiasResult]:
+        """What people answered to the images that the networks were shown."""
+        shown = [result.cue_conflict for result in self.record.results if result.cue_conflict is not None]
+        images = {name for answers in shown for name in answers.stimuli}
+        own = [person.restricted([name for name in person.stimuli if name in images]) for person in self.record.people]
+        return [person for person in own if person.stimuli]
+
+    @cached_property
+    def people_table(self) -> pd.DataFrame:
+        """Of `people_table`; empty without people."""
+        return people_table(self.people)
+
+    def has(self, measure: str) -> bool:
+        """Whether it was measured on some network."""
+        return measure in self.table and bool(self.table[measure].notna().any())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +73,16 @@ class Panel:
         section: That it is in.
         caption: Below it.
         draw: Makes it.
+        needs: A measure without which there is nothing to draw.
         wide: As wide as the page.
-        two_cues: Only where shape bias was measured.
     """
 
     name: str
     section: str
     caption: str
     draw: Callable[[View], Figure]
+    needs: str = "accuracy"
     wide: bool = False
-    two_cues: bool = False
 
 
 def _fields_text(view: View) -> str:
@@ -78,12 +94,40 @@ def _fields_text(view: View) -> str:
     )
 
 
+def _stimuli_text(view: View) -> str:
+    shown = [(name, getattr(result, name)) for result in view.record.results for name in STIMULI]
+    answers = {name: own for name, own in shown if own is not None}
+    if not answers:
+        return ""
+    mapping: Any = next(iter(answers.values())).mapping
+    classes = view.record.results[0].classes
+    own = {category: [classes[index] for index in indices] for category, indices in mapping.indices}
+    named = [category if names == [category] else f"{category} ({', '.join(names)})" for category, names in own.items()]
+    others = [name for name in classes if not any(name in names for names in own.values())]
+    counts = [f"{len(given.stimuli)} {name.replace('_', '-')}" for name, given in answers.items()]
+    text = (
+        f"Stimuli of others ({', '.join(counts)}), resized bicubically with antialiasing to {view.record.study.size} "
+        f"pixels, as the training images were. Networks decide between {', '.join(named)}"
+        f"{f'; other classes ({few(others)}) do not compete' if others else ''}. Where shape and texture tell the same "
+        "class, the accuracy says whether the networks see anything in such images at all."
+    )
+    if view.people:
+        seen = " or ".join(str(count) for count in sorted({len(person.stimuli) for person in view.people}))
+        text += (
+            f" {len(view.people)} people saw {seen} of the cue-conflict images, at their full size, and had more "
+            "categories to choose from: what they answered outside of these is neither shape nor texture. Their line "
+            "is the mean with its 95 % interval over people."
+        )
+    return text
+
+
 SECTIONS: dict[str, Callable[[View], str]] = {
     "Kernel size": lambda _: "Every dot is one training; lines join means, bars are 95 % intervals.",
     "Effective receptive fields": _fields_text,
     "Shape against texture": lambda _: (
         "A logistic function of the balance of the cues; vertical marks are points of subjective equality."
     ),
+    "Real stimuli": _stimuli_text,
     "The images": lambda _: (
         "Every class has an outline and a texture. The network names one class; on a conflict image it cannot be right "
         "about both."
@@ -112,18 +156,25 @@ def _axes(width: float = 3.4, height: float = 3.1) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def _by_kernel(name: str, section: str, caption: str, *shown: tuple[str, str]) -> None:
-    """A panel of measures, each with its label, against the kernel size, drawn as the first one says."""
+def _by_kernel(name: str, section: str, caption: str, *shown: tuple[str, str], chance: str = "") -> None:
+    """A panel of measures, each with its label, against the kernel size, drawn as the first one says.
+
+    People are a line behind a single measure, and guessing where `chance` names the measure of it.
+    """
     first = MEASURES[shown[0][0]]
 
     def draw(view: View) -> Figure:
         figure, ax = _axes()
-        plots.plot_by_kernel(view.table, shown, scale=first.scale, ax=ax)
+        lines = [plots.Line("guessing", view.table[chance].dropna().iloc[0], dash=":")] if chance else []
+        if len(shown) == 1 and first.name in view.people_table:
+            values = view.people_table[first.name].tolist()
+            lines.append(plots.Line("people", float(np.nanmean(values)), *mean_interval(values)))
+        plots.plot_by_kernel(view.table, shown, scale=first.scale, lines=lines, ax=ax)
         ax.set_ylabel(first.label or first.heading)
         ax.set_ylim(*first.limits)
         return figure
 
-    PANELS.append(Panel(name=name, section=section, caption=caption, draw=draw, two_cues=first.two_cues))
+    PANELS.append(Panel(name=name, section=section, caption=caption, draw=draw, needs=first.name))
 
 
 _by_kernel(
@@ -158,7 +209,7 @@ def erf_untrained(view: View) -> Figure:
 @panel(
     "Shape against texture",
     "Share of shape decisions as the texture gets stronger and the figure weaker.",
-    two_cues=True,
+    needs="shape_bias",
 )
 def psychometric(view: View) -> Figure:
     figure, ax = _axes()
@@ -177,7 +228,7 @@ _by_kernel(
 @panel(
     "Shape against texture",
     "Shape bias against the effective receptive field, every training a point.",
-    two_cues=True,
+    needs="shape_bias",
 )
 def erf_and_bias(view: View) -> Figure:
     figure, ax = _axes()
@@ -198,7 +249,7 @@ _by_kernel(
     "The images",
     "One image of each class, drawn at 96 pixels: both cues, conflict, one cue only.",
     wide=True,
-    two_cues=True,
+    needs="shape_bias",
 )
 def stimuli(view: View) -> Figure:
     study = view.record.study
@@ -209,13 +260,42 @@ def stimuli(view: View) -> Figure:
     "The images",
     "Three scenes in conflict at every balance, from no texture (-1) to no figure (1).",
     wide=True,
-    two_cues=True,
+    needs="shape_bias",
 )
 def balance(view: View) -> Figure:
     study = view.record.study
     return balance_strip(study.balances, texture_region=study.texture_region, texture_scale=study.texture_scale)
 
 
+_by_kernel(
+    "cue_conflict",
+    "Real stimuli",
+    "Shape bias where shape and texture tell different classes.",
+    ("cue_conflict_shape_bias", ""),
+)
+_by_kernel(
+    "congruent",
+    "Real stimuli",
+    "Accuracy where shape and texture tell the same class.",
+    ("congruent_accuracy", ""),
+    chance="cue_conflict_chance",
+)
+_by_kernel(
+    "cue_conflict_cues",
+    "Real stimuli",
+    "How much is answered with either cue where they tell different classes; the rest with neither.",
+    ("cue_conflict_shape", "shape"),
+    ("cue_conflict_texture", "texture"),
+    chance="cue_conflict_chance",
+)
+_by_kernel("edges", "Real stimuli", "Accuracy on edges.", ("edges_accuracy", ""), chance="edges_chance")
+_by_kernel(
+    "silhouettes",
+    "Real stimuli",
+    "Accuracy on silhouettes.",
+    ("silhouettes_accuracy", ""),
+    chance="silhouettes_chance",
+)
 _by_kernel("macs", "Cost and training", "Multiply-accumulates for one image.", ("macs", ""))
 _by_kernel("parameters", "Cost and training", "Parameters, kernels merged.", ("merged_parameters", ""))
 _by_kernel("step_time", "Cost and training", "Median time of a training step.", ("seconds_per_step", ""))

@@ -1,6 +1,7 @@
 """Figures of the kernel-size study. Each function draws into the Axes it is given and sets nothing global."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,32 @@ _SPREAD = 0.025
 """Distance of neighbouring seeds along the logarithmic axis of kernel sizes, as a part of the value."""
 
 
+@dataclass(frozen=True)
+class Line:
+    """A value without a kernel size, such as that of people or of guessing.
+
+    Args:
+        name: Written beside it.
+        value: Where it is.
+        low: Lower end of its interval; NaN for none.
+        high: Upper end.
+        dash: How it is drawn.
+    """
+
+    name: str
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+    dash: str = "-"
+
+
 def plot_by_kernel(
-    table: pd.DataFrame, measures: Sequence[tuple[str, str]], *, scale: float = 1.0, ax: Axes | None = None
+    table: pd.DataFrame,
+    measures: Sequence[tuple[str, str]],
+    *,
+    scale: float = 1.0,
+    lines: Sequence[Line] = (),
+    ax: Axes | None = None,
 ) -> Axes:
     """Mean and 95 % interval over seeds of one or several measures against the kernel size, every seed a dot.
 
@@ -25,9 +50,25 @@ def plot_by_kernel(
         table: As `study_table` makes it.
         measures: Columns, each with its label.
         scale: Factor on the values, such as 100 for per cent.
+        lines: What the networks are compared with, behind them.
         ax: To draw into.
     """
     ax = axes_or_new(ax)
+    for line in lines:
+        style: dict[str, Any] = {"color": "0.5", "zorder": 0}
+        ax.axhline(scale * line.value, linestyle=line.dash, lw=0.9, **style)
+        if np.isfinite(line.low):
+            ax.axhspan(scale * line.low, scale * line.high, alpha=0.2, lw=0, **style)
+        ax.annotate(
+            line.name,
+            (0.5, scale * line.value),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize="small",
+        )
     number = 0
     for label, rows in settings_of(table):
         for column, name in measures:

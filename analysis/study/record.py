@@ -1,18 +1,31 @@
 """A study as it lies in its folder."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 
 from analysis.runs.decoding import decoded
+from analysis.runs.folder import folder_names
 from analysis.runs.results import ResultError
 from analysis.runs.texts import parse_json, read_text
-from analysis.runs.writing import write_json
+from analysis.runs.writing import replacing, write_json
+from analysis.shape_bias.result import ShapeBiasResult
 from analysis.study.design import Study
 from analysis.study.jobs import CellState, cell_states
 from analysis.study.result import CellResult
 
 STUDY_FILE = "study.json"
+PEOPLE = "people"
+"""Folder of the answers of people, one result each."""
+
+
+def save_people(people: Sequence[ShapeBiasResult], directory: str | PathLike[str]) -> None:
+    """Write what people answered into the folder of a study, in place of what is there of others."""
+    with replacing(Path(directory) / PEOPLE) as folder:
+        folder.mkdir()
+        for name, person in zip(folder_names([person.observer for person in people]), people, strict=True):
+            person.save(folder / name)
 
 
 def save_study(study: Study, command: str, directory: str | PathLike[str]) -> None:
@@ -37,6 +50,8 @@ class StudyRecord:
     """Of the last command; `results` may hold more kernels and seeds."""
     command: str
     results: tuple[CellResult, ...]
+    people: tuple[ShapeBiasResult, ...]
+    """Their answers to the cue-conflict images."""
     states: tuple[CellState, ...]
 
     @property
@@ -55,7 +70,9 @@ def load_study(directory: str | PathLike[str]) -> StudyRecord:
     states = cell_states(study, Path(directory))
     done = [Path(directory) / "cells" / state.cell for state in states if state.state == "done"]
     results = tuple(CellResult.load(cell) for cell in sorted(done))
-    return StudyRecord(study=study, command=command, results=results, states=tuple(states))
+    folders = sorted((Path(directory) / PEOPLE).glob("*/"))
+    people = tuple(ShapeBiasResult.load(folder) for folder in folders)
+    return StudyRecord(study=study, command=command, results=results, people=people, states=tuple(states))
 
 
 def read_study(directory: str | PathLike[str]) -> tuple[Study, str]:

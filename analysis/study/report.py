@@ -53,14 +53,14 @@ def write_report(directory: str | PathLike[str]) -> Path:
         write_table(table, path)
     shown = []
     for title, text in SECTIONS.items():
-        own = [panel for panel in PANELS if panel.section == title and (view.has_two_cues or not panel.two_cues)]
+        own = [panel for panel in PANELS if panel.section == title and view.has(panel.needs)]
         for panel in own:
             with paper_style():
                 save_figure(panel.draw(view), panel.name, lambda name: replacing(directory / FIGURES / name))
         figures = [{"svg": _inline_svg(panel, view), "caption": panel.caption} for panel in own]
         columns = not any(panel.wide for panel in own)
         shown += [{"title": title, "text": text(view), "figures": figures, "columns": columns}] if own else []
-    return _write_page(directory / REPORT, _render(record, table, shown))
+    return _write_page(directory / REPORT, _render(record, view, shown))
 
 
 def _write_page(path: Path, page: str) -> Path:
@@ -91,7 +91,7 @@ def _inline_svg(panel: Panel, view: View) -> str:
     return svg.replace("<svg", f'<svg style="max-width: {1.7 * width:.0f}px"', 1)
 
 
-def _render(record: StudyRecord, table: pd.DataFrame | None, sections: list[dict[str, Any]]) -> str:
+def _render(record: StudyRecord, view: View | None, sections: list[dict[str, Any]]) -> str:
     study = record.study
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis.study"),
@@ -104,14 +104,15 @@ def _render(record: StudyRecord, table: pd.DataFrame | None, sections: list[dict
     num_done = sum(state.state == "done" for state in record.states)
     common: dict[str, Any] = {
         "title": "Does a larger kernel see further, and does it see shape?",
-        "question": _question(study),
+        "question": _question(study, measured=view is not None and view.has("cue_conflict_shape_bias")),
         "command": record.command,
         "states": [] if num_done == len(record.states) else record.states,
         "num_done": num_done,
     }
-    if table is None:
+    if view is None:
         return template.render(**common, finished=False, summary="No network is trained yet.")
     sequential = study.until_width is not None
+    table = view.table
     groups: list[dict[str, Any]] = []
     if len(set(table["kernel"])) > 1:
         groups = [
@@ -144,19 +145,22 @@ def _render(record: StudyRecord, table: pd.DataFrame | None, sections: list[dict
         setting=_setting(record),
         sections=sections,
         columns=["kernel", "small kernel", "shortcut", "seeds", *(measure.heading for measure in _columns(table))],
-        rows=_rows(table),
+        rows=_rows(view),
+        has_people=bool(view.people),
         environment=sorted(record.results[0].environment.items()),
     )
 
 
-def _question(study: Study) -> str:
+def _question(study: Study, *, measured: bool) -> str:
+    """What is asked, and whether real stimuli can answer of shape."""
     text = (
         "RepLKNet's authors report that a few very large kernels give a network a far larger effective receptive field "
         "and a higher shape bias than small ones. Here the networks differ in nothing but the size of their large "
         "depthwise kernels."
     )
     if study.data is not None:
-        return text + " Shape bias is not measured: that takes images with two cues."
+        how = "is measured on the real stimuli alone" if measured else "is not measured"
+        return f"{text} Shape bias {how}: that takes images with two cues."
     strengths = (
         "one of the two cues, drawn at random, is weakened by a random part, so that neither can be relied on alone"
         if study.train_balance is None
@@ -214,12 +218,17 @@ def _setting(record: StudyRecord) -> list[tuple[str, str]]:
 
 
 def _columns(table: pd.DataFrame) -> list[Measure]:
-    return shown(REPORTED, two_cues=bool(table["shape_bias"].notna().any()))
+    return shown(REPORTED, table)
 
 
-def _rows(table: pd.DataFrame) -> list[list[str]]:
+def _rows(view: View) -> list[list[str]]:
+    table, people = view.table, view.people_table
     rows = []
     for (kernel, small, shortcut), own in table.groupby(["kernel", "small_kernel", "shortcut"], sort=False):
         row = [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own))]
         rows.append(row + [summary_text(own[measure.name].tolist(), measure) for measure in _columns(table)])
+    if len(people):
+        values = [people[measure.name].tolist() if measure.name in people else [] for measure in _columns(table)]
+        cells = [summary_text(given, measure) for given, measure in zip(values, _columns(table), strict=True)]
+        rows.append(["people", "", "", str(len(people)), *cells])
     return rows

@@ -13,9 +13,9 @@ from analysis.receptive_field.result import ErfResult
 from analysis.runs.results import Result, ResultError, check_shares
 from analysis.shape_bias.psychometric import PsychometricFit, fit_psychometric
 from analysis.shape_bias.result import ShapeBiasResult
-from analysis.statistics import mean_interval
+from analysis.statistics import mean_interval, percentile_interval
 from analysis.study.design import Cell
-from analysis.study.measures import MEASURES
+from analysis.study.measures import MEASURES, STIMULI
 from analysis.training.progress import Curve
 
 
@@ -61,6 +61,10 @@ class CellResult(Result):
     """Of the same network before the training, its batch norms calibrated on training images."""
     conflict: ShapeBiasResult | None
     """On the images with both cues full."""
+    cue_conflict: ShapeBiasResult | None
+    """On the cue-conflict stimuli of others, of the categories that the network can name; None where not shown."""
+    edges: ShapeBiasResult | None
+    silhouettes: ShapeBiasResult | None
 
     @property
     def shape_bias(self) -> float:
@@ -81,10 +85,17 @@ class CellResult(Result):
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Over images, at 95 %: of the area with half of the gradient, trained and not, and of the shape bias."""
+        """At 95 %, over images: of the area with half of the gradient, trained and not, and of the shape bias.
+
+        On stimuli of others, over objects and textures: of the shape bias; of the accuracy where both cues tell the
+        same, over textures, as each of these images shows another object.
+        """
         found = {"erf": self.erf.area_ratio_interval(0.5), "untrained_erf": self.untrained_erf.area_ratio_interval(0.5)}
         if self.conflict is not None:
             found["shape_bias"] = self.conflict.confidence_interval("image", num_resamples=2000)
+        if self.cue_conflict is not None:
+            found["cue_conflict_shape_bias"] = self.cue_conflict.confidence_interval("two-way", num_resamples=2000)
+            found["congruent_accuracy"] = congruent_interval(self.cue_conflict)
         return found
 
     def __post_init__(self) -> None:
@@ -113,8 +124,42 @@ class CellResult(Result):
         return row | {name: value for name, value in found.items() if value is not None}
 
 
+def congruent_interval(answers: ShapeBiasResult) -> tuple[float, float]:
+    """Of the accuracy where shape and texture tell the same, at 95 % over textures; NaN with fewer than two."""
+    names = np.array(answers.stimuli)[answers.columns["congruent"]]
+    own = answers.restricted(names.tolist())
+    correct = own.columns["correct"].astype(float)
+    draws = own.resample(lambda weights: weights @ correct / weights.sum(1), "texture", 2000, seed=0)
+    return percentile_interval(draws, 0.95)
+
+
+def _check_alike(results: Sequence[CellResult]) -> None:
+    """Refuse to compare answers to different images."""
+    for name in STIMULI:
+        shown = [(result.cell.name, getattr(result, name)) for result in results if getattr(result, name) is not None]
+        for cell, answers in shown[1:]:
+            first_cell, first = shown[0]
+            left_out = {image for image, _ in (*first.skipped, *answers.skipped)}
+            if first.categories != answers.categories or _seen(first, left_out) != _seen(answers, left_out):
+                raise ResultError(
+                    f"cells {first_cell} and {cell} were shown different stimuli ({first.source} and "
+                    f"{answers.source}); run the study with all its kernels and seeds on one of them"
+                )
+
+
+def _seen(answers: ShapeBiasResult, left_out: set[str]) -> dict[str, str]:
+    """The images and their hashes."""
+    pairs = zip(answers.stimuli, answers.image_hashes, strict=True)
+    return {image: digest for image, digest in pairs if image not in left_out}
+
+
 def study_table(results: Sequence[CellResult]) -> pd.DataFrame:
-    """One row for each cell, by kernel and seed."""
+    """One row for each cell, by kernel and seed.
+
+    Raises:
+        ResultError: If the cells have answered different stimuli of the same kind.
+    """
+    _check_alike(results)
     table = pd.DataFrame([result.row() for result in results])
     return table.sort_values(["shortcut", "small_kernel", "kernel", "seed"], ascending=[False, False, True, True])
 

@@ -43,8 +43,10 @@ from analysis.shape_bias.categories import MAPPING
 from analysis.shape_bias.measuring import evaluate_shape_bias
 from analysis.shape_bias.result import ShapeBiasResult
 from analysis.statistics import trend
-from analysis.study.design import CHOSEN, Cell, Study
+from analysis.study.answers import unanswered, with_answers
+from analysis.study.design import ADDED, Cell, Study
 from analysis.study.images import StudyImages
+from analysis.study.measures import SHAPE_BIAS, STIMULI, shown
 from analysis.study.result import CellResult, settings_of, study_table, values_by_seed
 from analysis.training.batches import random_state
 from analysis.training.loop import accuracy, train
@@ -127,11 +129,9 @@ def _is_narrow(study: Study, outcomes: list[Outcome]) -> bool:
     if study.until_width is None or not results:
         return False
     for _, rows in settings_of(study_table(results)):
-        kernels, values = values_by_seed(rows, "shape_bias")
-        if len(kernels) < len(study.kernels):
-            return False
-        found = trend(values, sequential=True)
-        if not found.high - found.low <= study.until_width:
+        kernels, values = values_by_seed(rows, shown(SHAPE_BIAS, rows)[0].name)
+        found = trend(values, sequential=True) if len(kernels) == len(study.kernels) else None
+        if found is None or not found.high - found.low <= study.until_width:
             return False
     return True
 
@@ -159,6 +159,8 @@ def run_cell(
 ) -> Outcome:
     """Train and measure one cell in its folder, or read it if it is finished; a failure is an outcome, too.
 
+    A finished cell that has not answered the stimuli of the study is shown them, and not trained again.
+
     In a process group, a failure is raised.
 
     Raises:
@@ -166,13 +168,16 @@ def run_cell(
     """
     settings = cell_settings(study, cell, images)
     found = by_first(lambda: _finished(target, settings))
-    if found is not None:
+    if found is not None and not unanswered(found, images):
         by_first(lambda: _tidy(target, cell))
         return Outcome(cell=cell, result=found, reused=True)
     locks: list[Lock] = []
     try:
         by_first(lambda: _lock(target, cell, locks))
-        result = _run_cell(study, cell, images, settings, target, num_workers, resolve_device(device), report)
+        place = resolve_device(device)
+        result = found or _run_cell(study, cell, images, settings, target, num_workers, place, report)
+        by_first(lambda: remove_state(target / _STATE))
+        result = with_answers(result, images, target, num_workers, place)
     except Exception as error:  # whatever it is, the other cells do not depend on it
         if locks:
             with suppress(OSError), replacing(target / "error.txt") as path:
@@ -183,7 +188,7 @@ def run_cell(
     finally:
         for lock in locks:
             lock.release()
-    return Outcome(cell=cell, result=result)
+    return Outcome(cell=cell, result=result, reused=found is not None)
 
 
 def _tidy(target: Path, cell: Cell) -> None:
@@ -207,7 +212,7 @@ def _lock(target: Path, cell: Cell, locks: list[Lock]) -> None:
 def cell_settings(study: Study, cell: Cell, images: StudyImages) -> dict[str, Any]:
     """The complete recipe of a cell, as JSON holds it."""
     content = asdict(study)
-    for name in CHOSEN:
+    for name in ADDED:
         content.pop(name)
     content |= {"cell": asdict(cell), "config": asdict(study.config(cell, len(images.train.classes)))}
     content["images"] = images.fingerprint
@@ -306,9 +311,9 @@ def _run_cell(
         erf=_measure_erf(network, images, cell.name, num_workers),
         untrained_erf=untrained,
         conflict=conflicts.get(0.0),
+        **dict.fromkeys(STIMULI),
     )
     by_first(lambda: result.save(target, overwrite=True))
-    by_first(lambda: remove_state(checkpoint))
     return result
 
 
@@ -319,6 +324,8 @@ def _begin_cell(target: Path, settings: dict[str, Any]) -> None:
             if path.name != LOCK_FILE:
                 remove(path)
     (target / "error.txt").unlink(missing_ok=True)
+    for name in STIMULI:
+        remove(target / name)  # answers of a network that is about to be trained again
     write_json(record, settings)
 
 

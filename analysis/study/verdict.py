@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.statistics import Trend, mean_interval, trend
-from analysis.study.measures import ASKED, Measure, Question, shown
+from analysis.study.measures import ASKED, SHAPE_BIAS, Measure, Question, shown
 from analysis.study.power import study_power
 from analysis.study.result import values_by_seed
 
@@ -36,17 +36,17 @@ def findings(table: pd.DataFrame, *, sequential: bool = False) -> list[Finding]:
         table: Of one setting of small kernel and shortcut, as `study_table` makes it, with two or more kernels.
         sequential: Seeds were added until an interval was narrow; see `analysis.statistics.trend`.
     """
-    measures = shown(ASKED, two_cues=bool(table["shape_bias"].notna().any()))
+    measures = shown(ASKED, table)
     return [_finding(table, measure, measure.question, sequential) for measure in measures if measure.question]
 
 
 def power_text(table: pd.DataFrame) -> str:
-    """What difference in shape bias (of an image folder: in accuracy) a study could find; empty with too few seeds.
+    """What difference in shape bias (where there is none, in accuracy) a study could find; empty with too few seeds.
 
     Args:
         table: As in `findings`.
     """
-    measure = shown(("shape_bias", "accuracy"), two_cues=bool(table["shape_bias"].notna().any()))[0]
+    measure = shown((*SHAPE_BIAS, "accuracy"), table)[0]
     kernels, values = values_by_seed(table, measure.name)
     power = study_power(values)
     if power is None:
@@ -151,6 +151,16 @@ def warnings_of(table: pd.DataFrame, *, chance: float) -> list[str]:
             notes.append(
                 "With both cues full every network follows one of them almost always; read the points of subjective "
                 "equality instead."
+            )
+    if "congruent_accuracy_low" in table:
+        shown_to = table[table["congruent_accuracy_low"].notna()]
+        blind = shown_to[shown_to["congruent_accuracy_low"] <= shown_to["cue_conflict_chance"]]
+        if len(blind):
+            kernels = ", ".join(str(kernel) for kernel in sorted(set(blind["kernel"])))
+            notes.append(
+                f"The real stimuli are too hard for {len(blind)} of {len(shown_to)} networks (kernel {kernels}): where "
+                "shape and texture tell the same class, the 95 % interval of their accuracy does not exclude guessing "
+                f"({100 * blind['cue_conflict_chance'].iloc[0]:.1f} %). Their shape bias on these stimuli means little."
             )
     full = table[table["erf_area_0.99"] >= 0.9]
     if len(full):

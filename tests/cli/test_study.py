@@ -3,6 +3,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.analysis.shape_bias.observers import write_stimuli
 from tests.analysis.training.test_loop import make_folder
 from tests.cli.command import run
 
@@ -46,6 +47,18 @@ def test_study_on_an_image_folder(tmp_path: Path, capsys: pytest.CaptureFixture[
     table = pd.read_csv(tmp_path / "out" / "study.csv")
     assert table["shape_bias"].isna().all()
     assert "shape bias" not in capsys.readouterr().out
+    assert "Shape bias is not measured" in (tmp_path / "out" / "report.html").read_text()
+    # Stimuli are shown to what is trained, whatever network it is.
+    stimuli = write_stimuli(tmp_path / "cues", ["cat1-dog1", "dog1-cat1", "dog2-dog1", "bear1-cat1"])
+    run(command, tmp_path / "data", "--stimuli", stimuli, "--out", tmp_path / "out")
+    printed = capsys.readouterr()
+    assert "1 of 1 cells were finished before" in printed.err
+    assert "shape bias, real stimuli" in " ".join(printed.out.split())
+    table = pd.read_csv(tmp_path / "out" / "study.csv")
+    assert table["cue_conflict_images"].tolist() == [2]
+    assert "Shape bias is measured on the real stimuli alone" in (tmp_path / "out" / "report.html").read_text()
+    run(command, tmp_path / "data", "--stimuli", tmp_path / "data", "--out", tmp_path / "out", code=2)
+    assert "no file named <shape><i>-<texture><j>.<ext>" in capsys.readouterr().err
 
 
 def test_posthoc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

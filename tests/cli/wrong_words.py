@@ -193,8 +193,12 @@ CASES = {
         (f"--steps {HUGE}", "--steps="),
         ("--data missing", "--data='"),
         ("--device warp", "--device=warp"),
+        ("--stimuli conflict", "goes with networks of an image folder only (data)"),
+        ("--humans missing", "--humans=missing: goes with the stimuli that these people saw"),
     ],
     "ablate train": [
+        ("--data data --batch-size 8 --stimuli missing", "--stimuli='missing': no such folder"),
+        ("--data data --batch-size 8 --stimuli conflict", "expected two or more of airplane, bear"),
         ("--erf-size -1", "--erf-size=-1: expected 1 to 16384 pixels"),
         ("--erf-size 16", "--erf-size=16: expected at least 32 pixels"),
         (f"--erf-size {HUGE}", "--erf-size="),

@@ -26,6 +26,10 @@ _STUDY = (
     "--preset quick --kernels 3 --seeds 1 --size 32 --layers 1,1 --channels 4,8 --train-images 24 --val-images 12 "
     "--conflict-images 12 --balances -1.0,0.0,1.0 --erf-images 1"
 )
+_FOLDER_STUDY = (
+    "--preset quick --kernels 3 --seeds 1 --size 32 --layers 1,1 --channels 4,8 --erf-images 1 --steps 2 "
+    "--batch-size 2 --data {inputs}/data"
+)
 _WEIGHTS = "replknet_31b.in1k_224"
 STIMULI = {f"cat/cat{i}-dog{i}.png": bytes(range(i, 200)) * 9 for i in range(3)}
 _SINGLE = dict.fromkeys(published_sets()["refined-bias"].class_folders, b"hello\n")
@@ -80,6 +84,10 @@ COMMANDS = {
         f"ablate train {_STUDY} --steps 3 --batch-size 4 --out out/run --overwrite",
         former=f"ablate train {_STUDY} --steps 2 --batch-size 4 --out out/run",
     ),
+    "ablate train, of stimuli": Case(
+        f"ablate train {_FOLDER_STUDY} --stimuli {{inputs}}/cues --humans {{inputs}}/people --out out/run",
+        former=f"ablate train {_FOLDER_STUDY} --out out/run",
+    ),
     "ablate posthoc": Case(
         "ablate posthoc replknet_nano_k3 --kernels 1 --no-stages --num-images 1 --size 64 --out out/run"
     ),
@@ -122,6 +130,12 @@ def make_inputs(folder: Path) -> None:
         for split in ("train", "val"):
             for name in ("cat", "dog"):
                 picture(folder / "data" / split / name / f"{index}.png", 40)
+    lines = ["subj,session,trial,rt,object_response,category,condition,imagename"]
+    for shape, texture in (("cat", "dog"), ("dog", "cat"), ("cat", "cat")):
+        picture(folder / "cues" / f"{shape}1-{texture}1.png", 40)
+        lines.append(f"someone,1,1,NaN,cat,{shape},0,0001_a_{shape}1-{texture}1.png")
+    (folder / "people").mkdir()
+    (folder / "people" / "someone.csv").write_text("\n".join(lines) + "\n")
     for seed, name in enumerate(("tiny", "other")):
         model = randomize_norms(replknet.create_model("replknet_31b", **TINY), seed)
         state = model.state_dict()

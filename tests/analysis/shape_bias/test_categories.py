@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.shape_bias.categories import AGGREGATIONS, CATEGORIES, IMAGENET, LabelMapping
+from analysis.images.imagenet import imagenet_classes
+from analysis.shape_bias.categories import AGGREGATIONS, CATEGORIES, IMAGENET, LabelMapping, mapping_of_classes
 
 ANIMALS = LabelMapping.from_dict({0: "cat", 3: "dog", 1: "dog"}, num_classes=5)
 
@@ -87,6 +88,18 @@ def test_a_mapping_is_validated() -> None:
         ANIMALS.scores(np.zeros((1, 5)), "median")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="tie='last'"):
         ANIMALS.decide(np.zeros((1, 5)), tie="last")  # type: ignore[arg-type]
+
+
+def test_classes_of_image_folders_are_categories_by_a_table_of_names() -> None:
+    found = mapping_of_classes(("Aeroplane", "pickup_truck", "deer", "truck", "ships"))
+    assert found == LabelMapping((("airplane", (0,)), ("truck", (1, 3))), num_classes=5)
+    assert mapping_of_classes([wordnet_id for wordnet_id, _ in imagenet_classes()]) is IMAGENET
+    with pytest.raises(ValueError, match=r"classes=automobile, deer: expected two .*, ship, found automobile"):
+        mapping_of_classes(("automobile", "deer"))
+    with pytest.raises(ValueError, match=r"classes=car, automobile: expected two .*, found car"):
+        mapping_of_classes(("car", "automobile"))
+    with pytest.raises(ValueError, match="found none"):
+        mapping_of_classes(("ring", "star"))
 
 
 def test_a_mapping_from_csv(tmp_path: Path) -> None:
