@@ -61,9 +61,7 @@ def study_fields(*names: str) -> Fields:
     return Fields(
         Study,
         only=names,
-        without=("data", "stimuli", "humans", "recipe")
-        if names
-        else ("data", "stimuli", "humans", "recipe", "until_width"),
+        without=("data", "stimuli", "humans", "recipe", *(() if names else ("until_width",))),
         called={
             "num_seeds": "seeds",
             "shortcuts": "shortcut",

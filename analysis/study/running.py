@@ -129,9 +129,12 @@ def _is_narrow(study: Study, outcomes: list[Outcome]) -> bool:
     if study.until_width is None or not results:
         return False
     for _, rows in settings_of(study_table(results)):
-        kernels, values = values_by_seed(rows, shown(SHAPE_BIAS, rows)[0].name)
-        found = trend(values, sequential=True) if len(kernels) == len(study.kernels) else None
-        if found is None or not found.high - found.low <= study.until_width:
+        for measure in shown(SHAPE_BIAS, rows)[:1]:
+            kernels, values = values_by_seed(rows, measure.name)
+            found = trend(values, sequential=True) if len(kernels) == len(study.kernels) else None
+            if found is not None and found.high - found.low <= study.until_width:
+                break
+        else:
             return False
     return True
 
