@@ -64,7 +64,7 @@ class Panel:
     name: str
     section: str
     caption: str
-    draw: Callable[[View], Figure]
+    draw: Callable[[Any], Figure]
     wide: bool = False
     two_cues: bool = False
 
