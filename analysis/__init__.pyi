@@ -45,6 +45,7 @@ from .shape_bias.comparing import (
 )
 from .shape_bias.glyphs import category_glyph
 from .shape_bias.measuring import evaluate_shape_bias
+from .shape_bias.people import MeanConsistency, mean_consistency
 from .shape_bias.plots import (
     plot_category_box,
     plot_confusion,
@@ -65,6 +66,10 @@ from .statistics import (
     percentile_interval,
     trend,
 )
+from .study.compared.correlation import RankCorrelation, rank_correlation
+from .study.compared.measuring import compare_networks
+from .study.compared.report import write_comparison
+from .study.compared.result import Comparison, NetworkResult, comparison_table
 from .study.design import Cell, Study, preset
 from .study.images import StudyImages
 from .study.jobs import CellState, JobOptions, cell_states
@@ -74,6 +79,7 @@ from .study.plots import (
     plot_curves,
     plot_energy,
     plot_erf_against_bias,
+    plot_networks,
     plot_posthoc,
     plot_psychometric,
     posthoc_figure,
@@ -106,6 +112,7 @@ __all__ = [
     "Cell",
     "CellResult",
     "CellState",
+    "Comparison",
     "Curve",
     "DataError",
     "ErfOptions",
@@ -124,12 +131,15 @@ __all__ = [
     "LabelledFiles",
     "LayerError",
     "LoadedModel",
+    "MeanConsistency",
     "Measure",
     "NetworkIdentity",
+    "NetworkResult",
     "Prediction",
     "Predictions",
     "PsychometricFit",
     "PublishedSet",
+    "RankCorrelation",
     "Recipe",
     "ResultError",
     "ShapeBiasDifference",
@@ -159,7 +169,9 @@ __all__ = [
     "cell_states",
     "cluster_weights",
     "common_images",
+    "compare_networks",
     "compare_shape_bias",
+    "comparison_table",
     "consistency_table",
     "contact_sheet",
     "default_variants",
@@ -187,6 +199,7 @@ __all__ = [
     "load_recipe",
     "load_stimuli",
     "load_study",
+    "mean_consistency",
     "mean_interval",
     "measure_variants",
     "num_macs",
@@ -205,6 +218,7 @@ __all__ = [
     "plot_erf",
     "plot_erf_against_bias",
     "plot_growth",
+    "plot_networks",
     "plot_pair_map",
     "plot_posthoc",
     "plot_psychometric",
@@ -218,6 +232,7 @@ __all__ = [
     "psychometric_curves",
     "published_sets",
     "rank",
+    "rank_correlation",
     "read_observers",
     "read_responses",
     "run_study",
@@ -232,6 +247,7 @@ __all__ = [
     "train",
     "trend",
     "untrained_copy",
+    "write_comparison",
     "write_report",
     "write_responses",
 ]

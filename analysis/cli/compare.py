@@ -36,10 +36,10 @@ from analysis.images.stimuli import load_stimuli
 from analysis.models.layers import ForwardError
 from analysis.models.loaded import LoadedModel
 from analysis.runs.memory import keep_freed_memory
-from analysis.runs.settings import COUNTS, check_number, named_path
+from analysis.runs.settings import COUNTS, check_number
 from analysis.shape_bias.categories import LabelMapping
 from analysis.shape_bias.responses import read_observers
-from analysis.study.compared.measuring import NETWORKS, compare_networks
+from analysis.study.compared.measuring import NETWORKS, check_comparable, compare_networks
 from analysis.study.compared.result import BRIEF, COMPARED, Comparison, cell_text
 from analysis.study.compared.verdict import field_and_bias, people_text, warnings_of_networks
 
@@ -95,9 +95,8 @@ def compare(
     mapping = None if labels is None else LabelMapping.from_csv(labels)
     people = [] if humans is None else read_observers(humans, categories=None)
     shown = None if stimuli is None else load_stimuli(stimuli)
-    if data is not None and not named_path(data, "data").is_dir():
-        raise FileNotFoundError(f"data={str(data)!r}: no such folder")
     loaded = choice.load(model)
+    check_comparable(loaded, stimuli=shown, people=people, data=data)
     pixels = _common_size(loaded) if size is None else parse_size(size)
     chosen = load_images(images, size=pixels, num_images=num_images, seed=choice.seed)
     settings = {

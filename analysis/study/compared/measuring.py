@@ -80,6 +80,27 @@ def compare_networks(
         FileNotFoundError: If `data` does not exist.
     """
     loaded = [as_loaded(model) for model in models]
+    shown = check_comparable(loaded, stimuli=stimuli, people=people, data=data)
+    run = _Run(images, stimuli, data, mapping, batch_size, erf_batch_size, num_workers, progress)
+    root = Path(directory) / NETWORKS
+    planned = [
+        _Network.planned(item, root / folder, run, overwrite)
+        for item, folder in zip(loaded, folder_names([item.name for item in loaded]), strict=True)
+    ]
+    results = tuple(network.measured(run) for network in planned)
+    if all(set(network.missing) >= {"erf", "shape_bias", "evaluation"} for network in results):
+        raise ValueError(f"model: nothing could be measured; {results[0].name}: {results[0].missing['erf']}")
+    return Comparison(networks=results, people=shown)
+
+
+def check_comparable(
+    loaded: Sequence[LoadedModel],
+    *,
+    stimuli: StimulusSet | None = None,
+    people: Sequence[ShapeBiasResult] = (),
+    data: str | PathLike[str] | None = None,
+) -> tuple[ShapeBiasResult, ...]:
+    """Refuse what `compare_networks` would; returns the people on the images that all of them and the stimuli share."""
     names = [item.name for item in loaded]
     if not loaded or len(set(names)) < len(names):
         raise ValueError(f"model: expected one or more networks of different names, not {', '.join(names) or 'none'}")
@@ -92,17 +113,7 @@ def compare_networks(
         raise ValueError("people: go with stimuli only; there are none")
     if data is not None and not named_path(data, "data").is_dir():
         raise FileNotFoundError(f"data={str(data)!r}: no such folder")
-    shown = () if stimuli is None else people_on(stimuli.names, people)
-    run = _Run(images, stimuli, data, mapping, batch_size, erf_batch_size, num_workers, progress)
-    root = Path(directory) / NETWORKS
-    planned = [
-        _Network.planned(item, root / folder, run, overwrite)
-        for item, folder in zip(loaded, folder_names(names), strict=True)
-    ]
-    results = tuple(network.measured(run) for network in planned)
-    if all(set(network.missing) >= {"erf", "shape_bias", "evaluation"} for network in results):
-        raise ValueError(f"model: nothing could be measured; {results[0].name}: {results[0].missing['erf']}")
-    return Comparison(networks=results, people=shown)
+    return () if stimuli is None else people_on(stimuli.names, people)
 
 
 @dataclass(frozen=True)
