@@ -106,9 +106,7 @@ def check_comparable(
         raise ValueError(f"model: expected one or more networks of different names, not {', '.join(names) or 'none'}")
     for item in loaded:
         if item.initial:
-            raise ValueError(
-                f"model: {item.name} is not trained ({item.initial}); expected networks with their weights"
-            )
+            raise ValueError(f"model: {item.name} is not trained ({item.initial}); expected trained networks")
     if people and stimuli is None:
         raise ValueError("people: go with stimuli only; there are none")
     if data is not None and not named_path(data, "data").is_dir():

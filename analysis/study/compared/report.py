@@ -1,6 +1,5 @@
 """One self-contained HTML page of networks beside each other, with its figures and its table."""
 
-import dataclasses
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -78,8 +77,8 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
         rows.append(("receptive fields", f"{len(field.images)} images, {size} pixels; {field.image_source}; raw map"))
     bias = next((network.shape_bias for network in comparison.networks if network.shape_bias is not None), None)
     if bias is not None:
-        options = ", ".join(str(value) for value in dataclasses.asdict(bias.options).values())
-        rows.append(("stimuli", f"{len(bias.stimuli)}, {bias.num_images} with a conflict; {bias.source}; {options}"))
+        how = bias.headline()["options"]
+        rows.append(("stimuli", f"{len(bias.stimuli)}, of which {bias.num_images} count; {bias.source}; {how}"))
     people = people_text(comparison)
     if people:
         rows.append(("people", people))

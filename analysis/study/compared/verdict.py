@@ -68,7 +68,7 @@ def field_and_bias(table: pd.DataFrame) -> Answer:
         named = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
         parts.append(
             f"these are of {len(kinds)} architecture{'s' * (len(kinds) != 1)} ({named}), and relatives are not "
-            "independent: interval and p-value say more than the networks do"
+            "independent: the interval is too narrow and the p-value too small"
         )
     left_out = table[~table["network"].isin(both["network"])]["network"].tolist()
     if left_out:
