@@ -86,7 +86,8 @@ def compare(
     The same command again resumes, and with more networks measures those only. What a network cannot do is left empty,
     with the reason. With --overwrite, measurements of another run that fit are kept.
     """
-    from analysis.study.compared.report import FIGURES, REPORT, TABLE, write_comparison
+    from analysis.study.compared.report import TABLE, write_comparison
+    from analysis.study.report import FIGURES, REPORT
 
     check_number("num_images", num_images, COUNTS)
     for name, value in (("humans", humans), ("labels", labels)):

@@ -64,14 +64,12 @@ def mean_consistency(
         total = weights.sum(1, keepdims=True)
         p1, p2, observed = (weights @ column / total for column in (own, theirs, own == theirs))
         room = p1 + p2 - 2 * p1 * p2  # 1 - expected
-        return np.divide(observed - (1 - room), room, out=np.full_like(p2, np.nan), where=room > 1e-12)
+        return np.asarray(np.divide(observed - (1 - room), room, out=np.full_like(p2, np.nan), where=room > 1e-12))
 
     def mean(kappas: FloatArray, times: FloatArray) -> FloatArray:
         counted = np.where(np.isnan(kappas), 0.0, times)
-        total = counted.sum(1)
-        return np.divide(
-            (np.nan_to_num(kappas) * counted).sum(1), total, out=np.full(len(total), np.nan), where=total > 0
-        )
+        total, summed = counted.sum(1), (np.nan_to_num(kappas) * counted).sum(1)
+        return np.asarray(np.divide(summed, total, out=np.full_like(summed, np.nan), where=total > 0))
 
     def drawn(weights: FloatArray) -> FloatArray:
         times = generator.multinomial(num, np.full(num, 1 / num), size=len(weights)).astype(float)

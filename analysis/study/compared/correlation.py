@@ -29,7 +29,7 @@ class RankCorrelation:
     num: int
     """Pairs of which both values are there."""
     smallest: float
-    """The smallest |tau| that reaches the level of 5 % without ties; NaN where none does."""
+    """The smallest tau, or -tau, that reaches the level of 5 % without ties; NaN where none does."""
     detectable: float
     """The tau of a population of which so many pairs reach the level in 80 % of draws; NaN where none does."""
 
@@ -96,13 +96,13 @@ class _Draws:
 
     def _ordered(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
         one, other = self._pairs
-        return values[:, one] < values[:, other]
+        return np.asarray(values[:, one] < values[:, other])
 
     def taus(self, population: float) -> NDArray[np.float64]:
         """One for each draw from a population with this tau."""
         rho = math.sin(population * math.pi / 2)
         y = rho * self._x + math.sqrt(1 - rho**2) * self._noise
-        return 2 * (self._order == self._ordered(y)).mean(1) - 1
+        return np.asarray(2 * (self._order == self._ordered(y)).mean(1) - 1)
 
     def first(self, share: Callable[[NDArray[np.float64]], float], wanted: float, *, start: float = -1.0) -> float:
         """The smallest tau of a population from `start` on at which a share, which grows with it, is the wanted one."""

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -59,12 +58,14 @@ class Reader(nn.Module):
         self.calls += 1
         number, shape, texture = (255 * images[:, :, 0, 0]).round().long().T
         answer = torch.where(number < self.num_shape, shape, texture) % self.outputs
-        return nn.functional.one_hot(answer, self.outputs) + 0 * self.field(images).mean((1, 2, 3))[:, None]
+        logits: Tensor = nn.functional.one_hot(answer, self.outputs)
+        nothing: Tensor = 0 * self.field(images).mean((1, 2, 3))
+        return logits + nothing[:, None]
 
 
 def reader(name: str, kernel: int, num_shape: int, outputs: int = 3, **changes: Any) -> LoadedModel:
     module = Reader(kernel, num_shape, outputs)
-    known = {"classes": CLASSES, "input_size": SIDE, "crop": 1.0} | changes
+    known: dict[str, Any] = {"classes": CLASSES, "input_size": SIDE, "crop": 1.0} | changes
     return LoadedModel(name=name, module=module, mean=(0.0,) * 3, std=(1.0,) * 3, **known)
 
 
@@ -135,7 +136,7 @@ def test_every_value_is_the_known_one(compared: tuple[Comparison, Path]) -> None
 def test_the_answer(compared: tuple[Comparison, Path]) -> None:
     found = field_and_bias(compared[0].table)
     assert found.answer == "Among these networks they go together: the larger the field, the more shape bias."
-    assert (found.trend.tau, found.trend.num) == (pytest.approx(1), 5)
+    assert [found.trend.tau, found.trend.num] == pytest.approx([1, 5])
     assert "p = 0.017" in found.detail
     assert "5 networks have to show at least 1.00 to be significant" in found.detail
     assert "these are of 1 architecture (Reader 5), and relatives are not independent" in found.detail
@@ -276,12 +277,11 @@ def test_names_stand_beside_their_points_and_none_on_another(height: float) -> N
     area = np.linspace(0.1, 0.9, 15)
     table = table.assign(**{"erf_area_0.5": area, "erf_area_0.5_low": area - 0.05, "erf_area_0.5_high": area + 0.05})
     table = table.assign(shape_bias_low=table["shape_bias"] - 0.1, shape_bias_high=table["shape_bias"] + 0.1)
-    table.loc[15] = table.loc[14]
-    table.loc[15, ["network", "shape_bias"]] = ["without", np.nan]
+    table = pd.concat([table, table[-1:].assign(network="without", shape_bias=np.nan)])
     figure = Figure(figsize=(4, height), layout="constrained")
     with paper_style():
         ax = plot_networks(table, ax=figure.add_subplot())
-        FigureCanvasAgg(figure).draw()
+        figure.draw_without_rendering()
     texts = {text.get_text(): Text.get_window_extent(text) for text in ax.texts}  # without the line to the point
     assert set(texts) == {f"network {i}" for i in range(15)}
     boxes = sorted(texts.values(), key=lambda box: box.y0)
@@ -289,5 +289,6 @@ def test_names_stand_beside_their_points_and_none_on_another(height: float) -> N
     assert all(box.y0 >= 0 and box.y1 <= figure.bbox.height and box.x1 <= figure.bbox.width for box in boxes)
     assert all(box.x0 >= ax.bbox.x1 for box in boxes)
     assert texts["network 13"].y0 < texts["network 14"].y0 < texts["network 0"].y0 < texts["network 12"].y0
-    points = {tuple(line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata()) == 1}
+    drawn = [np.asarray(line.get_xydata()) for line in ax.lines]
+    points = {tuple(place[0]) for place in drawn if len(place) == 1}
     assert points == {(100 * x, y) for x, y in zip(area, bias, strict=True)}
