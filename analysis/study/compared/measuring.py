@@ -25,7 +25,7 @@ from analysis.runs.identity import NetworkIdentity, describe_environment, identi
 from analysis.runs.results import ResultError
 from analysis.runs.settings import named_path
 from analysis.runs.texts import few
-from analysis.runs.writing import plain, remove
+from analysis.runs.writing import clear_leftovers, plain, remove
 from analysis.shape_bias.categories import LabelMapping
 from analysis.shape_bias.mapping import own_mapping
 from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, preprocessing_of
@@ -144,6 +144,8 @@ class _Network:
     mapping: LabelMapping | None = None
     files: LabelledFiles | None = None
     missing: dict[str, str] = field(default_factory=dict)
+    stored: NetworkResult | None = None
+    """As it lies in the folder."""
 
     @classmethod
     def planned(cls, loaded: LoadedModel, folder: Path, run: _Run, overwrite: bool) -> "_Network":
@@ -220,6 +222,7 @@ class _Network:
         Raises:
             ValueError: If it is not.
         """
+        clear_leftovers(self.folder)
         saved: NetworkResult | None = None
         with suppress(OSError, ResultError):
             saved = NetworkResult.load(self.folder)
@@ -238,6 +241,7 @@ class _Network:
                 remove(self.folder / name)
         if saved is None:
             return new
+        self.stored = saved
         kept: dict[str, Any] = {name: getattr(saved, name) for name in _FOLDERS if name in same}
         if "cost" in same:
             kept |= {name: getattr(saved, name) for name in ("parameters", "macs", "inference_ms")}
@@ -257,7 +261,9 @@ class _Network:
                 continue
             self.attempt(name, lambda work=work: self._add(**work()))  # type: ignore[misc]
         self.found = replace(self.found, missing=self.missing)
-        self._save()
+        stored = self.stored
+        if stored is None or (stored.settings, stored.missing) != (self.found.settings, self.found.missing):
+            self._save()
         return self.found
 
     def _add(self, **values: Any) -> None:
@@ -266,6 +272,7 @@ class _Network:
 
     def _save(self) -> None:
         self.found.save(self.folder, overwrite=True)
+        self.stored = self.found
 
     def attempt(self, measurement: str, work: Callable[[], None]) -> None:
         """Do something for a measurement; if it fails, the reason says so and the others go on."""
