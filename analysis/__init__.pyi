@@ -1,6 +1,7 @@
 """Receptive fields and shape bias of vision networks, measured on any `torch.nn.Module`."""
 
 from .benchmark.plots import plot_benchmark, plot_ratios
+from .correlation import RankCorrelation, rank_correlation
 from .figures import axes_or_new, paper_style, save_figure
 from .images.downloads import download_stimuli
 from .images.files import find_images
@@ -45,6 +46,7 @@ from .shape_bias.comparing import (
 )
 from .shape_bias.glyphs import category_glyph
 from .shape_bias.measuring import evaluate_shape_bias
+from .shape_bias.people import MeanConsistency, mean_consistency
 from .shape_bias.plots import (
     plot_category_box,
     plot_confusion,
@@ -58,10 +60,8 @@ from .shape_bias.psychometric import PsychometricFit, fit_psychometric
 from .shape_bias.responses import read_observers, read_responses, write_responses
 from .shape_bias.result import ShapeBiasOptions, ShapeBiasResult
 from .shape_bias.sensitivity import (
-    RankingAgreement,
     Sensitivity,
     rank_table,
-    ranking_agreement,
     sensitivity,
     sensitivity_row,
 )
@@ -74,6 +74,9 @@ from .statistics import (
     percentile_interval,
     trend,
 )
+from .study.compared.measuring import compare_networks
+from .study.compared.report import write_comparison
+from .study.compared.result import Comparison, NetworkResult, comparison_table
 from .study.design import Cell, Study, preset
 from .study.images import StudyImages
 from .study.jobs import CellState, JobOptions, cell_states
@@ -83,6 +86,7 @@ from .study.plots import (
     plot_curves,
     plot_energy,
     plot_erf_against_bias,
+    plot_networks,
     plot_posthoc,
     plot_psychometric,
     posthoc_figure,
@@ -115,6 +119,7 @@ __all__ = [
     "Cell",
     "CellResult",
     "CellState",
+    "Comparison",
     "Curve",
     "DataError",
     "ErfOptions",
@@ -133,13 +138,15 @@ __all__ = [
     "LabelledFiles",
     "LayerError",
     "LoadedModel",
+    "MeanConsistency",
     "Measure",
     "NetworkIdentity",
+    "NetworkResult",
     "Prediction",
     "Predictions",
     "PsychometricFit",
     "PublishedSet",
-    "RankingAgreement",
+    "RankCorrelation",
     "Recipe",
     "ResultError",
     "Sensitivity",
@@ -170,7 +177,9 @@ __all__ = [
     "cell_states",
     "cluster_weights",
     "common_images",
+    "compare_networks",
     "compare_shape_bias",
+    "comparison_table",
     "consistency_table",
     "contact_sheet",
     "default_variants",
@@ -198,6 +207,7 @@ __all__ = [
     "load_recipe",
     "load_stimuli",
     "load_study",
+    "mean_consistency",
     "mean_interval",
     "measure_variants",
     "num_macs",
@@ -216,6 +226,7 @@ __all__ = [
     "plot_erf",
     "plot_erf_against_bias",
     "plot_growth",
+    "plot_networks",
     "plot_pair_map",
     "plot_posthoc",
     "plot_psychometric",
@@ -230,8 +241,8 @@ __all__ = [
     "psychometric_curves",
     "published_sets",
     "rank",
+    "rank_correlation",
     "rank_table",
-    "ranking_agreement",
     "read_observers",
     "read_responses",
     "run_study",
@@ -248,6 +259,7 @@ __all__ = [
     "train",
     "trend",
     "untrained_copy",
+    "write_comparison",
     "write_report",
     "write_responses",
 ]

@@ -27,6 +27,7 @@ COMMANDS = {
     "erf": ("erf", "Measure effective receptive fields."),
     "shape-bias": ("shape_bias", "Measure shape bias."),
     "study": ("study", "Train networks that differ in kernel size, measure them, write a report."),
+    "compare": ("compare", "Put trained networks beside each other, write a report."),
     "report": ("study", "Write the table, the figures and the page of a study anew."),
     "ablate": ("ablate", "Kernel-size ablations, trained anew or on a trained network."),
     "info": ("models", "Say what a weight file holds."),

@@ -102,7 +102,7 @@ def erf(
     check_number("num_images", num_images, COUNTS)
     loaded = choice.load(model, untrained=untrained)
     loaded = [replace(item, mean=means or item.mean, std=stds or item.std) for item in loaded]
-    pixels, notes = _fitting_size(loaded, None if size is None else parse_size(size))
+    pixels, notes = fitting_size(loaded, None if size is None else parse_size(size))
     named = {"grid": units, "prefix_tokens": prefix_tokens}
     _check_layers(loaded, wanted, pixels, named)
     chosen = load_images(images, size=pixels, num_images=num_images, seed=choice.seed)
@@ -138,7 +138,7 @@ def erf(
     typer.echo(f"results, table and figures: {out}")
 
 
-def _fitting_size(loaded: Sequence[LoadedModel], asked: tuple[int, int] | None) -> tuple[tuple[int, int], list[str]]:
+def fitting_size(loaded: Sequence[LoadedModel], asked: tuple[int, int] | None) -> tuple[tuple[int, int], list[str]]:
     """The size at which all are measured, and a note where it is that of a network which takes no other."""
     pixels = asked or (_SIZE, _SIZE)
     for item in loaded if asked is None else ():

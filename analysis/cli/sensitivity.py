@@ -10,15 +10,14 @@ from rich.table import Table
 
 from analysis.cli.console import print_line, print_notes, print_table
 from analysis.cli.shape_bias_output import Comparison
+from analysis.correlation import RankCorrelation, rank_correlation
 from analysis.runs.folder import RunFolder
 from analysis.runs.tables import write_table
 from analysis.runs.texts import few
 from analysis.shape_bias.result import Cluster, ShapeBiasResult
 from analysis.shape_bias.sensitivity import (
     CUES,
-    RankingAgreement,
     rank_table,
-    ranking_agreement,
     sensitivity_row,
 )
 
@@ -32,13 +31,13 @@ class Sensitivities:
     Args:
         table: One row for each kind of stimuli and network with ranks, with how its images went in.
         single: The results on stimuli of single cues.
-        agreements: Of the rankings of networks that both kinds of stimuli give.
+        agreements: Of the rankings of networks that both kinds of stimuli give, by the names of the two.
         without: Observers of whom only responses are known.
     """
 
     table: pd.DataFrame
     single: Sequence[ShapeBiasResult]
-    agreements: Sequence[RankingAgreement]
+    agreements: Mapping[tuple[str, str], RankCorrelation]
     without: Sequence[str]
 
     @classmethod
@@ -91,18 +90,21 @@ _COLUMNS = {
 }
 
 
-def _agreements(rows: Sequence[Mapping[str, Any]], biases: Mapping[str, float]) -> list[RankingAgreement]:
+def _agreements(
+    rows: Sequence[Mapping[str, Any]], biases: Mapping[str, float]
+) -> dict[tuple[str, str], RankCorrelation]:
     by_kind = [{row["observer"]: row for row in rows if row["stimuli"] == kind} for kind in (CONFLICTS, SINGLE_CUES)]
     pairs = {name: (row, by_kind[1][name]) for name, row in by_kind[0].items() if name in by_kind[1]}
     if not pairs:
-        return []
-    ratios = {name: (biases[name], single["relative_sensitivity"]) for name, (_, single) in pairs.items()}
-    found = [ranking_agreement(f"shape bias of {CONFLICTS}", f"S / (S + T) of {SINGLE_CUES}", ratios)]
+        return {}
+    ratios = [single["relative_sensitivity"] for _, single in pairs.values()]
+    names = (f"shape bias of {CONFLICTS}", f"S / (S + T) of {SINGLE_CUES}")
+    found = {names: rank_correlation([biases[name] for name in pairs], ratios)}
     for cue in CUES:
         column = f"{cue}_sensitivity"
-        values = {name: (conflict[column], single[column]) for name, (conflict, single) in pairs.items()}
+        first, second = ([pair[place][column] for pair in pairs.values()] for place in (0, 1))
         what = f"{cue} sensitivity to"
-        found.append(ranking_agreement(f"{what} {CONFLICTS}", f"{what} {SINGLE_CUES}", values))
+        found[f"{what} {CONFLICTS}", f"{what} {SINGLE_CUES}"] = rank_correlation(first, second)
     return found
 
 
@@ -121,7 +123,9 @@ def write_sensitivities(found: Sensitivities, folder: RunFolder) -> None:
             .agg(sensitivity=("reciprocal_rank", "mean"), top1=("top1", "mean"), num_images=("images", "sum"))
         )
     if found.agreements:
-        tables["rankings"] = pd.DataFrame([asdict(own) for own in found.agreements])
+        tables["rankings"] = pd.DataFrame(
+            [{"first": first, "second": second, **asdict(own)} for (first, second), own in found.agreements.items()]
+        )
     for name, table in tables.items():
         with folder.replace(f"{name}.csv") as path:
             write_table(table, path)
@@ -184,9 +188,8 @@ def report_sensitivities(found: Sensitivities) -> None:
             f"({own['observer'].iloc[0]}); bootstrap over {clusters} clusters; images go in at "
             f"{'; '.join(ways)}{as_they_are}, with each network's mean and std."
         )
-    for agreement in found.agreements:
-        tau = "is not defined" if math.isnan(agreement.tau) else f"= {agreement.tau:.2f} (p = {agreement.p_value:.3g})"
-        print_line(
-            f"Rankings by {agreement.first} and by {agreement.second}: Kendall's tau {tau}, "
-            f"n = {agreement.num_networks} networks"
-        )
+    for (first, second), own in found.agreements.items():
+        tau = "is not defined"
+        if not math.isnan(own.tau):
+            tau = f"= {own.tau:.2f} [{own.low:.2f}, {own.high:.2f}] (p = {own.p_value:.3g})"
+        print_line(f"Rankings by {first} and by {second}: Kendall's tau {tau}, n = {own.num} networks")

@@ -1,6 +1,5 @@
 """`replknet shape-bias`."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,15 +25,15 @@ from analysis.cli.options import (
 )
 from analysis.cli.sensitivity import SINGLE_CUES, Sensitivities, report_sensitivities, write_sensitivities
 from analysis.cli.shape_bias_output import RAW, Comparison, note_of_counts, report, write_figures, write_tables
-from analysis.images.imagenet import are_imagenet
 from analysis.images.stimuli import StimulusSet, load_stimuli, missing_stimuli
 from analysis.models.loaded import LoadedModel
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.processes import by_first
 from analysis.runs.results import ResultError
-from analysis.shape_bias.categories import IMAGENET, LabelMapping, select_categories
+from analysis.shape_bias.categories import LabelMapping, select_categories
 from analysis.shape_bias.comparing import common_images
+from analysis.shape_bias.mapping import own_mapping
 from analysis.shape_bias.measuring import (
     check_model,
     evaluate_shape_bias,
@@ -109,7 +108,7 @@ def shape_bias(
     if single is not None and whole is None:
         _refuse_alone(single, [spec for spec in model if spec not in specs], options, humans, labels, categories)
     loaded = choice.load(specs) if specs else []
-    mapping = _own_mapping(loaded if whole else ()) if labels is None else LabelMapping.from_csv(labels)
+    mapping = own_mapping(loaded if whole else ()) if labels is None else LabelMapping.from_csv(labels)
     recorded = [read_responses(spec, categories=None) for spec in model if spec.endswith(".csv")]
     people = [] if humans is None else read_observers(humans, categories=None)
     asked = [*recorded, *people]
@@ -264,21 +263,6 @@ def _refuse_alone(
     for name, value in values.items():
         if value is not None:
             raise ValueError(f"{name}={value}: goes with cue-conflict stimuli; {single.source} holds single cues only")
-
-
-def _own_mapping(loaded: Sequence[LoadedModel]) -> LabelMapping:
-    """ImageNet's, or that of the classes that all the models name."""
-    classes = {() if are_imagenet(item.classes) else item.classes for item in loaded}
-    if classes in (set(), {()}):
-        return IMAGENET
-    if len(classes) > 1:
-        raise ValueError(f"model: {', '.join(item.name for item in loaded)} have different classes; pass --labels")
-    (own,) = classes
-    twice, count = Counter(own).most_common(1)[0]
-    if count > 1:
-        outputs = ", ".join(str(index) for index, name in enumerate(own) if name == twice)
-        raise ValueError(f"model: {loaded[0].name} calls several outputs {twice!r} ({outputs}); pass --labels")
-    return LabelMapping.from_dict(dict(enumerate(own)), len(own))
 
 
 def _check_stimuli(chosen: StimulusSet, mapping: LabelMapping) -> None:

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from analysis.figures import DASHES, OKABE_ITO, axes_or_new
 from analysis.receptive_field.result import ErfResult
 
+_IN_A_ROW = 6
 _DECADES = 4
 
 
@@ -112,11 +113,13 @@ def _area(result: ErfResult, threshold: float) -> str:
 
 
 def erf_row(results: Sequence[ErfResult], titles: Sequence[str], *, threshold: float = 0.5) -> Figure:
-    """Heat maps side by side on one scale, each relative to its maximum, with the area square."""
-    figure = Figure(figsize=(1.75 * len(results) + 0.7, 2.2), layout="constrained")
-    axes = figure.subplots(1, len(results), squeeze=False)[0]
+    """Heat maps side by side on one scale, each relative to its maximum, with the area square; at most six in a row."""
+    columns = min(len(results), _IN_A_ROW)
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(1.75 * columns + 0.7, 2.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     image = None
-    for result, title, ax in zip(results, titles, axes, strict=True):
+    for result, title, ax in zip(results, titles, axes.flat, strict=False):
         peak = result.mean_map.max() or 1.0
         image = ax.imshow(
             np.maximum(result.mean_map / peak, 10.0**-_DECADES), norm=LogNorm(10.0**-_DECADES, 1), cmap="magma"
@@ -125,6 +128,8 @@ def erf_row(results: Sequence[ErfResult], titles: Sequence[str], *, threshold: f
         ax.set_title(title)
         ax.set(xlabel=f"{_area(result, threshold)}\nof the area", xticks=[], yticks=[])
         ax.set(xlim=(-0.5, result.map_size[1] - 0.5), ylim=(result.map_size[0] - 0.5, -0.5))
+    for ax in axes.flat[len(results) :]:
+        ax.set_visible(False)
     if image is not None:
-        figure.colorbar(image, ax=axes, shrink=0.75, label="gradient / its maximum")
+        figure.colorbar(image, ax=axes, shrink=0.75 if rows == 1 else 0.5, label="gradient / its maximum")
     return figure

@@ -1,12 +1,10 @@
 """How strongly a network goes by shape and by texture, each for itself: a ratio of the two does not say."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from analysis.shape_bias.ranks import FloatArray, chance_reciprocal_rank
 from analysis.shape_bias.result import Cluster, ShapeBiasResult
@@ -119,35 +117,3 @@ def rank_table(result: ShapeBiasResult) -> pd.DataFrame:
         table["reciprocal_rank"] = 1 / result.ranks[cue]
         tables.append(table[table["category"] != ""])
     return pd.concat(tables, ignore_index=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankingAgreement:
-    """Whether two measures put the same networks in the same order."""
-
-    first: str
-    second: str
-    tau: float
-    """Kendall's tau-b; NaN with fewer than two networks, or where a measure gives all of them one value."""
-    p_value: float
-    """Two-sided, of no relation; exact without ties. Two or three networks can never reach 5 %."""
-    num_networks: int
-
-
-def ranking_agreement(first: str, second: str, values: Mapping[str, tuple[float, float]]) -> RankingAgreement:
-    """Kendall's tau of two measures over networks.
-
-    Args:
-        first: Name of the one measure.
-        second: Of the other.
-        values: For each network both; one without a number does not count.
-
-    References:
-        Kendall 1938, "A new measure of rank correlation", Biometrika 30; `scipy.stats.kendalltau`.
-    """
-    known = [pair for pair in values.values() if np.isfinite(pair).all()]
-    tau = p_value = float("nan")
-    if len(known) > 1:
-        found = stats.kendalltau(*zip(*known, strict=True))
-        tau, p_value = float(found.statistic), float(found.pvalue)
-    return RankingAgreement(first=first, second=second, tau=tau, p_value=p_value, num_networks=len(known))

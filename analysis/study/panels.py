@@ -80,7 +80,7 @@ class Panel:
     name: str
     section: str
     caption: str
-    draw: Callable[[View], Figure]
+    draw: Callable[[Any], Figure]
     needs: str = "accuracy"
     wide: bool = False
 

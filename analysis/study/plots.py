@@ -8,11 +8,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import optimize
 
 from analysis.figures import DASHES, MARKERS, OKABE_ITO, axes_or_new
 from analysis.study.measures import MEASURES
 from analysis.study.result import ByKernel, CellResult, by_kernel, psychometric_curves, settings_of
 
+LINE_OF_NAMES, ROOM_BELOW = 0.14, 0.7
+"""Inches: of the height of a name beside the axes, and of the figure's height that the axes do not have."""
 _SPREAD = 0.025
 """Distance of neighbouring seeds along the logarithmic axis of kernel sizes, as a part of the value."""
 
@@ -135,6 +138,66 @@ def plot_erf_against_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axe
     ax.set_ylim(-0.03, 1.03)
     ax.legend(title="kernel", frameon=False)
     return ax
+
+
+def plot_networks(table: pd.DataFrame, *, people: float | None = None, ax: Axes | None = None) -> Axes:
+    """Shape bias of networks against their effective receptive field, with both 95 % intervals and names.
+
+    The names stand in a column beside the axes, in the order of the points and as near to them as they fit.
+
+    Args:
+        table: As `comparison_table` makes it; networks without either of the two are left out.
+        people: Their shape bias, a line across.
+        ax: To draw into.
+    """
+    ax = axes_or_new(ax)
+    rows = table[np.isfinite(table["erf_area_0.5"]) & np.isfinite(table["shape_bias"])]
+    architectures = list(dict.fromkeys(rows["architecture"]))
+    for row in rows.to_dict("records"):
+        number = architectures.index(row["architecture"])
+        x, y = 100 * row["erf_area_0.5"], row["shape_bias"]
+        color = OKABE_ITO[number % len(OKABE_ITO)]
+        x_ends, y_ends = (
+            (100 * row["erf_area_0.5_low"], 100 * row["erf_area_0.5_high"]),
+            (
+                row["shape_bias_low"],
+                row["shape_bias_high"],
+            ),
+        )
+        ax.plot(x_ends, (y, y), color=color, lw=1.2)
+        ax.plot((x, x), y_ends, color=color, lw=1.2)
+        ax.plot(x, y, linestyle="none", markersize=5, color=color, marker=MARKERS[number % len(MARKERS)])
+    if people is not None:
+        ax.axhline(people, color="0.5", lw=0.8, linestyle=(0, (1, 1)), zorder=0)
+        ax.text(0.01, people, "people", va="bottom", fontsize="small", color="0.5", transform=ax.get_yaxis_transform())
+    ax.set(xlabel="area with half of the gradient (% of the image)", ylabel="shape bias, S / (S + T)")
+    ax.set_xlim(left=0)
+    ax.set_ylim(-0.03, 1.03)
+    _name_beside(ax, 100 * rows["erf_area_0.5"], rows["shape_bias"], rows["network"])
+    return ax
+
+
+def _name_beside(ax: Axes, x: pd.Series, y: pd.Series, names: pd.Series) -> None:
+    """Names of points in a column on the right, joined to them by lines; none stands on another."""
+    figure: Any = ax.get_figure(root=True)
+    bottom, top = ax.get_ylim()
+    gap = LINE_OF_NAMES / (figure.get_figheight() - ROOM_BELOW) * (top - bottom)
+    order = np.argsort(y.to_numpy(), kind="stable")
+    steps = gap * np.arange(len(order))
+    # The places nearest to the points, in the least squares, that are a gap apart or more and inside the axes.
+    places = optimize.isotonic_regression(y.to_numpy()[order] - steps).x if len(order) else steps
+    places = np.clip(places, bottom, max(bottom, top - gap * len(order))) + steps
+    for index, place in zip(order, places, strict=True):
+        ax.annotate(
+            names.iloc[index],
+            (x.iloc[index], y.iloc[index]),
+            (1.04, (place - bottom) / (top - bottom)),
+            textcoords="axes fraction",
+            va="center",
+            fontsize="small",
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.6", "shrinkA": 1, "shrinkB": 3},
+            annotation_clip=False,
+        )
 
 
 def plot_curves(results: Sequence[CellResult], *, ax: Axes | None = None) -> Axes:

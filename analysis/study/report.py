@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from analysis.study.verdict import chance_of_any, findings, power_text, summary_
 REPORT = "report.html"
 TABLE = "study.csv"
 FIGURES = "figures"
+_TEMPLATE = "report.html.j2"
 _INK = "#010203"
 """Stands for the page's own text colour in figures that are put into it."""
 
@@ -46,30 +48,57 @@ def write_report(directory: str | PathLike[str]) -> Path:
         clear_leftovers(directory, of=name)
     clear_leftovers(directory / FIGURES)
     if not record.results:
-        return _write_page(directory / REPORT, _render(record, None, []))
+        return write_page(directory / REPORT, _render(record, None, []))
     table = study_table(record.results)
     view = View(record, table)
     with replacing(directory / TABLE) as path:
         write_table(table, path)
+    return write_page(directory / REPORT, _render(record, view, drawn(PANELS, SECTIONS, view, directory / FIGURES)))
+
+
+def drawn(
+    panels: Sequence[Panel], sections: Mapping[str, Callable[[Any], str]], view: Any, folder: Path
+) -> list[dict[str, Any]]:
+    """Write the figures of a report as PNG and PDF; returns the sections of the page that have some.
+
+    Args:
+        panels: The figures; those for which the view has what they need.
+        sections: Title and text of each.
+        view: What the panels show.
+        folder: For the files.
+    """
     shown = []
-    for title, text in SECTIONS.items():
-        own = [panel for panel in PANELS if panel.section == title and view.has(panel.needs)]
+    for title, text in sections.items():
+        own = [panel for panel in panels if panel.section == title and view.has(panel.needs)]
         for panel in own:
             with paper_style():
-                save_figure(panel.draw(view), panel.name, lambda name: replacing(directory / FIGURES / name))
+                save_figure(panel.draw(view), panel.name, lambda name: replacing(folder / name))
         figures = [{"svg": _inline_svg(panel, view), "caption": panel.caption} for panel in own]
         columns = not any(panel.wide for panel in own)
         shown += [{"title": title, "text": text(view), "figures": figures, "columns": columns}] if own else []
-    return _write_page(directory / REPORT, _render(record, view, shown))
+    return shown
 
 
-def _write_page(path: Path, page: str) -> Path:
+def write_page(path: Path, page: str) -> Path:
+    """Write a page, whole or not at all; returns its path."""
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def _inline_svg(panel: Panel, view: View) -> str:
+def rendered(template: str, **context: Any) -> str:
+    """A page from one of the templates; every value that it names has to be there."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("analysis.study"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(**context)
+
+
+def _inline_svg(panel: Panel, view: Any) -> str:
     """The figure as an SVG element in the colours of the page."""
     style: dict[Any, Any] = {
         "svg.fonttype": "path",
@@ -93,14 +122,6 @@ def _inline_svg(panel: Panel, view: View) -> str:
 
 def _render(record: StudyRecord, view: View | None, sections: list[dict[str, Any]]) -> str:
     study = record.study
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("analysis.study"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    template = environment.get_template("report.html.j2")
     num_done = sum(state.state == "done" for state in record.states)
     common: dict[str, Any] = {
         "title": "Does a larger kernel see further, and does it see shape?",
@@ -110,7 +131,7 @@ def _render(record: StudyRecord, view: View | None, sections: list[dict[str, Any
         "num_done": num_done,
     }
     if view is None:
-        return template.render(**common, finished=False, summary="No network is trained yet.")
+        return rendered(_TEMPLATE, **common, finished=False, summary="No network is trained yet.")
     sequential = study.until_width is not None
     table = view.table
     groups: list[dict[str, Any]] = []
@@ -129,7 +150,8 @@ def _render(record: StudyRecord, view: View | None, sections: list[dict[str, Any
     kernels = ", ".join(map(str, record.kernels))
     what = "generated images with two cues" if study.data is None else f"the images of {Path(study.data).name}"
     num_seeds = table["seed"].nunique()
-    return template.render(
+    return rendered(
+        _TEMPLATE,
         **common,
         finished=True,
         summary=(

@@ -6,7 +6,6 @@ one continues, and a cell that fails is reported while the others go on.
 
 import copy
 import importlib.metadata
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,13 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 import replknet
 from analysis.images.preparing import normalize
-from analysis.models.complexity import num_macs, num_parameters
+from analysis.models.complexity import inference_ms, num_macs, num_parameters
 from analysis.models.files import save_network
-from analysis.models.layers import evaluation_mode
 from analysis.models.loaded import resolve_device
 from analysis.models.loading import load_model
 from analysis.models.precision import float32_settings
@@ -57,7 +54,6 @@ from analysis.training.state import remove_state
 _STATE = "checkpoint.pt"
 _CALIBRATION_IMAGES = 256
 _INFERENCE_BATCH = 32
-_NUM_TIMINGS = 9
 Progress = Callable[[int, int, str], None]
 
 
@@ -304,7 +300,7 @@ def _run_cell(
         merged_parameters=num_parameters(merged),
         macs=num_macs(merged, (study.size, study.size)),
         seconds_per_step=training.seconds_per_step,
-        inference_ms=_inference_ms(fast, study.size),
+        inference_ms=inference_ms(fast, study.size, batch_size=_INFERENCE_BATCH),
         balances=tuple(conflicts),
         num_shape=tuple(conflict.num_shape for conflict in conflicts.values()),
         num_texture=tuple(conflict.num_texture for conflict in conflicts.values()),
@@ -391,16 +387,3 @@ def _calibrated_copy(network: replknet.RepLKNet, images: StudyImages) -> replkne
 def _measure_erf(network: replknet.RepLKNet, images: StudyImages, name: str, num_workers: int = 0) -> ErfResult:
     # The same map as the network's own in training form, in less time.
     return effective_receptive_field(replknet.reparameterize(network), images.erf, name=name, num_workers=num_workers)
-
-
-def _inference_ms(model: nn.Module, size: int) -> float:
-    device = next(model.parameters()).device
-    batch = normalize(torch.zeros(_INFERENCE_BATCH, 3, size, size, dtype=torch.uint8)).to(device)
-    seconds = []
-    with evaluation_mode(model), torch.no_grad():
-        model(batch)  # packs weights, or compiles
-        for _ in range(_NUM_TIMINGS):
-            start = time.perf_counter()
-            float(model(batch).sum())  # waits for the device
-            seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds)) * 1000 / _INFERENCE_BATCH

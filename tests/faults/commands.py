@@ -73,6 +73,10 @@ COMMANDS = {
         former="erf replknet_nano_k3 --images {inputs}/photos --size 96 --out out/run",
     ),
     "shape-bias": Case("shape-bias replknet_nano_k3 --stimuli {inputs}/conflict --out out/run"),
+    "compare": Case(
+        "compare replknet_nano_k3 replknet_nano_k31 --images {inputs}/photos --size 64 --stimuli {inputs}/conflict "
+        "--data {inputs}/congruent --out out/run"
+    ),
     "train": Case(
         "train replknet_nano_k3 --recipe finetune-384 --set image_size=32 --set batch_size=2 --set autocast= "
         "--set epochs=2 --data {inputs}/data --out out/run"

@@ -38,7 +38,7 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "120")) / 2 / len(COMMANDS)
 TIMES = ("seconds", "seconds_per_step", "images_per_second", "inference_ms", "calls", "elapsed_seconds")
 """What two runs of a command have not in common, in files of JSON."""
 TIMED = re.compile(
-    r".*events\.out\.tfevents.*|.*/run/report\.html|.*/(study\.csv|figures/(inference|step_time)\.(png|pdf))"
+    r".*events\.out\.tfevents.*|.*/run/report\.html|.*/((study|compare)\.csv|figures/(inference|step_time)\.(png|pdf))"
 )
 """Files that show such times."""
 

@@ -19,7 +19,6 @@ from analysis import (
     load_stimuli,
     plot_sensitivity,
     rank_table,
-    ranking_agreement,
     sensitivity,
     sensitivity_row,
 )
@@ -125,17 +124,6 @@ def test_responses_alone_have_no_ranks() -> None:
     assert np.isnan([own.value, own.low, own.high, own.top1, own.chance, *person.ranks["texture"]]).all()
     assert person.decisions()["shape_rank"].isna().all()
     assert np.isnan(sensitivity_row(person)["relative_sensitivity"])
-
-
-def test_agreement_of_rankings_by_hand() -> None:
-    """Of six pairs of networks five have one order and one the other: tau 4/6; of 24 orders 8 are as far from 0."""
-    values = {"a": (1.0, 0.1), "b": (2.0, 0.3), "c": (3.0, 0.2), "d": (4.0, 0.9), "person": (5.0, float("nan"))}
-    found = ranking_agreement("one", "other", values)
-    assert found.num_networks == 4
-    assert found.tau == pytest.approx(4 / 6)
-    assert found.p_value == pytest.approx(8 / 24)
-    assert np.isnan(ranking_agreement("one", "other", {"a": (1.0, 2.0)}).tau)
-    assert np.isnan(ranking_agreement("one", "other", {"a": (1.0, 2.0), "b": (1.0, 3.0)}).tau)
 
 
 def test_wordnet_ids_become_outputs() -> None:

@@ -1,0 +1,141 @@
+"""The figures of the page of a comparison: each a function, with the section that it belongs to and its caption."""
+
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.figures import axes_or_new
+from analysis.receptive_field.plots import erf_row, plot_contribution
+from analysis.receptive_field.result import ErfResult
+from analysis.shape_bias.comparing import common_images
+from analysis.shape_bias.plots import shape_bias_figure
+from analysis.shape_bias.result import ShapeBiasResult
+from analysis.study.compared.result import Comparison
+from analysis.study.panels import Panel
+from analysis.study.plots import LINE_OF_NAMES, ROOM_BELOW, plot_networks
+
+_WIDTH, _LETTER = 3.2, 0.062
+"""Inches: of the axes with their labels, and of a letter of a name beside them."""
+
+
+@dataclass(frozen=True)
+class ComparisonView:
+    """A comparison as its page shows it."""
+
+    comparison: Comparison
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Of `comparison_table`."""
+        return self.comparison.table
+
+    @cached_property
+    def fields(self) -> list[ErfResult]:
+        """The receptive fields that were measured."""
+        return [network.erf for network in self.comparison.networks if network.erf is not None]
+
+    @cached_property
+    def answers(self) -> list[ShapeBiasResult]:
+        """The networks that answered the stimuli."""
+        return [network.shape_bias for network in self.comparison.networks if network.shape_bias is not None]
+
+    def has(self, measure: str) -> bool:
+        """Whether it was measured on some network."""
+        return bool(self.table[measure].notna().any())
+
+
+def _fields_text(view: ComparisonView) -> str:
+    if not view.fields:
+        return "None could be measured."
+    first = view.fields[0]
+    size = "x".join(map(str, dict.fromkeys(first.map_size)))
+    return (
+        f"Mean absolute gradient of the central unit of the last feature map over {len(first.images)} images "
+        f"({first.image_source}) of {size} pixels (the paper: 1024), weights as they are; all on one scale."
+    )
+
+
+SECTIONS: dict[str, Callable[[ComparisonView], str]] = {
+    "Field and shape bias": lambda _: (
+        "Every point is a network, every colour and marker an architecture; bars are 95 % intervals: of the area over "
+        "images, of the shape bias over shape and texture exemplars."
+    ),
+    "Effective receptive fields": _fields_text,
+    "Shape against texture": lambda _: (
+        "The network names one of the categories of the stimuli; on a conflict image it cannot be right about both."
+    ),
+}
+"""Title and text of each, in order."""
+
+
+def _scatter(view: ComparisonView) -> Figure:
+    rows = view.table[np.isfinite(view.table["erf_area_0.5"]) & np.isfinite(view.table["shape_bias"])]
+    longest = max(map(len, rows["network"]), default=0)
+    height = max(3.1, LINE_OF_NAMES * (len(rows) + 1) + ROOM_BELOW)
+    figure = Figure(figsize=(_WIDTH + _LETTER * longest, height), layout="constrained")
+    reference = view.comparison.reference
+    plot_networks(view.table, people=None if reference is None else reference.shape_bias, ax=figure.add_subplot())
+    return figure
+
+
+def _maps(view: ComparisonView) -> Figure:
+    titles = [textwrap.fill(field.model, 22, break_on_hyphens=False) for field in view.fields]
+    return erf_row(view.fields, titles)
+
+
+def _contribution(view: ComparisonView) -> Figure:
+    figure = Figure(figsize=(3.6, 3.1 + 0.14 * len(view.fields)), layout="constrained")
+    plot_contribution(view.fields, ax=axes_or_new(figure.add_subplot()))
+    return figure
+
+
+def _by_category(view: ComparisonView) -> Figure:
+    people = list(view.comparison.people)
+    everyone = common_images([*view.answers, *people])
+    return shape_bias_figure(everyone[: len(view.answers)], humans=everyone[len(view.answers) :])
+
+
+def panels_of(view: ComparisonView) -> list[Panel]:
+    """Those for which something was measured, in order."""
+    found = [
+        Panel(
+            name="area_and_bias",
+            section="Field and shape bias",
+            caption="Shape bias against the area that holds half of the gradient.",
+            draw=_scatter,
+            needs="shape_bias",
+        ),
+    ]
+    if view.fields:
+        found += [
+            Panel(
+                name="erf",
+                needs="erf_area_0.5",
+                section="Effective receptive fields",
+                caption="The square holds half of the gradient.",
+                draw=_maps,
+                wide=True,
+            ),
+            Panel(
+                name="contribution",
+                needs="erf_area_0.5",
+                section="Effective receptive fields",
+                caption="Share of the gradient inside growing squares.",
+                draw=_contribution,
+            ),
+        ]
+    found.append(
+        Panel(
+            name="by_category",
+            section="Shape against texture",
+            caption="Decisions by shape category, on the images that all have seen.",
+            draw=_by_category,
+            needs="shape_bias",
+        )
+    )
+    return found

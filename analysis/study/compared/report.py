@@ -1,0 +1,91 @@
+"""One self-contained HTML page of networks beside each other, with its figures and its table."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from analysis.runs.tables import write_table
+from analysis.runs.writing import clear_leftovers, replacing
+from analysis.study.compared.panels import SECTIONS, ComparisonView, panels_of
+from analysis.study.compared.result import COMPARED, REPORTED, Comparison, cell_text
+from analysis.study.compared.verdict import field_and_bias, people_text, warnings_of_networks
+from analysis.study.report import FIGURES, REPORT, drawn, rendered, write_page
+
+TABLE = "compare.csv"
+_QUESTION = (
+    "RepLKNet's authors report that networks with a larger effective receptive field have a higher shape bias. Here "
+    "networks that are trained already are measured alike. They differ in more than their fields (training data, "
+    "recipe, size): what goes together need not be cause and effect."
+)
+
+
+def write_comparison(comparison: Comparison, directory: str | PathLike[str], *, command: str = "") -> Path:
+    """Write the table, every figure as PNG and PDF, and `report.html` into a folder.
+
+    Args:
+        comparison: Of `compare_networks`.
+        directory: For them.
+        command: What makes the page again, shown on it.
+
+    Returns:
+        The path of the page.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in (REPORT, TABLE):
+        clear_leftovers(directory, of=name)
+    clear_leftovers(directory / FIGURES)
+    view = ComparisonView(comparison)
+    with replacing(directory / TABLE) as path:
+        write_table(comparison.table, path)
+    sections = drawn(panels_of(view), SECTIONS, view, directory / FIGURES)
+    return write_page(directory / REPORT, _render(comparison, command, sections))
+
+
+def _render(comparison: Comparison, command: str, sections: list[dict[str, Any]]) -> str:
+    networks, table = comparison.networks, comparison.table
+    names = [name for name in REPORTED if table[name].notna().any()]
+    rows = [
+        [row["network"], str(row["input_size"]), *(cell_text(row, COMPARED[name]) for name in names)]
+        for row in table.to_dict("records")
+    ]
+    asked = bool(table["shape_bias"].notna().any())
+    return rendered(
+        "compared.html.j2",
+        title="Do larger receptive fields go with more shape bias?",
+        summary=f"{len(networks)} trained network{'s' * (len(networks) != 1)}, measured alike.",
+        question=_QUESTION,
+        command=command,
+        states=[],
+        num_done=len(networks),
+        finished=True,
+        groups=[{"label": "", "findings": [field_and_bias(table)]}] if asked else [],
+        warnings=warnings_of_networks(comparison),
+        setting=_setting(comparison),
+        sections=sections,
+        columns=["network", "input (px)", *(COMPARED[name].heading for name in names)],
+        rows=rows,
+        environment=sorted(networks[0].environment.items()),
+    )
+
+
+def _setting(comparison: Comparison) -> list[tuple[str, str]]:
+    rows = []
+    field = next((network.erf for network in comparison.networks if network.erf is not None), None)
+    if field is not None:
+        size = " x ".join(map(str, field.map_size))
+        rows.append(("receptive fields", f"{len(field.images)} images, {size} pixels; {field.image_source}; raw map"))
+    bias = next((network.shape_bias for network in comparison.networks if network.shape_bias is not None), None)
+    if bias is not None:
+        how = bias.headline()["options"]
+        rows.append(("stimuli", f"{len(bias.stimuli)}, of which {bias.num_images} count; {bias.source}; {how}"))
+    people = people_text(comparison)
+    if people:
+        rows.append(("people", people))
+    labelled = next((network.evaluation for network in comparison.networks if network.evaluation is not None), None)
+    if labelled is not None:
+        rows.append(("accuracy", f"{len(labelled.images)} images; {labelled.settings.get('data', '')}"))
+    rows.append(
+        ("cost", "one image of the network's own size at a time, RepLKNets re-parameterised; in turn, not side by side")
+    )
+    return rows

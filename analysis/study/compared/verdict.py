@@ -1,0 +1,150 @@
+"""What a comparison of networks says, in words."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.correlation import RankCorrelation, rank_correlation
+from analysis.runs.texts import few
+from analysis.shape_bias.result import LOW_CONGRUENT_ACCURACY
+from analysis.study.compared.measuring import NOT_GIVEN
+from analysis.study.compared.result import Comparison
+
+AREA, BIAS = "erf_area_0.5", "shape_bias"
+"""The measures of which the comparison asks whether they go together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer to the question of a comparison.
+
+    Args:
+        question: Asked before anything is measured.
+        answer: One short sentence: what the test allows to say.
+        detail: The numbers behind it.
+        trend: The test.
+    """
+
+    question: str
+    answer: str
+    detail: str
+    trend: RankCorrelation
+
+
+def field_and_bias(table: pd.DataFrame) -> Answer:
+    """Whether larger fields go with more shape bias over the networks of a table.
+
+    Args:
+        table: Of `comparison_table`.
+    """
+    found = rank_correlation(table[AREA].tolist(), table[BIAS].tolist())
+    both = table[np.isfinite(table[AREA]) & np.isfinite(table[BIAS])]
+    number = f"{found.num} network{'s' * (found.num != 1)}"
+    if found.num < 2:
+        answer = f"No answer: {number if found.num else 'no network'} has both a receptive field and a shape bias."
+    elif np.isnan(found.tau):
+        answer = "No answer: one of the two is the same in all networks."
+    elif np.isnan(found.smallest):
+        answer = f"No answer: no order of {number} could be significant."
+    elif found.direction == 0:
+        answer = "No evidence that the two go together."
+    elif found.direction > 0:
+        answer = "Among these networks they go together: the larger the field, the more shape bias."
+    else:
+        answer = "The opposite, among these networks: the larger the field, the less shape bias."
+    parts = []
+    if not np.isnan(found.tau):
+        parts.append(
+            f"Kendall's rank correlation of the area with half of the gradient and the shape bias {found.tau:+.2f} "
+            f"[{found.low:+.2f}, {found.high:+.2f}] over {number}, p = {found.p_value:.2g}"
+        )
+    if found.num > 1:
+        parts.append(_power(found, number))
+    kinds = Counter(both["architecture"])
+    if 0 < len(kinds) < found.num:
+        named = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        parts.append(
+            f"these are of {len(kinds)} architecture{'s' * (len(kinds) != 1)} ({named}), and relatives are not "
+            "independent: the interval is too narrow and the p-value too small"
+        )
+    left_out = table[~table["network"].isin(both["network"])]["network"].tolist()
+    if left_out:
+        parts.append(f"without {few(left_out, 6)}, of which one of the two is missing")
+    return Answer(
+        question="Do larger receptive fields go with more shape bias?",
+        answer=answer,
+        detail="; ".join(parts) + "." if parts else "",
+        trend=found,
+    )
+
+
+def _power(found: RankCorrelation, number: str) -> str:
+    if np.isnan(found.smallest):
+        return "the smallest number of networks of which an order could be significant is 5"
+    needed = f"{number} have to show at least {found.smallest:.2f} to be significant, "
+    if found.detectable > 0.995:
+        return needed + "which networks of no but the strictest dependence do in 80 % of draws"
+    return needed + f"as they would in 80 % of draws if it was {found.detectable:.2f} among all networks"
+
+
+def warnings_of_networks(comparison: Comparison) -> list[str]:
+    """What weakens the numbers, and what is missing, with the reason."""
+    table = comparison.table
+    notes = []
+    measured = {"cost": "cost", "erf": "receptive field", "shape_bias": "shape bias", "evaluation": "accuracy"}
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for network in comparison.networks:
+        for name, why in network.missing.items():
+            reasons.setdefault((name, why), []).append(network.name)
+    for (name, why), names in reasons.items():
+        given = NOT_GIVEN.get(name) == why
+        notes.append(f"No {measured[name]}{'' if given else f' of {few(names, 6)}'}: {why}.")
+
+    def of(rows: pd.DataFrame) -> str:
+        return few(rows["network"].tolist(), 6)
+
+    full = table[table["erf_area_0.99"] >= 0.9]
+    if len(full):
+        notes.append(
+            f"The square with 99 % of the gradient takes nine tenths of the image or more ({of(full)}): there the "
+            "border limits that area, and the smaller ones a little."
+        )
+    weak = table[table["congruent_accuracy"] < LOW_CONGRUENT_ACCURACY]
+    if len(weak):
+        notes.append(
+            f"Fewer than half of the images without conflict are named correctly ({of(weak)}): that shape bias means "
+            "little."
+        )
+    low = table[table["coverage"] < 0.5]
+    if len(low):
+        notes.append(
+            f"Fewer than half of the conflict images were answered with either cue ({of(low)}): that shape bias rests "
+            "on the others."
+        )
+    sizes = table["input_size"]
+    if sizes.min() < sizes.max():
+        notes.append(
+            f"The networks take images of {sizes.min()} to {sizes.max()} pixels: one part of the image, in per cent, "
+            "is another part of what each was trained on."
+        )
+    for network in comparison.networks:
+        rule = "" if network.evaluation is None else str(network.evaluation.settings.get("classes_matched", ""))
+        if "sorted order" in rule:
+            notes.append(f"Accuracy of {network.name}: classes were matched {rule}.")
+    return notes
+
+
+def people_text(comparison: Comparison) -> str:
+    """What people do on the same stimuli; empty with fewer than two."""
+    known: Any = comparison.reference
+    if known is None:
+        return ""
+    low, high = known.shape_bias_range
+    return (
+        f"{known.num_observers} observers on {len(comparison.people[0].stimuli)} images: shape bias "
+        f"{known.shape_bias:.4f} pooled, {low:.4f} to {high:.4f} one by one; error consistency with each other "
+        f"{known.kappa:.4f} (noise ceiling)"
+    )

