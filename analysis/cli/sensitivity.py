@@ -188,8 +188,8 @@ def report_sensitivities(found: Sensitivities) -> None:
             f"({own['observer'].iloc[0]}); bootstrap over {clusters} clusters; images go in at "
             f"{'; '.join(ways)}{as_they_are}, with each network's mean and std."
         )
-    for (first, second), own in found.agreements.items():
+    for (first, second), agreement in found.agreements.items():
         tau = "is not defined"
-        if not math.isnan(own.tau):
-            tau = f"= {own.tau:.2f} [{own.low:.2f}, {own.high:.2f}] (p = {own.p_value:.3g})"
-        print_line(f"Rankings by {first} and by {second}: Kendall's tau {tau}, n = {own.num} networks")
+        if not math.isnan(agreement.tau):
+            tau = f"= {agreement.tau:.2f} [{agreement.low:.2f}, {agreement.high:.2f}] (p = {agreement.p_value:.3g})"
+        print_line(f"Rankings by {first} and by {second}: Kendall's tau {tau}, n = {agreement.num} networks")
