@@ -43,6 +43,12 @@ class Reference:
         return replknet.create_model("replknet_31b", checkpoint=self.path / file, **self.config).double().eval()
 
 
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's hub is not asked: without a network its client tries again for a minute."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference results and real data that is not part of the project."""

@@ -75,7 +75,7 @@ def hash_code(model: nn.Module) -> str:
             digest.update(f"{package} {version} {kind.__qualname__}".encode())
             continue
         digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
-        with suppress(TypeError):  # made at run time
+        with suppress(OSError, TypeError):  # made at run time
             files.add(inspect.getsourcefile(kind))
     for file in sorted(filter(None, files)):
         digest.update(Path(file).read_bytes())

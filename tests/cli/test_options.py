@@ -90,9 +90,9 @@ def test_changes_are_what_is_given_and_no_more() -> None:
 def test_every_field_of_a_sweep_is_an_option(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many as the three dataclasses have, but for the image folder and the recipe as such."""
+    """As many as the three dataclasses have, but for the image folder, the recipe as such, and when seeds suffice."""
     fields = (
-        len(Study.__dataclass_fields__) - 2 + len(Recipe.__dataclass_fields__) + len(JobOptions.__dataclass_fields__)
+        len(Study.__dataclass_fields__) - 3 + len(Recipe.__dataclass_fields__) + len(JobOptions.__dataclass_fields__)
     )
     own = {"out", "preset", "data", "workers", "device", "dry_run", "overwrite"}
     assert len(ablate_train.__signature__.parameters) == fields + len(own)  # type: ignore[attr-defined]

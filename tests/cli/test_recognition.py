@@ -218,7 +218,7 @@ BAD = [
 
 @pytest.mark.parametrize(("command", "message"), BAD)
 def test_a_bad_input_is_one_line_and_exit_code_2(
-    command: str, message: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, message: str, images: Path, no_hub: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / ("text.pt" if command.startswith("export") else "text.pth")
     text.write_text("no weights")

@@ -97,11 +97,14 @@ def test_a_signal_takes_effect_when_the_state_is_written(data: Path, tmp_path: P
     )
     curve = tmp_path / "out" / "curve.csv"
     limit = time.monotonic() + 120
-    while not curve.is_file():
-        assert time.monotonic() < limit
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        while not curve.is_file():
+            assert time.monotonic() < limit
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 128 + number
     said = "interrupted; the same command resumes" if number == signal.SIGINT else f"ended by {number.name}; the same"
     assert f"replknet: {said}" in errors

@@ -135,7 +135,7 @@ def test_no_option_takes_an_empty_text(here: Path, capsys: pytest.CaptureFixture
     [(command, change, message) for command, cases in CASES.items() for change, message in cases],
 )
 def test_wrong_words_are_one_line_and_leave_nothing(
-    here: Path, capsys: pytest.CaptureFixture[str], command: str, change: str, message: str
+    here: Path, no_hub: None, capsys: pytest.CaptureFixture[str], command: str, change: str, message: str
 ) -> None:
     assert message in refused(capsys, command, words_of(command, change))
 

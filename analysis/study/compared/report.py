@@ -59,7 +59,7 @@ def _render(comparison: Comparison, command: str, sections: list[dict[str, Any]]
         states=[],
         num_done=len(networks),
         finished=True,
-        groups=[{"label": "", "findings": [field_and_bias(table)]}] if asked else [],
+        groups=[{"label": "", "findings": [field_and_bias(table)], "power": "", "associations": []}] if asked else [],
         warnings=warnings_of_networks(comparison),
         setting=_setting(comparison),
         sections=sections,

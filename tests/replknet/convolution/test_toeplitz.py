@@ -90,7 +90,7 @@ def test_equals_conv2d_in_every_direction(shape: tuple[int, ...], dtype: torch.d
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_channels_last_maps_give_channels_last_maps(dtype: torch.dtype, device: str) -> None:
-    for shape in ((2, 3, 14, 14, 27, 27), (1, 66, 2, 3, 3, 3)):
+    for shape in ((2, 3, 14, 14, 13, 13), (1, 66, 2, 3, 3, 3)):
         assert max(errors(shape, dtype, device, last=True)) < BOUNDS[dtype]
 
 
@@ -189,7 +189,7 @@ def test_less_shared_memory_takes_smaller_tiles(limit: int, device: str, monkeyp
     place = torch.device("cuda", torch.cuda.current_device()) if ON_GPU else torch.device("cpu")
     monkeypatch.setitem(tiles._SHARED_MEMORY, place, limit)
     monkeypatch.setattr(toeplitz, "fitting", record)
-    for shape in ((2, 1, 14, 14, 27, 27), (8, 1, 12, 56, 31, 31), (1, 1, 9, 100, 31, 31)):
+    for shape in ((2, 1, 14, 14, 13, 13), (8, 1, 12, 56, 13, 13), (1, 1, 9, 100, 13, 13)):
         for dtype in (torch.bfloat16, torch.float32):
             assert max(errors(shape, dtype, device)) < BOUNDS[dtype]
     assert used
@@ -223,7 +223,7 @@ def test_gradients_of_every_order(device: str) -> None:
 
     inputs = [
         random(*shape, dtype=torch.float32, seed=seed).to(device).requires_grad_()
-        for seed, shape in enumerate([(2, 1, 3, 2), (1, 1, 3, 3), (1,)])
+        for seed, shape in enumerate([(1, 1, 3, 2), (1, 1, 3, 3), (1,)])
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that float64 would be better
