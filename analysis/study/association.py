@@ -43,10 +43,11 @@ def associations(table: pd.DataFrame) -> list[Association]:
     """Each predictor alone, the two accuracies together, and none of them (the difference as it is).
 
     Args:
-        table: Of one setting of small kernel and shortcut, as `study_table` makes it.
+        table: Of one setting of small kernel and shortcut, as `study_table` makes it. Seeds without all values do not
+            count.
 
     Returns:
-        Nothing with fewer than five seeds, fewer than two kernels, or where a value is missing.
+        Nothing with fewer than five seeds or fewer than two kernels.
 
     References:
         Bland and Altman 1995, "Calculating correlation coefficients with repeated observations: Part 1", BMJ 310
@@ -54,9 +55,11 @@ def associations(table: pd.DataFrame) -> list[Association]:
     """
     names = [name for name in PREDICTORS if name in table]
     rows = table.dropna(subset=["shape_bias", *names])
+    kernels, counts = table["kernel"].unique(), rows.groupby("seed")["kernel"].transform("count")
+    rows = rows[counts == len(kernels)]
     seeds, clusters = np.unique(rows["seed"], return_inverse=True)
-    kernels, conditions = np.unique(rows["kernel"], return_inverse=True)
-    if len(seeds) < _FEWEST_SEEDS or len(kernels) < 2 or len(rows) < len(seeds) * len(kernels) or len(names) < 3:
+    conditions = np.unique(rows["kernel"], return_inverse=True)[1]
+    if len(seeds) < _FEWEST_SEEDS or len(kernels) < 2 or len(names) < len(PREDICTORS):
         return []
     bias = rows["shape_bias"].to_numpy(dtype=float)
     weights = np.concatenate(list(cluster_weights([clusters.astype(np.intp)], _NUM_RESAMPLES, seed=0)))

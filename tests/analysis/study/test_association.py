@@ -61,9 +61,13 @@ def test_two_measures_together_are_the_multiple_correlation() -> None:
     assert associations(rows)[-1].correlation == pytest.approx(expected)
 
 
+def test_a_seed_without_all_values_does_not_count() -> None:
+    assert association_rows(table(7).iloc[:-1]) == association_rows(table(7).iloc[:-3]) != []
+
+
 def test_too_little_to_say_anything() -> None:
     assert associations(table(4)) == []
-    assert association_rows(table().iloc[:-1]) == []
+    assert association_rows(table(5).iloc[:-1]) == []
     assert association_rows(table().assign(shape_only_accuracy=np.nan)) == []
 
 
