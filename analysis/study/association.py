@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from analysis.statistics import cluster_weights, percentile_interval
 
@@ -15,7 +16,7 @@ PREDICTORS = {
 }
 """Measures that may go with the shape bias, in words."""
 _FEWEST_SEEDS = 5
-_NUM_RESAMPLES = 1000
+_NUM_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,8 @@ def associations(table: pd.DataFrame) -> list[Association]:
 
     References:
         Bland and Altman 1995, "Calculating correlation coefficients with repeated observations: Part 1", BMJ 310
-        (correlation within subjects; here within kernels).
+        (correlation within subjects; here within kernels); Hesterberg 2015, "What Teachers Should Know About the
+        Bootstrap", American Statistician 69 (percentiles expanded for few samples).
     """
     names = [name for name in PREDICTORS if name in table]
     rows = table.dropna(subset=["shape_bias", *names])
@@ -63,6 +65,9 @@ def associations(table: pd.DataFrame) -> list[Association]:
         return []
     bias = rows["shape_bias"].to_numpy(dtype=float)
     weights = np.concatenate(list(cluster_weights([clusters.astype(np.intp)], _NUM_RESAMPLES, seed=0)))
+    # Percentiles of a mean of few seeds are narrower than Student's interval by this much.
+    edge = np.sqrt(len(seeds) / (len(seeds) - 1)) * stats.t.ppf(0.975, len(seeds) - 1)
+    confidence = float(2 * stats.norm.cdf(edge) - 1)
     found = []
     for measures in ((), *((name,) for name in names), ("shape_only_accuracy", "texture_only_accuracy")):
         values = rows[list(measures)].to_numpy(dtype=float)
@@ -77,9 +82,9 @@ def associations(table: pd.DataFrame) -> list[Association]:
             Association(
                 measures=measures,
                 correlation=correlation,
-                interval=percentile_interval(draws[:, 0], 0.95) if alone else (float("nan"), float("nan")),
+                interval=percentile_interval(draws[:, 0], confidence) if alone else (float("nan"), float("nan")),
                 difference=difference,
-                difference_interval=percentile_interval(draws[:, 1], 0.95),
+                difference_interval=percentile_interval(draws[:, 1], confidence),
             )
         )
     return found

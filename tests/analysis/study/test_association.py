@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.statistics import mean_interval
 from analysis.study.association import association_rows, associations
 
 
@@ -27,6 +28,15 @@ def test_a_bias_that_follows_the_area_leaves_no_difference() -> None:
     assert area.correlation == pytest.approx(1)
     assert area.difference == pytest.approx(0, abs=1e-12)
     assert area.interval == pytest.approx((1, 1))
+
+
+def test_with_nothing_held_equal_the_interval_is_about_students() -> None:
+    rows = table(6, direct=0.5, noise=0.3)
+    wide = rows.pivot_table(index="seed", columns="kernel", values="shape_bias")
+    low, high = mean_interval((wide[31] - wide[3]).tolist())
+    (nothing,) = [item for item in associations(rows) if not item.measures]
+    assert nothing.difference == pytest.approx((low + high) / 2)
+    assert np.diff(nothing.difference_interval)[0] == pytest.approx(high - low, rel=0.15)
 
 
 def test_what_the_kernel_does_beside_the_area_is_left() -> None:
