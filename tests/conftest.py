@@ -20,6 +20,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: at the end of the run one process would wait for the other's."""
+    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
+
+
 class Reference:
     """Files and float64 outputs of the official implementation and of mmpretrain."""
 
