@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -157,6 +158,8 @@ def download_weights(name: str, *, url: str | None = None, progress: bool = True
     if urlsplit(address).scheme not in ("http", "https", "ftp", "file"):
         raise DownloadError(f"url={url!r}: expected an address such as {weights.url}")
     by_hand = f"fetch {address} by hand and put it at {target}"
+    with suppress(OSError):  # a folder that may only be read
+        clear_leftovers(target.parent, of=target.name)
     if target.is_file():
         found = sha256_of(target)
         if not found.startswith(weights.sha256):
@@ -167,8 +170,6 @@ def download_weights(name: str, *, url: str | None = None, progress: bool = True
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(target.parent, of=target.name)
-        clear_leftovers(target.parent, of=target.name)
         with scratch_folder(target) as folder:  # a killed download leaves its file beside its target
             download_url_to_file(address, str(folder / target.name), hash_prefix=weights.sha256, progress=progress)
             (folder / target.name).replace(target)

@@ -102,7 +102,7 @@ def test_continues_exactly_where_it_was_interrupted(
 def test_recorded_accuracies_are_those_of_the_weights_at_that_step(tmp_path: Path, ema_decay: float | None) -> None:
     """Of a RepLKNet, whose convolutions kept forms of their weights once: as a new network with the same ones has them.
 
-    In one go, and interrupted after each evaluation.
+    In one go, and interrupted after some evaluations.
     """
     options: dict[str, Any] = {"layers": (1, 1), "channels": (8, 8), "kernel_sizes": (31, 15), "num_classes": 2}
 
@@ -115,7 +115,7 @@ def test_recorded_accuracies_are_those_of_the_weights_at_that_step(tmp_path: Pat
     images, validation = Stripes(30, side=64), Stripes(64, side=64)
     recorded = train(new(), images, validation, recipe, **every).curve.val_accuracy
     assert len(set(recorded)) > 2
-    for number in range(1, 9):
+    for number in (1, 4, 8):
         interrupted, fresh = new(), new()
         stop: dict[str, Any] = {"stop_after": 5 * number, "checkpoint": tmp_path / "state.pt"}
         result = train(interrupted, images, validation, recipe, **every, **stop)

@@ -111,6 +111,14 @@ def test_a_full_disk_leaves_nothing(hub: Path, published: tuple[Server, str]) ->
     assert list(hub.iterdir()) == []
 
 
+def test_what_a_killed_download_left_goes_though_the_file_is_there(hub: Path, published: tuple[Server, str]) -> None:
+    target = replknet.download_weights(NAME, progress=False)
+    left = target.with_name(f".new.{2**22}.{target.name}")  # Linux gives no process this number
+    left.mkdir()
+    assert replknet.download_weights(NAME, progress=False) == target
+    assert list(target.parent.iterdir()) == [target]
+
+
 def test_names_and_files_of_the_published_weights() -> None:
     assert len(replknet.PUBLISHED) == 6
     for name, weights in replknet.PUBLISHED.items():
