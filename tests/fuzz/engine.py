@@ -27,7 +27,7 @@ SECONDS_ON_THE_CLOCK = 20.0
 """For one case, before its process is killed."""
 SECONDS_TO_START = 180.0
 MEMORY = 1 << 30
-"""Bytes that one case may add to those of its process."""
+"""Bytes that one case may add to those of its process, where it does not say otherwise."""
 _STATUS = Path("/proc/self/status")
 
 
@@ -43,11 +43,13 @@ class Case:
         about: What it is.
         run: Tries it; returns where the outcome is right, raises `WrongError` where it is not.
         refusals: What it may raise instead.
+        memory: Bytes that it may add to those of its process.
     """
 
     about: str
     run: Callable[[], object]
     refusals: tuple[type[Exception], ...] = (ValueError, FileNotFoundError)
+    memory: int = MEMORY
 
 
 Family = Callable[[Random, Path], Case]
@@ -225,7 +227,7 @@ def _judged(case: Case) -> tuple[str, str]:
     spent, taken = time.process_time() - start, _bytes("VmHWM") - before
     if outcome != "wrong" and spent > SECONDS_OF_WORK:
         outcome, detail = "wrong", f"takes {spent:.0f} s of the processor, then is {outcome}: {detail}"
-    if outcome != "wrong" and taken > MEMORY:
+    if outcome != "wrong" and taken > case.memory:
         outcome, detail = "wrong", f"takes {taken >> 20} MB of memory, then is {outcome}: {detail}"
     return outcome, detail
 

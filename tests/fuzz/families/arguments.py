@@ -21,7 +21,7 @@ from PIL import Image
 import analysis
 import replknet
 from analysis.cli import COMMANDS, main
-from tests.fuzz.engine import Case, WrongError, family
+from tests.fuzz.engine import MEMORY, Case, WrongError, family
 from tests.fuzz.mutating import INTERESTING, TEXTS
 
 _NEEDED = {
@@ -58,6 +58,8 @@ _UNFINISHED = 1
 _TAKES_INFINITE = ("max_gradient_norm",)
 _PROCESSES = ("workers", "gpus", "cpus", "threads", "processes", "nodes", "memory", "array_parallelism")
 """Options of which a large number is costly for the machine that tests."""
+_LARGE = {"bench all": 2 * MEMORY}
+"""Bytes of a command whose work is large, whatever is typed: maps of 64 images in float64."""
 
 
 @functools.cache
@@ -133,7 +135,11 @@ def arguments(random: Random, folder: Path) -> Case:
         if value is not None:
             (after if own.param_type_name == "argument" else before).extend(_typed(own, value))
     line = [*before, *(["--"] if any(value.startswith("-") for value in after) else []), *after]
-    return Case(" ".join(word[:60] for word in line), lambda: _check(line, odd, command, folder))
+    return Case(
+        " ".join(word[:60] for word in line),
+        lambda: _check(line, odd, command, folder),
+        memory=_LARGE.get(words, MEMORY),
+    )
 
 
 def _check(line: list[str], odd: dict[str, str], command: Any, folder: Path) -> None:
