@@ -104,7 +104,7 @@ from .study.posthoc import (
 from .study.record import load_study, save_study
 from .study.report import write_report
 from .study.result import CellResult, psychometric_curves, study_table
-from .study.running import run_study
+from .study.sweeping import run_study
 from .study.verdict import findings
 from .training.loop import Training, accuracy, train
 from .training.parallel import TrainingError

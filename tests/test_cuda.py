@@ -37,7 +37,7 @@ from analysis.models.loaded import resolve_device
 from analysis.study.design import Study
 from analysis.study.images import StudyImages
 from analysis.study.posthoc import default_variants, kernel_energy, measure_variants
-from analysis.study.running import run_study
+from analysis.study.sweeping import run_study
 from analysis.training.loop import Training, accuracy, train
 from analysis.training.parallel import TrainingError
 from analysis.training.recipe import Recipe

@@ -21,6 +21,7 @@ from analysis.cli.options import (
 )
 from analysis.cli.study import (
     PLACE,
+    AtOnce,
     Data,
     Humans,
     Preset,
@@ -116,6 +117,7 @@ def ablate_train(
     stimuli: Stimuli = None,
     humans: Humans = None,
     workers: Workers = None,
+    at_once: AtOnce = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script, submit nothing.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -128,12 +130,14 @@ def ablate_train(
     if job and "executor" not in job and not dry_run:
         raise ValueError(f"{next(iter(job))}={next(iter(job.values()))}: goes with --executor only")
     if "executor" in job or dry_run:
+        if at_once is not None:
+            raise ValueError(f"at_once={at_once}: goes without --executor; see --array-parallelism")
         options = JobOptions(**job)
         if workers is None:
             workers = default_workers(options.cpus) if options.gpus else 0
         _submit(chosen, out, options, workers, place.device, dry_run, overwrite)
         return
-    failed = sweep(chosen, out, workers, place, overwrite)
+    failed = sweep(chosen, out, workers, place, at_once, overwrite)
     typer.echo(f"cells: {out / 'cells'}; replknet report {out} makes the page")
     if failed:
         raise typer.Exit(1)

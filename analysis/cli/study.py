@@ -24,6 +24,7 @@ from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, Workers, t
 from analysis.runs.folder import RunFolder
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
+from analysis.runs.settings import AT_ONCE
 from analysis.runs.writing import clear_leftovers
 from analysis.study.design import ADDED, GENERATED, Study, preset
 from analysis.study.images import StudyImages
@@ -31,7 +32,8 @@ from analysis.study.jobs import CellState
 from analysis.study.measures import BRIEF, shown
 from analysis.study.record import PEOPLE, STUDY_FILE, load_study, save_people, save_study
 from analysis.study.result import settings_of, study_table
-from analysis.study.running import check_place, run_study
+from analysis.study.running import check_place
+from analysis.study.sweeping import run_study
 from analysis.study.verdict import findings, summary_text
 
 app = typer.Typer()
@@ -51,6 +53,14 @@ Stimuli = Annotated[
 ]
 Humans = Annotated[
     Path | None, typer.Option(help="Folder of raw responses of people to these stimuli, one CSV each, to compare with.")
+]
+AtOnce = Annotated[
+    int | None,
+    typer.Option(
+        help="Cells at the same time, each with its part of the cores; by default one for each core, on a GPU one.",
+        min=AT_ONCE[0],
+        max=AT_ONCE[1],
+    ),
 ]
 _PRESET_HELP = "quick (seconds), standard (minutes) or full (hours); where all other options start."
 Preset = Annotated[str, typer.Option("--preset", help=_PRESET_HELP)]
@@ -130,13 +140,14 @@ def study(
     humans: Humans = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of each network.", min=1)] = None,
     workers: Workers = None,
+    at_once: AtOnce = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train networks that differ in kernel size, measure accuracy, receptive field and shape bias, write a report."""
     if "until_width" in changes:
         changes = {"num_seeds": _MOST_SEEDS, **changes}
     chosen = changed_preset(preset, data, stimuli, humans, changes, {} if steps is None else {"steps": steps})
-    failed = sweep(chosen, out, workers, place, overwrite)
+    failed = sweep(chosen, out, workers, place, at_once, overwrite)
     _write_report(out)
     if failed:
         raise typer.Exit(1)
@@ -175,11 +186,20 @@ def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders
         yield images
 
 
-def sweep(study: Study, out: Path, workers: int | None, place: ModelChoice, overwrite: bool) -> int:
+def sweep(
+    study: Study, out: Path, workers: int | None, place: ModelChoice, at_once: int | None, overwrite: bool
+) -> int:
     """Run a study in OUT; returns the number of failed cells."""
     keep_freed_memory()
     with study_folder(study, out, place.device, overwrite), progress_bar("study") as progress:
-        outcomes = run_study(study, out, num_workers=place.workers(workers), device=place.device, progress=progress)
+        outcomes = run_study(
+            study,
+            out,
+            num_workers=place.workers(workers),
+            device=place.device,
+            at_once=at_once,
+            progress=progress,
+        )
         if len(outcomes) < len(study.cells()):  # it was stopped by `until_width`
             seeds = 1 + max(outcome.cell.seed for outcome in outcomes)
             by_first(lambda: save_study(replace(study, num_seeds=seeds), command_line(), out))

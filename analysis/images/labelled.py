@@ -149,6 +149,20 @@ class InMemory:
                 self._kept[index] = item
         return item
 
+    def store(self, path: Path) -> None:
+        """Write all, of one size, where `restore` of another process finds them; nothing if not all are kept."""
+        if self.complete:
+            items = [self._kept[index] for index in range(len(self))]
+            np.save(path.with_suffix(".labels.npy"), np.array([label for _, label in items]))
+            np.save(path.with_suffix(".npy"), np.stack([pixels for pixels, _ in items]))
+
+    def restore(self, path: Path) -> None:
+        """Keep what `store` wrote, in memory that processes share until one of them writes to it."""
+        if path.with_suffix(".npy").exists():
+            pixels = np.load(path.with_suffix(".npy"), mmap_mode="c")
+            labels = np.load(path.with_suffix(".labels.npy")).tolist()
+            self._kept = dict(enumerate(zip(pixels, labels, strict=True)))
+
 
 def keep_all(sets: Sequence[InMemory], num_workers: int) -> None:
     """Make the images of some sets that fit into memory, in so many processes; with 0, each when it is asked for.

@@ -19,6 +19,7 @@ SEEDS: Range = (0, 2**63 - 1, "a whole number from 0 to 2**63 - 1")
 SIDES: Range = (1, 16_384, "1 to 16384 pixels")
 BATCHES: Range = (1, 65_536, "1 to 65536 images")
 WORKERS: Range = (0, 1024, "0 to 1024 processes")
+AT_ONCE: Range = (1, 1024, "1 to 1024")
 LARGEST_KERNEL = 1023
 COUNTS: Range = (1, 10_000_000, "1 to 10000000")
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from functools import cached_property
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,22 @@ class StudyImages:
 
     def make(self, num_workers: int) -> None:
         """Make all that fit into memory, in so many processes; with 0, nothing is made in advance."""
-        sets = [self.train, self.val]
-        if self.study.data is None:
-            sets += [*self.single.values(), *self._conflicting.values()]
-        keep_all(sets, num_workers)
+        keep_all(self._in_memory, num_workers)
+
+    def store(self, directory: Path) -> None:
+        """Write what was made, for `restore` of other processes."""
+        for number, images in enumerate(self._in_memory):
+            images.store(directory / str(number))
+
+    def restore(self, directory: Path) -> None:
+        """Have what another process has stored."""
+        for number, images in enumerate(self._in_memory):
+            images.restore(directory / str(number))
+
+    @property
+    def _in_memory(self) -> list[InMemory]:
+        generated = [*self.single.values(), *self._conflicting.values()] if self.study.data is None else []
+        return [self.train, self.val, *generated]
 
     def _folder(self, split: Any) -> FolderImages:
         assert self.study.data is not None

@@ -1,8 +1,4 @@
-"""The kernel-size study: networks that differ in their kernels only, trained and measured alike.
-
-Every cell, one setting of the kernels with one seed, is a folder of its own. A finished cell is read, an interrupted
-one continues, and a cell that fails is reported while the others go on.
-"""
+"""A cell of the kernel-size study: one network, trained and measured in a folder of its own."""
 
 import copy
 import importlib.metadata
@@ -32,19 +28,17 @@ from analysis.runs.identity import describe_environment, hash_weights, identify,
 from analysis.runs.locking import LOCK_FILE, Lock
 from analysis.runs.processes import by_first, num_processes
 from analysis.runs.results import ResultError
-from analysis.runs.settings import WORKERS, check_number, named_path
 from analysis.runs.tables import write_table
 from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import clear_leftovers, plain, remove, replacing, write_json
 from analysis.shape_bias.categories import MAPPING
 from analysis.shape_bias.measuring import evaluate_shape_bias
 from analysis.shape_bias.result import ShapeBiasResult
-from analysis.statistics import trend
 from analysis.study.answers import unanswered, with_answers
 from analysis.study.design import ADDED, Cell, Study
 from analysis.study.images import StudyImages
-from analysis.study.measures import SHAPE_BIAS, STIMULI, shown
-from analysis.study.result import CellResult, settings_of, study_table, values_by_seed
+from analysis.study.measures import STIMULI
+from analysis.study.result import CellResult
 from analysis.training.batches import random_state
 from analysis.training.loop import accuracy, train
 from analysis.training.parallel import check_division
@@ -54,7 +48,6 @@ from analysis.training.state import remove_state
 _STATE = "checkpoint.pt"
 _CALIBRATION_IMAGES = 256
 _INFERENCE_BATCH = 32
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,73 +59,6 @@ class Outcome:
     error: str = ""
     reused: bool = False
     """It was finished before."""
-
-
-def run_study(
-    study: Study,
-    directory: str | PathLike[str],
-    *,
-    num_workers: int = 0,
-    device: str | torch.device = "cpu",
-    progress: Progress | None = None,
-) -> list[Outcome]:
-    """Train and measure every cell that `directory/cells` does not hold yet.
-
-    Args:
-        study: What to do.
-        directory: Gets `cells/<name>/` with `cell.json` (the complete recipe), `network.safetensors` (which
-            `load_model` reads), `curve.csv` and the measurements.
-        num_workers: Processes that make or load images; without effect on the results.
-        device: Where networks are trained and measured, "auto" as in `LoadedModel.to`; recorded with each cell.
-        progress: Called with the work done, all work, and the name of the cell at work.
-
-    Returns:
-        One outcome for each cell, in the order of `study.cells()`; without those of further seeds where `until_width`
-        is reached before.
-
-    Raises:
-        ValueError: If the images or the device cannot be used, or `directory` holds a finished cell of another study.
-        FileNotFoundError: If the image folder is missing or incomplete.
-    """
-    images = StudyImages(study)
-    images.check()
-    device = check_place(study, device)
-    check_number("num_workers", num_workers, WORKERS)
-    directory = named_path(directory, "directory")
-    check_folder(study, directory, images)
-    cells = study.cells()
-    # The measurements of a cell take about as long as this many steps.
-    effort = study.recipe.steps + max(study.recipe.steps // 6, 1)
-    outcomes: list[Outcome] = []
-    for number, cell in enumerate(cells):
-        target = Path(directory) / "cells" / cell.name
-
-        def report(done: int, start: int = number * effort, name: str = cell.name) -> None:
-            if progress is not None:
-                progress(start + done, len(cells) * effort, name)
-
-        if number % (len(cells) // study.num_seeds) == 0 and _is_narrow(study, outcomes):
-            break
-        report(0)
-        outcomes.append(run_cell(study, cell, images, target, num_workers=num_workers, device=device, report=report))
-        report(effort)
-    return outcomes
-
-
-def _is_narrow(study: Study, outcomes: list[Outcome]) -> bool:
-    """Whether the seeds suffice: of every setting, the interval of the difference between the ends is narrow enough."""
-    results = [outcome.result for outcome in outcomes if outcome.result is not None]
-    if study.until_width is None or not results:
-        return False
-    for _, rows in settings_of(study_table(results)):
-        for measure in shown(SHAPE_BIAS, rows)[:1]:
-            kernels, values = values_by_seed(rows, measure.name)
-            found = trend(values, sequential=True) if len(kernels) == len(study.kernels) else None
-            if found is not None and found.high - found.low <= study.until_width:
-                break
-        else:
-            return False
-    return True
 
 
 def check_place(study: Study, device: str | torch.device) -> torch.device:
@@ -166,7 +92,7 @@ def run_cell(
         ValueError: If the folder holds a finished cell of another study.
     """
     settings = cell_settings(study, cell, images)
-    found = by_first(lambda: _finished(target, settings))
+    found = by_first(lambda: finished(target, settings))
     if found is not None and not unanswered(found, images):
         by_first(lambda: _tidy(target, cell))
         return Outcome(cell=cell, result=found, reused=True)
@@ -226,10 +152,10 @@ def check_folder(study: Study, directory: str | PathLike[str], images: StudyImag
         ValueError: Naming the cell.
     """
     for cell in study.cells():
-        _finished(Path(directory) / "cells" / cell.name, cell_settings(study, cell, images))
+        finished(Path(directory) / "cells" / cell.name, cell_settings(study, cell, images))
 
 
-def _finished(target: Path, settings: dict[str, Any]) -> CellResult | None:
+def finished(target: Path, settings: dict[str, Any]) -> CellResult | None:
     """The result of a cell that was made with these settings; None if there is none or it is damaged."""
     try:
         found = CellResult.load(target)

@@ -14,7 +14,7 @@ from analysis.cli.ablate import _minutes
 from analysis.study import jobs, record, report
 from analysis.study.jobs import CellState, JobOptions, cell_jobs, cell_states
 from analysis.study.result import CellResult
-from analysis.study.running import run_study
+from analysis.study.sweeping import run_study
 from tests.analysis.study.test_running import TINY
 from tests.cli.command import run
 

@@ -10,7 +10,7 @@ import pytest
 from analysis.runs.results import ResultError
 from analysis.study import record, report
 from analysis.study.measures import MEASURES
-from analysis.study.running import run_study
+from analysis.study.sweeping import run_study
 from analysis.study.verdict import findings, interval_text, summary_text, warnings_of
 from tests.analysis.study.test_running import TINY
 

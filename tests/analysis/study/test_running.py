@@ -3,12 +3,11 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -16,12 +15,12 @@ import replknet
 from analysis import load_model
 from analysis.images.preparing import normalize
 from analysis.runs.results import ResultError
-from analysis.statistics import anytime_interval
 from analysis.study import running
 from analysis.study.design import Cell, Study, preset
 from analysis.study.images import StudyImages
 from analysis.study.result import CellResult, study_table, values_by_seed
-from analysis.study.running import Outcome, run_study
+from analysis.study.running import Outcome
+from analysis.study.sweeping import run_study
 from analysis.training import loop
 from analysis.training.loop import accuracy
 from analysis.training.recipe import Recipe
@@ -157,7 +156,7 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(tmp_path: Path, monkeypa
 
 KILLED = """
 import os, signal, sys
-from analysis.study.running import run_study
+from analysis.study.sweeping import run_study
 from analysis.training import progress as state
 from tests.analysis.study.test_running import TINY
 state._SECONDS_BETWEEN_CHECKPOINTS = 0.0
@@ -296,27 +295,3 @@ def test_wrong_values_are_named(tmp_path: Path) -> None:
         run_study(TINY, "")
     assert not any(tmp_path.iterdir())
     assert Cell(kernel=7, small_kernel=0, shortcut=True, seed=4).name == "k7_small0_seed4"
-
-
-def test_seeds_are_added_until_the_interval_is_narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells without training: the bias of kernel 5 is that of kernel 3, a shift and noise higher."""
-    noise = np.random.default_rng(0).normal(0.1, 0.05, 40)
-
-    def cell_of(study: Study, cell: Cell, *_arguments: Any, **_options: Any) -> Outcome:
-        return Outcome(cell=cell, result=cell)  # type: ignore[arg-type]
-
-    def table_of(cells: list[Cell]) -> pd.DataFrame:
-        rows = [{**asdict(cell), "shape_bias": noise[cell.seed] * (cell.kernel == 5)} for cell in cells]
-        return pd.DataFrame(rows)
-
-    monkeypatch.setattr(running, "run_cell", cell_of)
-    monkeypatch.setattr(running, "study_table", table_of)
-    for width in (0.1, 0.06):
-        outcomes = run_study(replace(TINY, num_seeds=40, until_width=width), tmp_path)
-        widths = [high - low for low, high in (anytime_interval(noise[:n].tolist()) for n in range(2, 41))]
-        expected = 2 + next(place for place, found in enumerate(widths) if found <= width)
-        assert len(outcomes) == 2 * expected and 5 <= expected < 40
-    assert len(run_study(replace(TINY, num_seeds=7, until_width=0.01), tmp_path)) == 14
-    for wrong in ({"kernels": (3,)}, {"data": "photos"}):
-        with pytest.raises(ValueError, match=r"until_width=0\.1: goes with"):
-            replace(TINY, until_width=0.1, **wrong)

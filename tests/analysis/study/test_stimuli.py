@@ -24,7 +24,8 @@ from analysis.study.images import StudyImages
 from analysis.study.measures import people_table
 from analysis.study.panels import View
 from analysis.study.result import CellResult, congruent_interval, study_table
-from analysis.study.running import Outcome, run_study
+from analysis.study.running import Outcome
+from analysis.study.sweeping import run_study
 from analysis.study.verdict import warnings_of
 from analysis.training.recipe import Recipe
 from tests.analysis.shape_bias.observers import observer
