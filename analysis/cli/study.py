@@ -24,13 +24,14 @@ from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, Workers, t
 from analysis.runs.folder import RunFolder
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
+from analysis.runs.results import ResultError
 from analysis.runs.settings import AT_ONCE
 from analysis.runs.writing import clear_leftovers
 from analysis.study.design import ADDED, GENERATED, Study, preset
 from analysis.study.images import StudyImages
 from analysis.study.jobs import CellState
 from analysis.study.measures import BRIEF, shown
-from analysis.study.record import PEOPLE, STUDY_FILE, load_study, save_people, save_study
+from analysis.study.record import PEOPLE, STUDY_FILE, load_study, read_study, save_people, save_study
 from analysis.study.result import settings_of, study_table
 from analysis.study.running import check_place
 from analysis.study.sweeping import run_study
@@ -166,6 +167,8 @@ def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders
     """Make OUT the folder of this study, with folders for its cells and others, if its images are fit."""
     from analysis.study.report import FIGURES, REPORT, TABLE
 
+    if not overwrite:
+        _keep_rule(study, out)
     settings = asdict(study)
     for name in ADDED:
         settings.pop(name)  # cells are added to a study; what they share makes it another one
@@ -184,6 +187,19 @@ def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders
         if images.people:
             by_first(lambda: save_people(images.people, folder.add(PEOPLE).parent))
         yield images
+
+
+def _keep_rule(study: Study, out: Path) -> None:
+    """Refuse tests for a number of seeds that was not fixed before."""
+    try:
+        former, _ = read_study(out)
+    except ResultError:
+        return
+    if former.until_width is not None and study.until_width is None:
+        raise ValueError(
+            f"until_width: expected, as in the command before ({former.until_width:g}): seeds were added to "
+            f"{str(out)!r} until an interval was narrow, which no test for a number fixed before allows for"
+        )
 
 
 def sweep(

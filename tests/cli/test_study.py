@@ -1,8 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from analysis.study.design import preset
+from analysis.study.record import save_study
 from tests.analysis.shape_bias.observers import write_stimuli
 from tests.analysis.training.test_loop import make_folder
 from tests.cli.command import run
@@ -32,6 +35,15 @@ def test_train_then_report_then_more_cells(tmp_path: Path, capsys: pytest.Captur
     assert sorted(pd.read_csv(out / "study.csv")["kernel"]) == [3, 3, 5, 5, 7]
     run(TRAIN.replace("--batch-size 8", "--batch-size 1000"), tmp_path / "new", code=2)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_sequence_of_seeds_stays_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No command turns seeds that were added until an interval was narrow into a number fixed before."""
+    save_study(replace(preset("quick"), num_seeds=7, until_width=0.2), "", tmp_path / "out")
+    for line in ("study --preset quick --seeds 7 --out", "ablate train --preset quick --out"):
+        run(line, tmp_path / "out", code=2)
+        assert "until_width: expected, as in the command before (0.2)" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"study.json"}
 
 
 def test_study_on_an_image_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
