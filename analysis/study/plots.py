@@ -17,7 +17,11 @@ from analysis.study.result import ByKernel, CellResult, by_kernel, psychometric_
 LINE_OF_NAMES, ROOM_BELOW = 0.14, 0.7
 """Inches: of the height of a name beside the axes, and of the figure's height that the axes do not have."""
 _SPREAD = 0.025
-"""Distance of neighbouring seeds along the logarithmic axis of kernel sizes, as a part of the value."""
+"""Distance of neighbouring seeds along the logarithmic axis of kernel sizes, at most."""
+_MARGIN = 0.18
+"""Of that axis beyond the first and the last kernel; seeds take two thirds of it, or of half the way to the next."""
+_DODGE = 0.1
+"""Of the distance of two balances: between the dots of neighbouring kernels."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def plot_by_kernel(
     ax.set_xscale("log")
     ax.set_xticks(kernels, [str(kernel) for kernel in kernels])
     ax.minorticks_off()
-    ax.set_xlim(kernels[0] / 1.2, kernels[-1] * 1.2)
+    ax.set_xlim(kernels[0] * np.exp(-_MARGIN), kernels[-1] * np.exp(_MARGIN))
     ax.set_xlabel("kernel size (pixels of the stage's map)")
     if number > 1:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, ncols=1)
@@ -91,10 +95,11 @@ def plot_by_kernel(
 
 
 def _draw_means(ax: Axes, found: ByKernel, scale: float, style: dict[str, Any], dash: Any, label: str) -> None:
-    offsets = 1 + _SPREAD * (np.arange(len(found.by_seed)) - (len(found.by_seed) - 1) / 2)
     kernels = np.array(found.kernels)
-    for values, offset in zip(scale * found.by_seed, offsets, strict=True):
-        ax.plot(kernels * offset, values, linestyle="none", markersize=3, alpha=0.45, **style)
+    room = min(_MARGIN, *np.diff(np.log(kernels)) / 2) if len(kernels) > 1 else _MARGIN
+    half = min(_SPREAD * (len(found.by_seed) - 1) / 2, 2 / 3 * room)
+    for values, offset in zip(scale * found.by_seed, np.linspace(-half, half, len(found.by_seed)), strict=True):
+        ax.plot(kernels * np.exp(offset), values, linestyle="none", markersize=3, alpha=0.45, **style)
     ax.plot(kernels, scale * found.means, linestyle=dash, lw=1.2, markersize=5, label=label or None, **style)
     ax.vlines(kernels, *(scale * found.ends.T), color=style["color"], lw=1.2)
 
@@ -102,13 +107,16 @@ def _draw_means(ax: Axes, found: ByKernel, scale: float, style: dict[str, Any], 
 def plot_psychometric(results: Sequence[CellResult], *, ax: Axes | None = None) -> Axes:
     """Share of shape decisions against the balance of the cues: one curve for each kernel, fitted to all seeds.
 
-    Dots are the seeds; the vertical mark is the point of subjective equality.
+    Dots are the seeds, beside the balance that they share; the vertical mark is the point of subjective equality.
     """
     ax = axes_or_new(ax)
-    for number, curve in enumerate(psychometric_curves(results)):
+    curves = psychometric_curves(results)
+    for number, curve in enumerate(curves):
         color, marker = OKABE_ITO[number % len(OKABE_ITO)], MARKERS[number % len(MARKERS)]
+        step = np.diff(curve.balances).min() if len(curve.balances) > 1 else 0.0
+        beside = curve.balances + _DODGE * step * (number - (len(curves) - 1) / 2)
         for seed in curve.shares:
-            ax.plot(curve.balances, seed, linestyle="none", marker=marker, markersize=3, alpha=0.45, color=color)
+            ax.plot(beside, seed, linestyle="none", marker=marker, markersize=2, alpha=0.35, lw=0, color=color)
         grid = np.linspace(curve.balances.min(), curve.balances.max(), 201)
         dash = DASHES[number % len(DASHES)]
         ax.plot(grid, curve.fit.probability(grid), color=color, linestyle=dash, label=f"{curve.kernel}")
