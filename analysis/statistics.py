@@ -16,9 +16,10 @@ _MOST_PERMUTED = 9
 
 
 def bootstrap_interval(
-    statistic: Callable[[NDArray[np.intp]], float],
+    statistic: Callable[[NDArray[np.intp]], Any],
     num_samples: int,
     *,
+    vectorized: bool = False,
     confidence: float = 0.95,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -28,6 +29,7 @@ def bootstrap_interval(
     Args:
         statistic: Maps indices of drawn samples, shape (num_samples,), to a number.
         num_samples: How many samples there are.
+        vectorized: The statistic maps indices of shape (draws, num_samples) to an array of shape (draws,).
         confidence: Coverage of the interval.
         num_resamples: How often samples are drawn.
         seed: Of the draws.
@@ -44,11 +46,12 @@ def bootstrap_interval(
     """
     _check_confidence(confidence)
     _check_draws(num_resamples, seed)
-    if num_samples < 2 or np.isnan(statistic(np.arange(num_samples))):
+    if num_samples < 2 or np.isnan(statistic(np.arange(num_samples)[None] if vectorized else np.arange(num_samples))):
         return float("nan"), float("nan")
 
-    def by_index(indices: NDArray[Any]) -> float:
-        return statistic(indices.astype(np.intp))
+    def by_index(indices: NDArray[Any], **_axis: int) -> Any:
+        found = statistic(indices.astype(np.intp).reshape(-1, num_samples) if vectorized else indices.astype(np.intp))
+        return np.reshape(found, indices.shape[:-1])
 
     with warnings.catch_warnings():
         # A draw of which the statistic is undefined leaves the interval undefined: NaN says so.
@@ -56,7 +59,7 @@ def bootstrap_interval(
         result = stats.bootstrap(
             (np.arange(num_samples),),
             by_index,
-            vectorized=False,
+            vectorized=vectorized,
             method="percentile",
             confidence_level=confidence,
             n_resamples=num_resamples,

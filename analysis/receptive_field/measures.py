@@ -83,7 +83,7 @@ def square(result: Field, threshold: float, scale: Scale = "raw") -> tuple[float
         return (area,) * 4
     if _in_steps(result, scale):
         # Ring r closes a square of r + 1 pixels: odd round a pixel, even round a corner.
-        half = (_first_above(contribution_curve(result, scale)[1], threshold) + 1) / 2
+        half = (int(_first_above(contribution_curve(result, scale)[1], threshold)) + 1) / 2
     else:
         missing = area * np.prod(result.map_size)
         half = optimize.brentq(lambda half: np.prod(_inside(result, half)[2:]) - missing, 0, max(result.map_size))
@@ -122,7 +122,7 @@ def area_ratio(result: Field, threshold: float, scale: Scale = "raw") -> float:
         Ding et al. 2022, arXiv:2203.06717, appendix.
     """
     _check_threshold(threshold)
-    return _area_at(*contribution_curve(result, scale), threshold, in_steps=_in_steps(result, scale))
+    return float(_area_at(*contribution_curve(result, scale), threshold, in_steps=_in_steps(result, scale)))
 
 
 def area_ratio_interval(result: Field, threshold: float, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -130,10 +130,13 @@ def area_ratio_interval(result: Field, threshold: float, *, confidence: float = 
     _check_threshold(threshold)
     areas, in_steps = _areas(result), _in_steps(result, "raw")
 
-    def statistic(indices: NDArray[np.intp]) -> float:
-        return _area_at(areas, _shares(result, result.ring_sums[indices].mean(0)), threshold, in_steps=in_steps)
+    def statistic(indices: NDArray[np.intp]) -> FloatArray:
+        rings = np.zeros((len(indices), len(areas)))
+        for drawn in indices.T:  # one image of each draw after the other takes the memory of one
+            rings += result.ring_sums[drawn]
+        return _area_at(areas, _shares(result, rings / indices.shape[1]), threshold, in_steps=in_steps)
 
-    return bootstrap_interval(statistic, len(result.ring_sums), confidence=confidence)
+    return bootstrap_interval(statistic, len(result.ring_sums), vectorized=True, confidence=confidence)
 
 
 @MEASURES.append
@@ -338,26 +341,30 @@ def _check_one_sign(result: Field) -> None:
 
 
 def _shares(result: Field, rings: FloatArray) -> FloatArray:
+    """Cumulative sums along the last axis as a part of all; NaN where all is zero."""
     _check_one_sign(result)
-    total = rings.sum()
-    return np.asarray(np.cumsum(rings) / total) if total > 0 else np.full(len(rings), np.nan)
+    total = rings.sum(-1, keepdims=True)
+    return np.cumsum(rings, -1) / np.where(total > 0, total, np.nan)
 
 
-def _first_above(shares: FloatArray, threshold: float) -> int:
-    above = np.flatnonzero(shares > threshold)
-    return int(above[0]) if len(above) else len(shares) - 1
+def _first_above(shares: FloatArray, threshold: float) -> NDArray[np.intp]:
+    """Along the last axis; the last place where there is none."""
+    above = shares > threshold
+    return np.asarray(np.where(above.any(-1), above.argmax(-1), shares.shape[-1] - 1))
 
 
-def _area_at(areas: FloatArray, shares: FloatArray, threshold: float, *, in_steps: bool) -> float:
-    if np.isnan(shares[-1]):
-        return float("nan")
+def _area_at(areas: FloatArray, shares: FloatArray, threshold: float, *, in_steps: bool) -> FloatArray:
+    """For each row of shares, along the last axis."""
     if in_steps:
-        return float(areas[_first_above(shares, threshold)])
-    last = int(np.searchsorted(shares, threshold))
-    if last == len(shares):  # the sum of all is 1 but for rounding
-        return 1.0
-    area, share = (areas[last - 1], shares[last - 1]) if last else (0.0, 0.0)
-    return float(area + (areas[last] - area) * (threshold - share) / (shares[last] - share))
+        found = areas[_first_above(shares, threshold)]
+    else:
+        place = (shares < threshold).sum(-1)
+        last = np.minimum(place, len(areas) - 1)
+        areas, shares = np.append(areas, 0.0), np.concatenate([shares, np.zeros_like(shares[..., :1])], -1)
+        share, end = (np.take_along_axis(shares, at[..., None], -1)[..., 0] for at in (last - 1, last))
+        found = areas[last - 1] + (areas[last] - areas[last - 1]) * (threshold - share) / (end - share)
+        found = np.where(place > last, 1.0, found)  # the sum of all is 1 but for rounding
+    return np.asarray(np.where(np.isnan(shares[..., 0]), np.nan, found))
 
 
 def _check_threshold(threshold: float) -> None:
