@@ -200,9 +200,7 @@ def _relative(result: ErfResult, factor: int) -> FloatArray:
     magnitude = np.abs(result.mean_map)
     starts = [np.arange(0, side, factor) for side in magnitude.shape]
     sums = np.add.reduceat(np.add.reduceat(magnitude, starts[0], 0), starts[1], 1)
-    counts: list[NDArray[Any]] = [
-        np.diff([*start, side]) for start, side in zip(starts, magnitude.shape, strict=True)
-    ]
+    counts: list[NDArray[Any]] = [np.diff([*start, side]) for start, side in zip(starts, magnitude.shape, strict=True)]
     return np.asarray(sums / np.outer(*counts) / (magnitude.max() or 1.0))
 
 

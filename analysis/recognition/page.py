@@ -52,7 +52,9 @@ def _accuracies(result: EvaluationResult) -> Table:
         known = "-" if published is None else f"{published:.2f}"
         rows.append([f"top-{top}", f"{100 * result.accuracy(top):.2f} [{low:.2f}, {high:.2f}]", known])
     return Table(
-        columns=["", "here (%)", "published (%)"], rows=rows, note="95 % interval for images that are independent draws."
+        columns=["", "here (%)", "published (%)"],
+        rows=rows,
+        note="95 % interval for images that are independent draws.",
     )
 
 
