@@ -117,7 +117,8 @@ def map_groups(
     """Receptive fields for a template and for the script `maps`.
 
     Args:
-        groups: Caption and maps of each: the result, its label, and what it can be picked by (such as "model").
+        groups: Caption and maps of each: the result, its label, and what it can be picked by (such as "model"); one that
+            is "hidden" is shown where it is picked.
 
     Returns:
         The groups with the pictures, for the template, and the numbers of each map in order, for the script.
@@ -130,7 +131,9 @@ def map_groups(
     for caption, own in groups:
         maps = []
         for result, label, picked in own:
-            maps.append(_picture(result, label, factor) | {"index": len(numbers)})
+            maps.append(
+                _picture(result, label, factor) | {"index": len(numbers), "hidden": picked.get("hidden", False)}
+            )
             numbers.append(_numbers(result, factor) | dict(picked))
         shown.append(
             {
