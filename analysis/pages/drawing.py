@@ -18,7 +18,9 @@ _INK = "#010203"
 """Stands for the page's own text colour in figures that are put into it."""
 _SMALLEST = 9.5
 """Pixels: a figure is not shown so small that its smallest text would be less."""
-_FONT = re.compile(r"font: (?:[a-z]+ )*([\d.]+)px [^;\"]*")
+_FONT = re.compile(r"font(?:-size)?: (?:[a-z0-9]+ )*([\d.]+)px")
+_COLUMN = 470
+"""Pixels: a figure that cannot be narrower has a row of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +46,16 @@ def save_drawings(drawings: Sequence[Drawing], place: Callable[[str], AbstractCo
 
 
 def shown_drawings(drawings: Sequence[Drawing]) -> list[dict[str, Any]]:
-    """SVG and caption of each, for a template."""
-    return [{"svg": inline_svg(drawing), "caption": drawing.caption} for drawing in drawings]
+    """SVG and caption of each, for a template, and whether it takes the whole width."""
+    found = []
+    for drawing in drawings:
+        svg, least = _inline_svg(drawing)
+        found.append({"svg": svg, "caption": drawing.caption, "wide": least > _COLUMN})
+    return found
 
 
-def inline_svg(drawing: Drawing) -> Markup:
-    """The figure as an SVG element in the colours of the page, its text as text."""
+def _inline_svg(drawing: Drawing) -> tuple[Markup, float]:
+    """The figure as an SVG element in the colours of the page, its text as text, and its smallest width in pixels."""
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": drawing.name,
@@ -67,12 +73,12 @@ def inline_svg(drawing: Drawing) -> Markup:
     svg = re.sub(r"<[^>]+>", lambda tag: _in_page(tag[0], drawing.name), svg)
     width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]
     smallest = min([float(size) for size in _FONT.findall(svg)], default=_SMALLEST)
-    least, most = width * _SMALLEST / smallest, 1.7 * width
+    least = width * _SMALLEST / smallest
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
-    head = f'<svg role="img" style="min-width: {least:.0f}px; max-width: {max(most, least):.0f}px"'
+    head = f'<svg role="img" style="min-width: {least:.0f}px; max-width: {max(1.7 * width, least):.0f}px"'
     svg = svg.replace("<svg", head, 1)
     end = svg.index(">") + 1
-    return Markup(f"{svg[:end]}<title>{escape(drawing.caption)}</title>{svg[end:]}")
+    return Markup(f"{svg[:end]}<title>{escape(drawing.caption)}</title>{svg[end:]}"), least
 
 
 def _in_page(tag: str, name: str) -> str:
@@ -80,5 +86,4 @@ def _in_page(tag: str, name: str) -> str:
     for color in (_INK, "#000000"):
         tag = tag.replace(color, "currentColor")
     tag = tag.replace(OKABE_ITO[0].lower(), "var(--blue)")
-    tag = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag)
-    return tag.replace("'DejaVu Sans', ", "'DejaVu Sans', 'Verdana', ", 1)
+    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag)

@@ -117,8 +117,8 @@ def map_groups(
     """Receptive fields for a template and for the script `maps`.
 
     Args:
-        groups: Caption and maps of each: the result, its label, and what it can be picked by (such as "model"); one that
-            is "hidden" is shown where it is picked.
+        groups: Caption and maps of each: the result, its label, and what it can be picked by (such as "model"); what is
+            "hidden" is shown once it is picked.
 
     Returns:
         The groups with the pictures, for the template, and the numbers of each map in order, for the script.

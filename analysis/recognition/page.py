@@ -54,7 +54,7 @@ def _accuracies(result: EvaluationResult) -> Table:
     return Table(
         columns=["", "here (%)", "published (%)"],
         rows=rows,
-        note="95 % interval for images that are independent draws.",
+        note="95 % intervals for images that are independent draws.",
     )
 
 

@@ -45,9 +45,9 @@ def posthoc_page(
             ("question", "what the outer taps do in this network, not what one trained with smaller kernels would do"),
             (
                 "receptive fields",
-                f"{len(first.images)} images, {first.map_size[0]} x {first.map_size[1]} pixels; raw map",
+                f"{first.map_size[0]} x {first.map_size[1]} pixels; raw map",
             ),
-            ("their images", first.image_source),
+            ("their images", f"{len(first.images)}; {first.image_source}"),
         ],
         sections=[
             Section(

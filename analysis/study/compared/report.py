@@ -86,7 +86,7 @@ def _points(comparison: Comparison, names: list[str]) -> dict[str, Any]:
         for row in rows
     ]
     axes = [{"name": name, "label": COMPARED[name].label or COMPARED[name].heading} for name in names]
-    x, y = ([name for name in (wanted, *names) if name in names][0] for wanted in ("erf_area_0.5", "shape_bias"))
+    x, y = (next(name for name in (wanted, *names) if name in names) for wanted in ("erf_area_0.5", "shape_bias"))
     return {"items": items, "means": [], "measures": axes, "x": x, "y": y}
 
 
