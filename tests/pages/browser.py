@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,28 @@ class Tab:
         self.send = send
         self._events = events
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 1000, dark: bool = False, script: bool = True) -> None:
+    def open(
+        self, path: Path, *, width: int = 1280, height: int = 1000, dark: bool = False, script: bool = True
+    ) -> None:
         """Show a file, at a size and in a scheme of colours."""
         self._events.clear()
         self.send("Emulation.setScriptExecutionDisabled", value=not script)
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", media="", features=[scheme])
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        loader = self.send("Page.navigate", url=path.resolve().as_uri())["loaderId"]
         end = time.monotonic() + _SECONDS
-        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
+        while not any(self._is_load(event, loader) for event in self._events):
             assert time.monotonic() < end, "the page did not load"
-            self.send("Page.getNavigationHistory")
-        self.settle()
+            time.sleep(0.02)
+            with suppress(RuntimeError):  # between two pages there is none
+                self.send("Page.setLifecycleEventsEnabled", enabled=True)
+        self.evaluate("1")
 
-    def settle(self) -> None:
-        """Let what the page has started come to an end."""
-        self.send("Runtime.evaluate", expression="1")
+    @staticmethod
+    def _is_load(event: dict[str, Any], loader: str) -> bool:
+        found = event["params"]
+        return event["method"] == "Page.lifecycleEvent" and (found["name"], found["loaderId"]) == ("load", loader)
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression; that of a promise where it is one."""
@@ -135,7 +140,11 @@ def browsing(profile: Path) -> Iterator[Tab]:
             os.dup2(end, number)
 
     process = subprocess.Popen(
-        [found, *words], close_fds=False, preexec_fn=at_three_and_four, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [found, *words],
+        close_fds=False,
+        preexec_fn=at_three_and_four,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     os.close(to_browser[0])
     os.close(from_browser[1])
@@ -147,7 +156,9 @@ def browsing(profile: Path) -> Iterator[Tab]:
         def send(method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
             nonlocal rest
             number = next(numbers)
-            message = {"id": number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+            message = {"id": number, "method": method, "params": parameters} | (
+                {"sessionId": session} if session else {}
+            )
             writer.write(json.dumps(message).encode() + b"\0")
             while True:
                 while b"\0" not in rest:
@@ -157,16 +168,15 @@ def browsing(profile: Path) -> Iterator[Tab]:
                 line, _, rest = rest.partition(b"\0")
                 answer = json.loads(line)
                 if answer.get("id") == number:
-                    assert "error" not in answer, answer
+                    if "error" in answer:
+                        raise RuntimeError(answer)
                     result: dict[str, Any] = answer["result"]
                     return result
                 if "method" in answer:
                     events.append(answer)
 
         try:
-            (target,) = (
-                own["targetId"] for own in send("Target.getTargets")["targetInfos"] if own["type"] == "page"
-            )
+            (target,) = (own["targetId"] for own in send("Target.getTargets")["targetInfos"] if own["type"] == "page")
             session = send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
             tab = Tab(lambda method, **parameters: send(method, session, **parameters), events)
             for domain in ("Page", "Runtime", "Log", "Network"):

@@ -4,7 +4,8 @@
   const place = document.getElementById("points");
   const state = { x, y, seed: "" };
   const colors = ["var(--blue)", "#d55e00", "#009e73", "#cc79a7", "#b37a00", "#56b4e9"];
-  const [width, height, left, right, top, bottom] = [560, 340, 64, 16, 14, 46];
+  const [height, left, right, top, bottom] = [340, 64, 16, 14, 46];
+  let width = 0;
   const read = element("output", { class: "read", text: "Point at a dot to see what it is." });
   const frame = element("div");
   const measure = (name) => measures.find((own) => own.name === name);
@@ -39,6 +40,7 @@
     if (!shown.length) { frame.replaceChildren("Nothing was measured of these two."); return; }
     const lines = state.x === "kernel" && state.seed === "" ? means.filter((own) => own.measure === state.y) : [];
     const ends = lines.flatMap((line) => line.points.flatMap((point) => point.slice(1)));
+    width = Math.max(300, Math.min(660, place.clientWidth)); // letters keep their size
     const across = axis(state.x, shown.map((item) => item.values[state.x]), left, width - right);
     const up = axis(state.y, [...shown.map((item) => item.values[state.y]), ...ends], height - bottom, top);
     const groups = [...new Set(items.map((item) => item.group))];
@@ -89,4 +91,5 @@
   place.append(controls, frame, read);
   place.hidden = false;
   draw();
+  addEventListener("resize", draw);
 }
