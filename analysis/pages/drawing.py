@@ -19,6 +19,8 @@ _INK = "#010203"
 _SMALLEST = 9.5
 """Pixels: a figure is not shown so small that its smallest text would be less."""
 _FONT = re.compile(r"font(?:-size)?: (?:[a-z0-9]+ )*([\d.]+)px")
+_PALE = re.compile(r"stroke: #([b-e][0-9a-f])\1\1\b")
+"""Lines behind the data, which would be bright on a dark page."""
 _COLUMN = 470
 """Pixels: a figure that cannot be narrower has a row of its own."""
 
@@ -86,4 +88,6 @@ def _in_page(tag: str, name: str) -> str:
     for color in (_INK, "#000000"):
         tag = tag.replace(color, "currentColor")
     tag = tag.replace(OKABE_ITO[0].lower(), "var(--blue)")
+    tag = tag.replace("stroke: #ffffff", "stroke: var(--paper)")
+    tag = _PALE.sub("stroke: var(--line)", tag)
     return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag)

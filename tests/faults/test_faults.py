@@ -98,6 +98,8 @@ def content(folder: Path) -> dict[str, Any]:
             found[re.sub(r"tfevents.*", "tfevents", name)] = "times"
         else:
             found[name] = path.read_bytes()
+            if path.suffix == ".html":
+                found[name] = re.sub(rb"<time.*?</time>", b"", found[name])
             if path.suffix == ".json":
                 with suppress(ValueError):  # one that is not whole
                     found[name] = without_times(json.loads(found[name]))
