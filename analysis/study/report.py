@@ -78,7 +78,7 @@ def drawn(
     save_drawings(list(drawings.values()), lambda name: replacing(folder / name))
     fields = [panel for panel in own if panel.maps is not None]
     groups, numbers = map_groups([(panel.caption, panel.maps(view)) for panel in fields if panel.maps is not None])
-    shown = []
+    shown: list[Section] = []
     for title, text in sections.items():
         of_section = [panel for panel in own if panel.section == title]
         figures = [panel for panel in of_section if panel.maps is None]

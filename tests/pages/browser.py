@@ -64,7 +64,7 @@ class Tab:
             f"(() => {{ const e = document.querySelector({name}); e.scrollIntoView({{block: 'center'}});"
             "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
         )
-        return tuple(found)  # type: ignore[return-value]
+        return tuple(found)
 
     def point(self, selector: str, across: float = 0.5, down: float = 0.5, *, click: bool = False) -> None:
         """Move the mouse to a part of an element, and click there."""

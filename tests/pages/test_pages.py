@@ -5,13 +5,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis.images.synthetic.sets import SyntheticImages, save_stimuli
+from analysis.pages.drawing import Drawing
 from analysis.receptive_field.page import erf_page
+from analysis.receptive_field.plots import plot_contribution
 from analysis.receptive_field.result import ErfResult
 from analysis.shape_bias.page import shape_bias_page
 from analysis.shape_bias.result import ShapeBiasResult
@@ -325,7 +328,7 @@ def test_intervals_are_shown_by_cluster(made: Made, tab: Tab) -> None:
     result = ShapeBiasResult.load(made.folder / "shape-bias" / "replknet_nano_k3")
     tab.open(made.page("shape-bias"))
     for cluster in ("image", "shape", "texture", "two-way"):
-        low, high = result.confidence_interval(cluster)  # type: ignore[arg-type]
+        low, high = result.confidence_interval(cluster)
         assert f"[{low:.3f}, {high:.3f}]" in tab.text("main")
 
 
@@ -372,13 +375,9 @@ HOSTILE = f"{NAME}<script>hurt=1</script><img src=x onerror='hurt=1'>]]>"
 
 
 def test_names_are_text_and_nothing_else(made: Made, tab: Tab, tmp_path: Path) -> None:
-    from analysis.pages.drawing import Drawing
-    from analysis.receptive_field.plots import plot_contribution
-
     result = replace(field(made, 0), model=NAME, layer="last", image_source=HOSTILE)
-    drawing = Drawing(
-        name="contribution", caption=HOSTILE, draw=lambda: plot_contribution([result]).get_figure(root=True)
-    )  # type: ignore[arg-type,return-value]
+    curves: Any = plot_contribution
+    drawing = Drawing(name="contribution", caption=HOSTILE, draw=lambda: curves([result]).get_figure(root=True))
     page = erf_page([result, field(made, 1)], [drawing], command=HOSTILE, files=["a/<b>#?.csv", "javascript:1.csv"])
     bias = ShapeBiasResult.load(made.folder / "shape-bias" / "replknet_nano_k3")
     names = tuple(f"{HOSTILE}{index}" for index in range(len(bias.stimuli)))
