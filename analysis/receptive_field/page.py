@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import matplotlib as mpl
@@ -62,7 +63,7 @@ def erf_page(
         setting=[
             ("images", f"{len(first.images)}; {first.image_source}"),
             ("protocol", first.protocol),
-            ("unit", "the central one of the layer's map; the gradient of its sum over channels"),
+            ("choices", ", ".join(f"{name} {value}" for name, value in asdict(first.options).items())),
             ("scale", "raw: neither normalised nor logarithmic; areas are parts of the image"),
         ],
         sections=[
