@@ -38,11 +38,16 @@ def axes_or_new(ax: Axes | None) -> Axes:
     return Figure(figsize=(3.4, 3.0), layout="constrained").add_subplot() if ax is None else ax
 
 
-def save_figure(figure: Figure, name: str, place: Callable[[str], AbstractContextManager[Path]]) -> None:
-    """As PNG and PDF, at the paths that `place` gives for the two names; a dollar sign in a user's name is one."""
+def plain_text(figure: Figure) -> None:
+    """Let a dollar sign in a user's name be one."""
     for text in figure.findobj(Text):
         if "$" in text.get_text():
             text.set_parse_math(False)
+
+
+def save_figure(figure: Figure, name: str, place: Callable[[str], AbstractContextManager[Path]]) -> None:
+    """As PNG and PDF, at the paths that `place` gives for the two names."""
+    plain_text(figure)
     for suffix in ("png", "pdf"):
         content = BytesIO()  # on a disk that is full, the writer of PDFs fails in its own way
         figure.savefig(content, format=suffix)

@@ -1,12 +1,13 @@
 """`replknet ablate`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from analysis.cli.console import print_line, print_notes, print_table, progress_bar, run_folder
+from analysis.cli.console import command_line, print_line, print_notes, print_table, progress_bar, run_folder
 from analysis.cli.options import (
     ErfBatch,
     Fields,
@@ -255,7 +256,7 @@ def ablate_posthoc(
                 progress=progress,
             )
         table, energy = posthoc.posthoc_table(results), posthoc.kernel_energy(module)
-        by_first(lambda: _write(table, energy, folder))
+        by_first(lambda: _write(results, energy, folder, loaded.name))
     shown = Table("variant", "accuracy (%)", "ERF 50 % area (%)", "ERF 99 % area (%)", "shape bias", "coverage (%)")
     for row in table.to_dict("records"):
         numbers = [(row["accuracy"], 100, 1), (row["erf_area_0.5"], 100, 1), (row["erf_area_0.99"], 100, 1)]
@@ -266,15 +267,20 @@ def ablate_posthoc(
     print_notes(loaded.notes)
     if not posthoc.has_small_branch(module):
         print_notes(["the small kernels of this network are merged or absent; they cannot be dropped"])
-    typer.echo(f"table, energy of the kernels and figure: {out}")
+    typer.echo(f"table, energy of the kernels, figure and page (index.html): {out}")
 
 
-def _write(table: Any, energy: Any, folder: RunFolder) -> None:
-    from analysis.figures import paper_style, save_figure
+def _write(results: Sequence[posthoc.VariantResult], energy: Any, folder: RunFolder, name: str) -> None:
+    from analysis.pages.drawing import Drawing, save_drawings
+    from analysis.pages.page import LINKED, PAGE, files_below, write_page
     from analysis.study.plots import posthoc_figure
+    from analysis.study.posthoc_page import posthoc_page
 
-    for name, content in (("posthoc", table), ("energy", energy)):
-        with folder.replace(f"{name}.csv") as path:
+    table = posthoc.posthoc_table(results)
+    for kind, content in (("posthoc", table), ("energy", energy)):
+        with folder.replace(f"{kind}.csv") as path:
             write_table(content, path)
-    with paper_style():
-        save_figure(posthoc_figure(table, energy), "posthoc", folder.replace)
+    drawing = Drawing(name="posthoc", caption="Every measure.", draw=lambda: posthoc_figure(table, energy))
+    save_drawings([drawing], folder.replace)
+    files = files_below(folder.path, *LINKED)
+    write_page(folder.add(PAGE), posthoc_page(results, energy, name=name, command=command_line(), files=files))

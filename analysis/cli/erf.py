@@ -14,6 +14,7 @@ from rich.table import Table
 
 import replknet
 from analysis.cli.console import (
+    command_line,
     parse_size,
     print_line,
     print_notes,
@@ -135,7 +136,7 @@ def erf(
                 results.append(_measure(item, identity, layer, chosen, options, folder, *next(places)))
         by_first(lambda: _write_outputs(results, folder))
     _report(results, notes)
-    typer.echo(f"results, table and figures: {out}")
+    typer.echo(f"results, table, figures and page (index.html): {out}")
 
 
 def fitting_size(loaded: Sequence[LoadedModel], asked: tuple[int, int] | None) -> tuple[tuple[int, int], list[str]]:
@@ -196,18 +197,42 @@ def _measure(
 
 
 def _write_outputs(results: Sequence[ErfResult], folder: RunFolder) -> None:
-    from analysis.figures import paper_style, save_figure
+    from analysis.pages.drawing import Drawing, save_drawings
+    from analysis.pages.page import LINKED, PAGE, files_below, write_page
     from analysis.receptive_field import plots
+    from analysis.receptive_field.page import erf_page
 
     with folder.replace("erf.csv") as path:
         write_table(pd.DataFrame([result.summary() for result in results]), path)
-    with paper_style():
-        save_figure(plots.erf_figure(results), "erf", folder.replace)
-        curves = {"contribution": plots.plot_contribution}
-        if len({result.layer for result in results}) > 1:
-            curves["growth"] = plots.plot_growth
-        for name, plot in curves.items():
-            save_figure(plot(results).get_figure(root=True), name, folder.replace)  # type: ignore[arg-type]
+    captions = {"contribution": (plots.plot_contribution, "Share of the gradient inside growing squares.")}
+    if len({result.layer for result in results}) > 1:
+        captions["growth"] = (plots.plot_growth, "Root mean square radius of the layers.")
+    drawings = [
+        Drawing(name=name, caption=caption, draw=lambda plot=plot: plot(results).get_figure(root=True))  # type: ignore
+        for name, (plot, caption) in captions.items()
+    ]
+    maps = Drawing(name="erf", caption="The maps.", draw=lambda: plots.erf_figure(results))
+    save_drawings([maps, *drawings], folder.replace)
+    page = erf_page(
+        results, drawings, command=command_line(), files=files_below(folder.path, *LINKED), warnings=_warnings(results)
+    )
+    write_page(folder.add(PAGE), page)
+
+
+def _warnings(results: Sequence[ErfResult]) -> list[str]:
+    found = []
+    for result in results:
+        if not result.mean_map.any():
+            found.append(
+                f"unit {result.unit} of {result.model}, {result.layer} does not react to any image "
+                "(its ReLU is off); its measures are undefined"
+            )
+        if result.fills_image():
+            found.append(
+                f"the 99 % area of {result.model}, {result.layer} fills the image: it shows where the "
+                "network attends, not how far it could reach; measure at a larger --size"
+            )
+    return found
 
 
 def _report(results: Sequence[ErfResult], notes: Sequence[str]) -> None:
@@ -234,14 +259,4 @@ def _report(results: Sequence[ErfResult], notes: Sequence[str]) -> None:
     print_line(f"Areas in % of the image, raw map{intervals}.")
     noted = {f"{result.model}: {result.batch_note}": None for result in results if result.batch_note}
     print_notes([*notes, *noted])
-    for result in results:
-        if not result.mean_map.any():
-            print_line(
-                f"warning: unit {result.unit} of {result.model}, {result.layer} does not react to any image "
-                "(its ReLU is off); its measures are undefined"
-            )
-        if result.fills_image():
-            print_line(
-                f"warning: the 99 % area of {result.model}, {result.layer} fills the image: it shows where the "
-                "network attends, not how far it could reach; measure at a larger --size"
-            )
+    print_notes(_warnings(results), "warning")

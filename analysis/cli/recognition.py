@@ -11,6 +11,7 @@ from rich.table import Table
 
 from analysis.cli.console import (
     clear_errors_for_files,
+    command_line,
     print_notes,
     print_table,
     progress_bar,
@@ -246,10 +247,13 @@ def evaluate_command(
     _notes([*loaded.notes, *class_notes(loaded, len(result.classes))], result.skipped)
     typer.echo(f"classes matched {files.rule}", err=True)
     if out is not None:
-        typer.echo(f"result and tables: {out}")
+        typer.echo(f"result, tables and page (index.html): {out}")
 
 
 def _write(result: EvaluationResult, folder: RunFolder, confusion: bool) -> None:
+    from analysis.pages.page import LINKED, PAGE, files_below, write_page
+    from analysis.recognition.page import evaluation_page
+
     if not (folder.path / "result").exists():
         result.save(folder.add("result"))
     tables = {"decisions": result.decisions(), "by_class": result.by_class()}
@@ -259,6 +263,8 @@ def _write(result: EvaluationResult, folder: RunFolder, confusion: bool) -> None
     if confusion:
         with folder.replace("confusion.csv") as path:
             write_table(result.confusion(), path, index=True)
+    page = evaluation_page(result, command=command_line(), files=files_below(folder.path, *LINKED))
+    write_page(folder.add(PAGE), page)
 
 
 def _report(result: EvaluationResult) -> None:

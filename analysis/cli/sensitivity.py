@@ -109,7 +109,7 @@ def _agreements(
 
 
 def write_sensitivities(found: Sensitivities, folder: RunFolder) -> None:
-    """The tables, and the figure where there are several networks or stimuli of single cues; nothing without ranks."""
+    """The tables; nothing without ranks."""
     if found.table.empty:
         return
     tables = {"sensitivity": found.table}
@@ -129,21 +129,28 @@ def write_sensitivities(found: Sensitivities, folder: RunFolder) -> None:
     for name, table in tables.items():
         with folder.replace(f"{name}.csv") as path:
             write_table(table, path)
-    kinds = list(dict.fromkeys(found.table["stimuli"]))
-    if not found.single and len(found.table) < 2:
-        return
+
+
+def sensitivity_drawings(found: Sensitivities) -> list[Any]:
+    """The figure, a `Drawing`, where there are several networks or stimuli of single cues."""
+    if found.table.empty or (not found.single and len(found.table) < 2):
+        return []
     from matplotlib.figure import Figure
 
-    from analysis.figures import paper_style, save_figure
+    from analysis.pages.drawing import Drawing
     from analysis.shape_bias.plots import plot_sensitivity
 
-    with paper_style():
-        side = min(3.6 + 0.1 * len(found.table) / len(kinds), 6.0)  # for the names
+    kinds = list(dict.fromkeys(found.table["stimuli"]))
+    side = min(3.6 + 0.1 * len(found.table) / len(kinds), 6.0)  # for the names
+
+    def draw() -> Figure:
         figure = Figure(figsize=(side * len(kinds), side + 0.2), layout="constrained")
         for index, kind in enumerate(kinds):
             own = found.table[found.table["stimuli"] == kind]
             plot_sensitivity(own, title=kind, ax=figure.add_subplot(1, len(kinds), index + 1))
-        save_figure(figure, "sensitivity", folder.replace)
+        return figure
+
+    return [Drawing(name="sensitivity", caption="How strongly either cue is used.", draw=draw)]
 
 
 def report_sensitivities(found: Sensitivities) -> None:

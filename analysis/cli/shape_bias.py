@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 import typer
 
-from analysis.cli.console import print_notes, progress_bar, run_folder, skipped_notes
+from analysis.cli.console import command_line, print_notes, progress_bar, run_folder, skipped_notes
 from analysis.cli.options import (
     MODEL_HELP,
     BatchSize,
@@ -23,8 +23,14 @@ from analysis.cli.options import (
     parse_three,
     takes,
 )
-from analysis.cli.sensitivity import SINGLE_CUES, Sensitivities, report_sensitivities, write_sensitivities
-from analysis.cli.shape_bias_output import RAW, Comparison, note_of_counts, report, write_figures, write_tables
+from analysis.cli.sensitivity import (
+    SINGLE_CUES,
+    Sensitivities,
+    report_sensitivities,
+    sensitivity_drawings,
+    write_sensitivities,
+)
+from analysis.cli.shape_bias_output import RAW, Comparison, drawings_of, note_of_counts, report, write_tables
 from analysis.images.stimuli import StimulusSet, load_stimuli, missing_stimuli
 from analysis.models.loaded import LoadedModel
 from analysis.runs.folder import RunFolder, folder_names
@@ -173,8 +179,8 @@ def shape_bias(
         sensitivities = Sensitivities.of(comparison, common_images(single_cues), cluster)
         if comparison is not None:
             by_first(partial(write_tables, comparison, folder))
-            by_first(partial(write_figures, comparison, folder))
         by_first(lambda: write_sensitivities(sensitivities, folder))
+        by_first(lambda: _write_page(comparison, sensitivities, chosen, folder))
     notes = [note for item in loaded for note in item.notes]
     if whole is not None and chosen is not None:
         notes += whole.notes
@@ -196,7 +202,31 @@ def shape_bias(
     else:
         report(comparison, notes)
     report_sensitivities(sensitivities)
-    typer.echo(f"results, tables and figures: {out}")
+    typer.echo(f"results, tables, figures and page (index.html): {out}")
+
+
+def _write_page(
+    comparison: Comparison | None, sensitivities: Sensitivities, stimuli: StimulusSet | None, folder: RunFolder
+) -> None:
+    """The figures, as PNG and PDF, and the page."""
+    from analysis.pages.drawing import save_drawings
+    from analysis.pages.page import LINKED, PAGE, files_below, write_page
+    from analysis.shape_bias.page import shape_bias_page
+
+    drawings = [] if comparison is None else drawings_of(comparison)
+    drawings += sensitivity_drawings(sensitivities)
+    save_drawings(drawings, folder.replace)
+    page = shape_bias_page(
+        [] if comparison is None else comparison.results,
+        [] if comparison is None else comparison.people,
+        [] if comparison is None else comparison.summaries,
+        drawings,
+        sensitivity=sensitivities.table,
+        stimuli=stimuli,
+        command=command_line(),
+        files=files_below(folder.path, *LINKED),
+    )
+    write_page(folder.add(PAGE), page)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Self
 
 import pandas as pd
@@ -114,39 +115,47 @@ def _labelled(results: Sequence[ShapeBiasResult], view: Callable[[ShapeBiasResul
     return pd.concat(tables)
 
 
-def write_figures(comparison: Comparison, folder: RunFolder) -> None:
-    """As PNG and PDF."""
+def drawings_of(comparison: Comparison) -> list[Any]:
+    """The figures of a comparison, each a `Drawing`."""
     from matplotlib.figure import Figure
 
-    from analysis.figures import paper_style, save_figure
+    from analysis.pages.drawing import Drawing
     from analysis.shape_bias import plots as figures
 
-    def panel(width: float, height: float) -> Any:
-        return Figure(figsize=(width, height), layout="constrained").add_subplot()
-
     results, people = comparison.results, comparison.people
-    with paper_style():
-        made: dict[str, Any] = {}
-        if any(result.num_images for result in results):
-            made["shape_bias"] = figures.shape_bias_figure(results, humans=people, cluster=comparison.cluster)
-            rows = len(results) + bool(people)
-            made["categories"] = figures.plot_category_box(
-                results, humans=people, ax=panel(4.0, 0.7 + 0.4 * rows)
-            ).figure
-        for result in results:
-            suffix = "" if len(results) == 1 else f"_{folder_name(result.observer)}"
-            if result.num_images:
-                made[f"pairs{suffix}"] = figures.plot_pair_map(result, ax=panel(5.2, 4.6)).figure
-            made[f"confusion{suffix}"] = figures.plot_confusion(
-                result, ax=panel(5.2, 1.9 + 0.17 * len(set(result.shapes)))
-            ).figure
-        if comparison.reference is not None:
-            own = comparison.consistency
-            own = own[own["first"].isin([result.observer for result in results])]
-            ax = panel(4.0, 1.5 + 0.5 * len(results))
-            made["consistency"] = figures.plot_consistency(own, comparison.reference, ax=ax).figure
-        for name, figure in made.items():
-            save_figure(figure, name, folder.replace)
+    found: list[Any] = []
+
+    def add(name: str, caption: str, width: float, height: float, plot: Callable[..., Any]) -> None:
+        def draw() -> Figure:
+            figure = Figure(figsize=(width, height), layout="constrained")
+            plot(ax=figure.add_subplot())
+            return figure
+
+        found.append(Drawing(name=name, caption=caption, draw=draw))
+
+    if any(result.num_images for result in results):
+
+        def by_category() -> Figure:
+            return figures.shape_bias_figure(results, humans=people, cluster=comparison.cluster)
+
+        found.append(Drawing(name="shape_bias", caption="Texture decisions by shape category.", draw=by_category))
+        rows = len(results) + bool(people)
+        box = partial(figures.plot_category_box, results, humans=people)
+        add("categories", "Shape bias of the shape categories.", 4.0, 0.7 + 0.4 * rows, box)
+    for result in results:
+        suffix = "" if len(results) == 1 else f"_{folder_name(result.observer)}"
+        if result.num_images:
+            caption = f"{result.observer}: shape bias of every pair of shape and texture."
+            add(f"pairs{suffix}", caption, 5.2, 4.6, partial(figures.plot_pair_map, result))
+        height = 1.9 + 0.17 * len(set(result.shapes))
+        caption = f"{result.observer}: what was answered to each shape."
+        add(f"confusion{suffix}", caption, 5.2, height, partial(figures.plot_confusion, result))
+    if comparison.reference is not None:
+        own = comparison.consistency
+        own = own[own["first"].isin([result.observer for result in results])]
+        plot = partial(figures.plot_consistency, own, comparison.reference)
+        add("consistency", "Error consistency with people.", 4.0, 1.5 + 0.5 * len(results), plot)
+    return found
 
 
 def report(comparison: Comparison, notes: Sequence[str]) -> None:

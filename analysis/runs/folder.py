@@ -161,7 +161,7 @@ def _claim(
         "schema_version": SCHEMA_VERSION,
         "command": command,
         "settings": settings,
-        "calls": [*calls, _describe_call(command_line)],
+        "calls": [*calls, describe_call(command_line)],
         "outputs": sorted({name for name in written if (path / name).exists()}),
     }
     write_json(path / RUN_FILE, content)
@@ -234,7 +234,8 @@ def _is_of_a_first_write(name: str) -> bool:
     return name == LOCK_FILE or is_unfinished(name, RUN_FILE)
 
 
-def _describe_call(command_line: str) -> dict[str, Any]:
+def describe_call(command_line: str) -> dict[str, Any]:
+    """The command line, and what answers it now: date, versions, commit."""
     return {
         "command_line": command_line,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -1,6 +1,6 @@
 """The figures of a study's report: each a function, with the section that it belongs to and its caption."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from analysis.figures import axes_or_new
 from analysis.images.plots import balance_strip, contact_sheet
 from analysis.receptive_field.plots import erf_row
+from analysis.receptive_field.result import ErfResult
 from analysis.runs.texts import few
 from analysis.shape_bias.result import ShapeBiasResult
 from analysis.statistics import mean_interval
@@ -75,6 +76,7 @@ class Panel:
         draw: Makes it.
         needs: A measure without which there is nothing to draw.
         wide: As wide as the page.
+        maps: In place of the figure, the receptive fields on the page; see `map_groups`.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Panel:
     draw: Callable[[Any], Figure]
     needs: str = "accuracy"
     wide: bool = False
+    maps: Callable[[Any], Sequence[tuple[ErfResult, str, Mapping[str, Any]]]] | None = None
 
 
 def _fields_text(view: View) -> str:
@@ -135,6 +138,8 @@ SECTIONS: dict[str, Callable[[View], str]] = {
     "Cost and training": lambda _: "Times were taken while other cells waited, not side by side.",
 }
 """Title and text of each, in order."""
+_SEEDS = 3
+"""Whose receptive fields are on the page."""
 PANELS: list[Panel] = []
 """In order."""
 
@@ -192,7 +197,35 @@ def _titles(view: View) -> list[str]:
     return [f"kernel {result.cell.kernel}" for result in view.first]
 
 
-@panel("Effective receptive fields", "Trained. The square holds half of the gradient.", wide=True)
+def _fields(name: str) -> Callable[[View], list[tuple[ErfResult, str, Mapping[str, Any]]]]:
+    """Of some seeds of the first setting, the first one first: it is shown where there is no script."""
+
+    def maps(view: View) -> list[tuple[ErfResult, str, Mapping[str, Any]]]:
+        seeds = sorted({result.cell.seed for result in view.plain})[:_SEEDS]
+        own = [
+            result
+            for seed in seeds
+            for result in sorted(view.plain, key=lambda r: r.cell.kernel)
+            if result.cell.seed == seed
+        ]
+        return [
+            (
+                getattr(result, name),
+                f"kernel {result.cell.kernel}" + f", seed {result.cell.seed}" * (len(seeds) > 1),
+                {"kernel": result.cell.kernel, "seed": result.cell.seed, "hidden": result.cell.seed != seeds[0]},
+            )
+            for result in own
+        ]
+
+    return maps
+
+
+@panel(
+    "Effective receptive fields",
+    "Trained. The square holds half of the gradient.",
+    wide=True,
+    maps=_fields("erf"),
+)
 def erf_trained(view: View) -> Figure:
     return erf_row([result.erf for result in view.first], _titles(view))
 
@@ -201,6 +234,7 @@ def erf_trained(view: View) -> Figure:
     "Effective receptive fields",
     "The same networks before the training, their batch norms calibrated on training images.",
     wide=True,
+    maps=_fields("untrained_erf"),
 )
 def erf_untrained(view: View) -> Figure:
     return erf_row([result.untrained_erf for result in view.first], _titles(view))

@@ -1,33 +1,30 @@
 """One self-contained HTML page of a kernel-size study, with its figures and its table."""
 
-import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib as mpl
 import pandas as pd
 
-from analysis.figures import OKABE_ITO, paper_style, save_figure
+from analysis.pages.drawing import Drawing, save_drawings, shown_drawings
+from analysis.pages.page import Section, Table, rendered, write_page
+from analysis.receptive_field.page import map_groups
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
 from analysis.study.association import association_rows
 from analysis.study.design import Study
 from analysis.study.measures import REPORTED, Measure, shown
 from analysis.study.panels import PANELS, SECTIONS, Panel, View
-from analysis.study.record import StudyRecord, load_study
-from analysis.study.result import settings_of, study_table
+from analysis.study.record import STUDY_FILE, StudyRecord, load_study
+from analysis.study.result import by_kernel, settings_of, study_table
 from analysis.study.verdict import chance_of_any, findings, power_text, summary_text, warnings_of
 
 REPORT = "report.html"
 TABLE = "study.csv"
 FIGURES = "figures"
 _TEMPLATE = "report.html.j2"
-_INK = "#010203"
-"""Stands for the page's own text colour in figures that are put into it."""
+_PACKAGE = "analysis.study"
 
 
 def write_report(directory: str | PathLike[str]) -> Path:
@@ -48,79 +45,59 @@ def write_report(directory: str | PathLike[str]) -> Path:
         clear_leftovers(directory, of=name)
     clear_leftovers(directory / FIGURES)
     if not record.results:
-        return write_page(directory / REPORT, _render(record, None, []))
+        return write_page(directory / REPORT, _render(record, None, [], [], [STUDY_FILE]))
     table = study_table(record.results)
     view = View(record, table)
     with replacing(directory / TABLE) as path:
         write_table(table, path)
-    return write_page(directory / REPORT, _render(record, view, drawn(PANELS, SECTIONS, view, directory / FIGURES)))
+    sections, maps = drawn(PANELS, SECTIONS, view, directory / FIGURES)
+    figures = [f"{FIGURES}/{panel.name}.pdf" for panel in PANELS if view.has(panel.needs)]
+    files = [TABLE, STUDY_FILE, *figures, *(f"cells/{result.cell.name}/" for result in record.results)]
+    return write_page(directory / REPORT, _render(record, view, sections, maps, files))
 
 
 def drawn(
     panels: Sequence[Panel], sections: Mapping[str, Callable[[Any], str]], view: Any, folder: Path
-) -> list[dict[str, Any]]:
-    """Write the figures of a report as PNG and PDF; returns the sections of the page that have some.
+) -> tuple[list[Section], list[dict[str, Any]]]:
+    """Write the figures of a report as PNG and PDF.
 
     Args:
         panels: The figures; those for which the view has what they need.
         sections: Title and text of each.
         view: What the panels show.
         folder: For the files.
+
+    Returns:
+        The sections of the page that have some, and the numbers of the receptive fields in them.
     """
-    shown = []
-    for title, text in sections.items():
-        own = [panel for panel in panels if panel.section == title and view.has(panel.needs)]
-        for panel in own:
-            with paper_style():
-                save_figure(panel.draw(view), panel.name, lambda name: replacing(folder / name))
-        figures = [{"svg": _inline_svg(panel, view), "caption": panel.caption} for panel in own]
-        columns = not any(panel.wide for panel in own)
-        shown += [{"title": title, "text": text(view), "figures": figures, "columns": columns}] if own else []
-    return shown
-
-
-def write_page(path: Path, page: str) -> Path:
-    """Write a page, whole or not at all; returns its path."""
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
-
-
-def rendered(template: str, **context: Any) -> str:
-    """A page from one of the templates; every value that it names has to be there."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("analysis.study"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template(template).render(**context)
-
-
-def _inline_svg(panel: Panel, view: Any) -> str:
-    """The figure as an SVG element in the colours of the page."""
-    style: dict[Any, Any] = {
-        "svg.fonttype": "path",
-        "svg.hashsalt": panel.name,
-        "savefig.transparent": True,
-        "savefig.dpi": 130,
-        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    own = [panel for panel in panels if view.has(panel.needs)]
+    drawings = {
+        panel.name: Drawing(name=panel.name, caption=panel.caption, draw=lambda panel=panel: panel.draw(view))  # type: ignore[misc]
+        for panel in own
     }
-    buffer = io.StringIO()
-    with paper_style(), mpl.rc_context(style):
-        panel.draw(view).savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor").replace(OKABE_ITO[0].lower(), "var(--blue)")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Identifiers are unique in a figure; those of glyphs would meet in the page.
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{panel.name}-", svg)
-    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
-    return svg.replace("<svg", f'<svg style="max-width: {1.7 * width:.0f}px"', 1)
+    save_drawings(list(drawings.values()), lambda name: replacing(folder / name))
+    fields = [panel for panel in own if panel.maps is not None]
+    groups, numbers = map_groups([(panel.caption, panel.maps(view)) for panel in fields if panel.maps is not None])
+    shown: list[Section] = []
+    for title, text in sections.items():
+        of_section = [panel for panel in own if panel.section == title]
+        figures = [panel for panel in of_section if panel.maps is None]
+        if of_section:
+            section = Section(
+                title=title,
+                text=text(view),
+                explorer="points" if not shown else "",
+                maps=[group for panel, group in zip(fields, groups, strict=True) if panel.section == title],
+                figures=shown_drawings([drawings[panel.name] for panel in figures]),
+                columns=not any(panel.wide for panel in figures),
+            )
+            shown.append(section)
+    return shown, numbers
 
 
-def _render(record: StudyRecord, view: View | None, sections: list[dict[str, Any]]) -> str:
+def _render(
+    record: StudyRecord, view: View | None, sections: list[Section], maps: list[dict[str, Any]], files: list[str]
+) -> str:
     study = record.study
     num_done = sum(state.state == "done" for state in record.states)
     common: dict[str, Any] = {
@@ -129,9 +106,11 @@ def _render(record: StudyRecord, view: View | None, sections: list[dict[str, Any
         "command": record.command,
         "states": [] if num_done == len(record.states) else record.states,
         "num_done": num_done,
+        "files": files,
+        "package": _PACKAGE,
     }
     if view is None:
-        return rendered(_TEMPLATE, **common, finished=False, summary="No network is trained yet.")
+        return rendered(_TEMPLATE, **common, finished=False, summary="No network is trained yet.", environment=[])
     sequential = study.until_width is not None
     table = view.table
     groups: list[dict[str, Any]] = []
@@ -166,8 +145,16 @@ def _render(record: StudyRecord, view: View | None, sections: list[dict[str, Any
         until_width=study.until_width,
         setting=_setting(record),
         sections=sections,
-        columns=["kernel", "small kernel", "shortcut", "seeds", *(measure.heading for measure in _columns(table))],
-        rows=_rows(view),
+        data={
+            "maps": maps,
+            "first": {"seed": view.first[0].cell.seed, "weights": "trained"},
+            "points": _points(table),
+        },
+        scripts=["maps", "points"],
+        table=Table(
+            columns=["kernel", "small kernel", "shortcut", "seeds", *(measure.heading for measure in _columns(table))],
+            rows=_rows(view),
+        ),
         has_people=bool(view.people),
         environment=sorted(record.results[0].environment.items()),
     )
@@ -237,6 +224,27 @@ def _setting(record: StudyRecord) -> list[tuple[str, str]]:
     if study.data is None:
         rows.append(("conflict images", f"{study.num_conflict} scenes at each of {len(study.balances)} balances"))
     return rows
+
+
+def _points(table: pd.DataFrame) -> dict[str, Any]:
+    """Every cell with its measures, and their means by kernel, for the script `points`."""
+    measures = _columns(table)
+    items, means = [], []
+    for label, rows in settings_of(table):
+        for row in rows.to_dict("records"):
+            values = {measure.name: measure.scale * row[measure.name] for measure in measures}
+            items.append(
+                {"name": row["cell"], "file": f"cells/{row['cell']}/", "group": label, "seed": row["seed"]}
+                | {"values": {"kernel": row["kernel"], **values}}
+            )
+        for measure in measures:
+            found = by_kernel(rows, measure.name)
+            ends = measure.scale * found.ends
+            points = zip(found.kernels, (measure.scale * found.means).tolist(), ends.tolist(), strict=True)
+            means.append({"group": label, "measure": measure.name, "points": [[k, m, *end] for k, m, end in points]})
+    axes = [{"name": measure.name, "label": measure.label or measure.heading} for measure in measures]
+    kernel = {"name": "kernel", "label": "kernel size (pixels of the stage's map)", "log": True}
+    return {"items": items, "means": means, "measures": [kernel, *axes], "x": "kernel", "y": axes[0]["name"]}
 
 
 def _columns(table: pd.DataFrame) -> list[Measure]:

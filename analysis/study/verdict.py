@@ -53,7 +53,7 @@ def power_text(table: pd.DataFrame) -> str:
         return ""
 
     def number(value: float) -> str:
-        return _number(value, measure.scale == 100)
+        return _number(value, measure.scale == 100, unit=" percentage points")
 
     def needed(seeds: dict[float, int]) -> str:
         parts = [f"{seeds[size]} seeds for {number(size)}" for size in sorted(seeds)]
@@ -98,11 +98,11 @@ def _finding(table: pd.DataFrame, measure: Measure, asked: Question, sequential:
     means = [_number(_mean(column), percent) for column in values.T]
     parts = [f"{asked.quantity}: {', '.join(f'{m} at {k}' for k, m in zip(kernels, means, strict=True))}"]
     if tested.num_repeats:
-        change = (
-            f"difference from kernel {kernels[0]} to {kernels[-1]} {_number(tested.difference, percent, sign=True)}"
-        )
+        points = _number(tested.difference, percent, unit=" percentage points", sign=True)
+        change = f"difference from kernel {kernels[0]} to {kernels[-1]} {points}"
         if np.isfinite(tested.low):
-            change += f" [{_number(tested.low, percent, sign=True)}, {_number(tested.high, percent, sign=True)}]"
+            low, high = (_number(end, percent, unit="", sign=True) for end in (tested.low, tested.high))
+            change += f" [{low}, {high}]"
         parts.append(f"{change} over {tested.num_repeats} seed{'s' * (tested.num_repeats > 1)}")
     if not np.isnan(tested.p_value):
         parts.append(f"{tested.test}, p = {tested.p_value:.2g}")
@@ -119,11 +119,12 @@ def _mean(values: np.ndarray) -> float:
     return float(finite.mean()) if len(finite) else float("nan")
 
 
-def _number(value: float, percent: bool, *, sign: bool = False) -> str:
+def _number(value: float, percent: bool, *, unit: str = " %", sign: bool = False) -> str:
+    """With a unit where it is in per cent, of which a difference is in percentage points."""
     if not np.isfinite(value):
         return "undefined"
     plus = "+" if sign else ""
-    return f"{100 * value:{plus}.1f} %" if percent else f"{value:{plus}.2f}"
+    return f"{100 * value:{plus}.1f}{unit}" if percent else f"{value:{plus}.2f}"
 
 
 def warnings_of(table: pd.DataFrame, *, chance: float) -> list[str]:

@@ -37,6 +37,8 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "120")) / 2 / len(COMMANDS)
 """For each command; the other half is that of `tests/fuzz`."""
 TIMES = ("seconds", "seconds_per_step", "images_per_second", "inference_ms", "calls", "elapsed_seconds")
 """What two runs of a command have not in common, in files of JSON."""
+CALL = re.compile(rb"<time.*?</time>|<dt>commit</dt>.*?</dd>")
+"""Of a page: when and from which commit it was made."""
 TIMED = re.compile(
     r".*events\.out\.tfevents.*|.*/run/report\.html|.*/((study|compare)\.csv|figures/(inference|step_time)\.(png|pdf))"
 )
@@ -98,6 +100,8 @@ def content(folder: Path) -> dict[str, Any]:
             found[re.sub(r"tfevents.*", "tfevents", name)] = "times"
         else:
             found[name] = path.read_bytes()
+            if path.suffix == ".html":
+                found[name] = CALL.sub(b"", found[name])
             if path.suffix == ".json":
                 with suppress(ValueError):  # one that is not whole
                     found[name] = without_times(json.loads(found[name]))

@@ -120,6 +120,7 @@ def panels_of(view: ComparisonView) -> list[Panel]:
                 caption="The square holds half of the gradient.",
                 draw=_maps,
                 wide=True,
+                maps=lambda view: [(field, field.model, {"model": field.model}) for field in view.fields],
             ),
             Panel(
                 name="contribution",

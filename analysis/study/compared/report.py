@@ -4,12 +4,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from analysis.pages.page import Section, Table, rendered, write_page
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
 from analysis.study.compared.panels import SECTIONS, ComparisonView, panels_of
 from analysis.study.compared.result import COMPARED, REPORTED, Comparison, cell_text
 from analysis.study.compared.verdict import field_and_bias, people_text, warnings_of_networks
-from analysis.study.report import FIGURES, REPORT, drawn, rendered, write_page
+from analysis.study.report import FIGURES, REPORT, drawn
 
 TABLE = "compare.csv"
 _QUESTION = (
@@ -38,11 +39,15 @@ def write_comparison(comparison: Comparison, directory: str | PathLike[str], *, 
     view = ComparisonView(comparison)
     with replacing(directory / TABLE) as path:
         write_table(comparison.table, path)
-    sections = drawn(panels_of(view), SECTIONS, view, directory / FIGURES)
-    return write_page(directory / REPORT, _render(comparison, command, sections))
+    panels = panels_of(view)
+    sections, maps = drawn(panels, SECTIONS, view, directory / FIGURES)
+    figures = [f"{FIGURES}/{panel.name}.pdf" for panel in panels if view.has(panel.needs)]
+    return write_page(directory / REPORT, _render(comparison, command, sections, maps, [TABLE, *figures]))
 
 
-def _render(comparison: Comparison, command: str, sections: list[dict[str, Any]]) -> str:
+def _render(
+    comparison: Comparison, command: str, sections: list[Section], maps: list[dict[str, Any]], files: list[str]
+) -> str:
     networks, table = comparison.networks, comparison.table
     names = [name for name in REPORTED if table[name].notna().any()]
     rows = [
@@ -63,10 +68,26 @@ def _render(comparison: Comparison, command: str, sections: list[dict[str, Any]]
         warnings=warnings_of_networks(comparison),
         setting=_setting(comparison),
         sections=sections,
-        columns=["network", "input (px)", *(COMPARED[name].heading for name in names)],
-        rows=rows,
+        files=files,
+        package="analysis.study",
+        data={"maps": maps, "points": _points(comparison, names)},
+        scripts=["maps", "points"],
+        table=Table(columns=["network", "input (px)", *(COMPARED[name].heading for name in names)], rows=rows),
         environment=sorted(networks[0].environment.items()),
     )
+
+
+def _points(comparison: Comparison, names: list[str]) -> dict[str, Any]:
+    """Every network with its measures, for the script `points`."""
+    rows = comparison.table.to_dict("records")
+    items = [
+        {"name": row["network"], "group": row["architecture"]}
+        | {"values": {name: COMPARED[name].scale * row[name] for name in names}}
+        for row in rows
+    ]
+    axes = [{"name": name, "label": COMPARED[name].label or COMPARED[name].heading} for name in names]
+    x, y = (next(name for name in (wanted, *names) if name in names) for wanted in ("erf_area_0.5", "shape_bias"))
+    return {"items": items, "means": [], "measures": axes, "x": x, "y": y}
 
 
 def _setting(comparison: Comparison) -> list[tuple[str, str]]:

@@ -57,7 +57,7 @@ def test_verdict_follows_the_statistics() -> None:
 def test_verdict_gives_the_numbers() -> None:
     (finding, *_) = findings(table(bias=RISING, area=RISING))
     assert "10.7 % at 3" in finding.detail
-    assert "+31.3 % [" in finding.detail
+    assert "+31.3 percentage points [+" in finding.detail
     assert "over 3 seeds" in finding.detail
     assert "p = 0.00014" in finding.detail
 
@@ -150,7 +150,10 @@ def test_page_is_whole_and_self_contained(study: Path) -> None:
     page = Page()
     page.feed(source)
     assert page.open == []
-    outside = [link for link in page.links if not link.startswith(("#", "data:"))]
+    files = [link for link in page.links if link.startswith("./")]
+    assert {"./study.csv", "./figures/area.pdf", "./cells/k3_small3_seed0/"} <= set(files)
+    assert all((study / link).exists() for link in files)
+    outside = [link for link in page.links if not link.startswith(("#", "data:", "./"))]
     assert all(link.startswith("https://arxiv.org/abs/") for link in outside)
     assert len(page.identifiers) == len(set(page.identifiers))
     targets = {link.removeprefix("#") for link in page.links if link.startswith("#")}

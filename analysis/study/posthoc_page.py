@@ -1,0 +1,104 @@
+"""What large kernels do in a trained network, on a page."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.figures import axes_or_new
+from analysis.pages.drawing import Drawing, shown_drawings
+from analysis.pages.page import Section, Table, rendered
+from analysis.receptive_field.page import map_groups
+from analysis.study.measures import MEASURES
+from analysis.study.plots import plot_energy, plot_posthoc
+from analysis.study.posthoc import VariantResult, posthoc_table
+
+
+def posthoc_page(
+    results: Sequence[VariantResult], energy: pd.DataFrame, *, name: str, command: str, files: Sequence[str]
+) -> str:
+    """The page of a network whose kernels were cropped.
+
+    Args:
+        results: Of `measure_variants`.
+        energy: Of `kernel_energy`.
+        name: Of the network.
+        command: What makes the page again.
+        files: To be linked.
+    """
+    table = posthoc_table(results)
+    groups, numbers = map_groups(
+        [("", [(result.erf, result.variant.name, {"variant": result.variant.name}) for result in results])]
+    )
+    first = results[0].erf
+    return rendered(
+        "results.html.j2",
+        title=f"What do the large kernels of {name} do?",
+        kind="Kernels cropped in a trained network, without retraining",
+        summary=f"The network as it is, and {len(results) - 1} variants of it with parts of its kernels set to zero.",
+        command=command,
+        files=files,
+        data={"maps": numbers},
+        scripts=["maps"],
+        warnings=[],
+        setting=[
+            ("question", "what the outer taps do in this network, not what one trained with smaller kernels would do"),
+            (
+                "receptive fields",
+                f"{first.map_size[0]} x {first.map_size[1]} pixels; raw map",
+            ),
+            ("their images", f"{len(first.images)}; {first.image_source}"),
+        ],
+        sections=[
+            Section(
+                title="Measures",
+                text="Against the side that the kernels are cropped to. A horizontal line is the network as it is.",
+                figures=shown_drawings(_drawings(table, energy)),
+            ),
+            Section(
+                title="Receptive fields",
+                text="Each map relative to its maximum, all on one scale. The solid square holds half of the gradient, "
+                "the dashed one 99 %.",
+                maps=groups,
+            ),
+            Section(title="Table", tables=[_table(table)]),
+        ],
+        environment=sorted(first.environment.items()),
+        sources=[("Ding et al. 2022", "2203.06717")],
+    )
+
+
+def _drawings(table: pd.DataFrame, energy: pd.DataFrame) -> list[Drawing]:
+    def measure(name: str) -> Figure:
+        own = MEASURES[name]
+        ax = plot_posthoc(table, name, own.label or own.heading, scale=own.scale, ax=axes_or_new(None))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
+        figure: Figure = ax.get_figure(root=True)  # type: ignore[assignment]
+        return figure
+
+    def energies() -> Figure:
+        figure: Figure = plot_energy(energy).get_figure(root=True)  # type: ignore[assignment]
+        return figure
+
+    captions = {
+        "accuracy": "Accuracy.",
+        "erf_area_0.5": "Area that holds half of the gradient.",
+        "shape_bias": "Shape bias.",
+    }
+    found = [
+        Drawing(name=name.replace(".", "-"), caption=caption, draw=lambda name=name: measure(name))  # type: ignore[misc]
+        for name, caption in captions.items()
+        if table[name].notna().any()
+    ]
+    return [*found, Drawing(name="energy", caption="Energy of the kernels in their central squares.", draw=energies)]
+
+
+def _table(table: pd.DataFrame) -> Table:
+    rows = []
+    for row in table.to_dict("records"):
+        numbers = [(row["accuracy"], 100, 1), (row["erf_area_0.5"], 100, 1), (row["erf_area_0.99"], 100, 1)]
+        numbers += [(row["shape_bias"], 1, 2), (row["coverage"], 100, 1)]
+        cells = ["-" if value != value else f"{scale * value:.{digits}f}" for value, scale, digits in numbers]
+        rows.append([row["variant"], *cells])
+    columns = ["variant", "accuracy (%)", "ERF 50 % area (%)", "ERF 99 % area (%)", "shape bias", "coverage (%)"]
+    return Table(columns=columns, rows=rows)
