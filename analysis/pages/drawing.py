@@ -2,9 +2,10 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis.figures import OKABE_ITO, paper_style, plain_text, save_figure
 
 _INK = "#010203"
-"""Stands for the page's own text colour in figures that are put into it."""
+"""Black in files, to the eye; in a page it stands for the page's own text colour."""
 _SMALLEST = 9.5
 """Pixels: a figure is not shown so small that its smallest text would be less."""
 _FONT = re.compile(r"font(?:-size)?: (?:[a-z0-9]+ )*([\d.]+)px")
@@ -39,12 +40,27 @@ class Drawing:
     caption: str
     draw: Callable[[], Figure]
 
+    @cached_property
+    def figure(self) -> Figure:
+        """Drawn once, for files and page."""
+        with _ink():
+            figure = self.draw()
+        plain_text(figure)
+        return figure
+
+
+@contextmanager
+def _ink() -> Iterator[None]:
+    names = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    with paper_style(), mpl.rc_context(dict.fromkeys(names, _INK)):
+        yield
+
 
 def save_drawings(drawings: Sequence[Drawing], place: Callable[[str], AbstractContextManager[Path]]) -> None:
     """As PNG and PDF, at the paths that `place` gives for the names."""
     for drawing in drawings:
-        with paper_style():
-            save_figure(drawing.draw(), drawing.name, place)
+        with _ink():
+            save_figure(drawing.figure, drawing.name, place)
 
 
 def shown_drawings(drawings: Sequence[Drawing]) -> list[dict[str, Any]]:
@@ -58,18 +74,10 @@ def shown_drawings(drawings: Sequence[Drawing]) -> list[dict[str, Any]]:
 
 def _inline_svg(drawing: Drawing) -> tuple[Markup, float]:
     """The figure as an SVG element in the colours of the page, its text as text, and its smallest width in pixels."""
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": drawing.name,
-        "savefig.transparent": True,
-        "savefig.dpi": 130,
-        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-    }
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": drawing.name}
     buffer = io.StringIO()
-    with paper_style(), mpl.rc_context(style):
-        figure = drawing.draw()
-        plain_text(figure)
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with _ink(), mpl.rc_context(style):
+        drawing.figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True, dpi=130)
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"<[^>]+>", lambda tag: _in_page(tag[0], drawing.name), svg)
