@@ -20,10 +20,11 @@ from analysis.images.files import is_hidden
 from analysis.images.labelled import FolderImages, Preparation, Split
 from analysis.images.preparing import evaluation_crop
 from analysis.images.shards import TarShards
-from analysis.models.files import save_network, save_weights
+from analysis.models.files import save_library_network, save_network
 from analysis.models.loaded import LoadedModel
 from analysis.models.precision import float32_settings
 from analysis.models.replknets import new_model
+from analysis.models.specs import split_name
 from analysis.runs.decoding import decoded, made
 from analysis.runs.folder import RunFolder
 from analysis.runs.identity import describe_environment, hash_weights, processor_name
@@ -61,7 +62,8 @@ def train_command(
     model: Annotated[
         str,
         typer.Argument(
-            help="replknet_31b or a sibling, with a tag for published weights (replknet models), or timm:NAME."
+            help="replknet_31b or a sibling, timm:NAME or torchvision:NAME; with a tag as in replknet_31b.in1k_224 "
+            "from published weights. Its head is new where its classes are others."
         ),
     ],
     recipe: Annotated[str, typer.Option(help=f"{', '.join(recipe_names())}, or a .toml file of the same form.")],
@@ -87,6 +89,9 @@ def train_command(
         int | None,
         typer.Option(help="Steps between measurements of the accuracy; an epoch by default.", min=1, max=STEPS[1]),
     ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Begin with published weights, though MODEL has no tag.")
+    ] = False,
     workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -110,18 +115,21 @@ def train_command(
     kernels, *others = choice.kernels()
     if others:
         raise ValueError(f"kernel_sizes={', '.join(choice.kernel_sizes or ())}: one network is trained; give it once")
+    (checkpoint,) = choice.checkpoints([model])
+    _, spec = split_name(model)
     loaded = new_model(
-        model,
+        spec,
         num_classes=len(images.classes),
+        pretrained=pretrained,
         drop_path_rate=chosen.drop_path_rate,
         gradient_checkpointing=chosen.gradient_checkpointing,
-        checkpoint=choice.checkpoint,
+        checkpoint=checkpoint,
         kernel_sizes=kernels,
         small_kernel=choice.small_kernel,
         seed=choice.seed,
     )
     settings = {
-        "model": model,
+        "model": spec,
         "weights": hash_weights(loaded.module),
         "recipe": asdict(chosen),
         "data": str(data),
@@ -251,7 +259,13 @@ def _save(
             training=trained,
         )
     else:
-        save_weights(folder.add(_NETWORK), loaded.module)
+        save_library_network(
+            folder.add(_NETWORK),
+            loaded,
+            classes=classes,
+            input_size=recipe.image_size,
+            training=trained,
+        )
     reference = next(loaded.module.parameters())
     summary = trained | {
         "val_accuracy": result.curve.val_accuracy[-1],
