@@ -31,7 +31,7 @@ COMMANDS = {
     "compare": ("compare", "Put trained networks beside each other, write a report."),
     "report": ("study", "Write the table, the figures and the page of a study anew."),
     "ablate": ("ablate", "Kernel-size ablations, trained anew or on a trained network."),
-    "info": ("models", "Say what a weight file holds."),
+    "info": ("info", "Tell of a network its layers, sizes, classes and cost; of a weight file what it holds."),
     "convert": ("models", "Write weights under other key names or in another format."),
     "reparameterize": ("models", "Merge the kernels and batch norms of a weight file."),
     "export": ("models", "Write a network as ONNX, TorchScript or a program of torch.export."),

@@ -17,7 +17,7 @@ from analysis.cli import end_by_signal
 from analysis.cli.console import print_notes, print_table, progress_bar, run_folder, skipped_notes
 from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, Workers, takes
 from analysis.images.files import is_hidden
-from analysis.images.labelled import FolderImages, Preparation, Split
+from analysis.images.labelled import FolderImages, InMemory, Preparation, Split
 from analysis.images.preparing import evaluation_crop
 from analysis.images.shards import TarShards
 from analysis.models.files import save_library_network, save_network
@@ -35,7 +35,7 @@ from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import write_json
 from analysis.training.loop import Training, check_training, train
 from analysis.training.progress import Curve
-from analysis.training.recipe import STEPS, Recipe, load_recipe, parse_changes, recipe_names
+from analysis.training.recipe import STEPS, Recipe, load_recipe, parse_changes, recipe_names, why_too_little
 from analysis.training.state import remove_state
 
 _STATE, _CURVE, _NETWORK, _SUMMARY, _EVENTS = (
@@ -46,6 +46,8 @@ _STATE, _CURVE, _NETWORK, _SUMMARY, _EVENTS = (
     "tensorboard",
 )
 _COLUMNS = tuple(field.name for field in fields(Curve))
+_MEASURED = 50
+"""Images whose size decides how large all become, at least, where there are as many."""
 _RECORDS = 50
 """Steps between entries of the learning curve, fewer in short trainings."""
 app = typer.Typer()
@@ -102,7 +104,9 @@ def train_command(
     source = load_recipe(recipe)
     changed = parse_changes(changes or [])
     images = _images(data, "train", None)
-    chosen = source.for_images(len(images), changed)
+    chosen = source.for_images(len(images), changed, sides=_sides(images) if source.adapt else ())
+    if source.adapt:  # as they are tested, and then moved
+        images = _images(data, "train", evaluation_crop(chosen.image_size))
     notes: tuple[str, ...] = ()
     validation: FolderImages | TarShards | None = None
     try:
@@ -148,12 +152,14 @@ def train_command(
     check_training(loaded.module, images, validation, chosen, mean=loaded.mean, std=loaded.std)
     keep_freed_memory()
     epoch = max(1, len(images) // chosen.batch_size)
+    doubt = why_too_little(chosen, trained="." in spec or pretrained or checkpoint is not None)
     with run_folder(out, "train", settings, overwrite=overwrite) as folder:
         finished = by_first(lambda: _finished(out, chosen))
         if finished is not None:
             by_first(lambda: remove_state(out / _STATE))
             _report(finished, chosen, ("finished before",), out)
             return
+        print_notes([doubt] if doubt else [], "warning")
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, end_by_signal)
         by_first(lambda: [folder.add(name) for name in (_STATE, f"{_STATE}.previous")])
@@ -161,8 +167,8 @@ def train_command(
         with progress_bar(loaded.name) as progress:
             result = train(
                 loaded.module,
-                images,
-                validation,
+                InMemory(images) if source.adapt else images,
+                InMemory(validation) if source.adapt and validation is not None else validation,
                 chosen,
                 seed=choice.seed,
                 mean=loaded.mean,
@@ -184,6 +190,12 @@ def _images(data: Path, split: Split, prepare: Preparation | None) -> FolderImag
     if any(not is_hidden(path.name) for pattern in ("*.tar", "*/*.tar") for path in data.glob(pattern)):
         return TarShards(data, split, prepare=prepare)
     return FolderImages(data, split, prepare=prepare)
+
+
+def _sides(images: FolderImages | TarShards) -> list[int]:
+    """The shorter sides of some images, spread over all."""
+    chosen = range(0, len(images), max(1, len(images) // _MEASURED))
+    return [min(images[index][0].shape[:2]) for index in chosen]
 
 
 def _finished(out: Path, recipe: Recipe) -> Training | None:

@@ -25,10 +25,7 @@ def new_library_model(
 ) -> LoadedModel:
     """See `new_model`, for "timm:NAME" and "torchvision:NAME"."""
     if not names_library(spec) or spec.startswith("hf:"):
-        raise ValueError(
-            f"model={spec!r}: unknown, or not to be trained{near_names(spec)}; expected a RepLKNet (replknet models "
-            "lists them), timm:NAME or torchvision:NAME"
-        )
+        raise ValueError(f"model={spec!r}: expected a RepLKNet, timm:NAME or torchvision:NAME{near_names(spec)}")
     options: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}  # some take none
     if options and spec.startswith("torchvision:"):
         raise ValueError(f"drop_path_rate={drop_path_rate}: expected 0 for {spec!r}; torchvision knows no such option")
