@@ -40,8 +40,8 @@ def info(
     ] = _DEPTH,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell of a network its layers and stages, what images it takes, its classes and its cost; of a weight file, what it
-    holds and what is wrong with it.
+    """Tell of a network its layers and stages, what images it takes, its classes and its cost; of a weight file, what
+    it holds and what is wrong with it.
 
     The names are those for --layers of erf and --stages of features. The exit code is 1 if anything is wrong with a
     weight file.
@@ -122,16 +122,13 @@ def _show(described: ModelDescription, depth: int) -> None:
         f"{own or f'any, {DEFAULT_SIZE} by default'}, {kind} ({taken if described.free_size else tried} "
         f"{'work, too' if described.free_size else 'do not work'})",
     )
-    table.add_row(
-        "mean, std", " and ".join(", ".join(f"{value:g}" for value in part) for part in _normalization(loaded))
-    )
-    table.add_row("preparation", str(loaded.preparation()).replace("\n", " "))
+    normalization = [", ".join(f"{value:g}" for value in own) for own in (loaded.mean, loaded.std)]
+    table.add_row("mean, std", " and ".join(normalization))
+    table.add_row("preparation", " ".join(str(loaded.preparation()).split()))
     table.add_row("classes", _classes(described))
     table.add_row("parameters", f"{described.num_parameters:,}")
     table.add_row("MACs", "cannot be counted" if described.num_macs is None else f"{described.num_macs:,}")
     table.add_row("last feature map", _last(described))
-    if loaded.training:
-        table.add_row("trained by", str(loaded.training.get("recipe_name", "a recipe")))
     print_table(table)
     layers = Table("layer", "kind", "output", "stride", "theoretical field")
     hidden = 0
@@ -144,10 +141,6 @@ def _show(described: ModelDescription, depth: int) -> None:
     print_table(layers)
     if hidden:
         print_line(f"{hidden} layers with more dots in their names: --depth {depth + 1}", stderr=False)
-
-
-def _normalization(loaded: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return loaded.mean, loaded.std
 
 
 def _classes(described: ModelDescription) -> str:

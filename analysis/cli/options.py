@@ -309,9 +309,7 @@ class ModelChoice:
             if not Path(text).exists():
                 return name, path
             if Path(path).exists():
-                raise ValueError(
-                    f"checkpoint={text!r}: may be the file of this name, or {path!r} for {name}; rename it"
-                )
+                raise ValueError(f"checkpoint={text!r}: may be that file, or {path!r} for {name}; rename it")
         if "=" in text and not Path(text).exists():
             known = ", ".join(name or spec for name, spec in named)
             raise ValueError(

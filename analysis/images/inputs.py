@@ -22,9 +22,10 @@ from analysis.runs.texts import printable
 
 Picture = str | PathLike[str] | WebImage | Image.Image | NDArray[np.uint8] | Tensor
 Images = Picture | Sequence[Picture] | ImageSet
-"""Files, folders and patterns (`find_images`), addresses of the web (`http://`, `https://`); pictures of Pillow; pixels as uint8, in arrays of shape (H, W, 3) or
-(N, H, W, 3) or in tensors of shape (3, H, W) or (N, 3, H, W); tensors of floating point of shape (C, H, W) or
-(N, C, H, W), which are normalised already; or an `ImageSet`, which brings its own normalisation."""
+"""Files, folders and patterns (`find_images`); addresses of the web (`http://`, `https://`), which are fetched;
+pictures of Pillow; pixels as uint8, in arrays of shape (H, W, 3) or (N, H, W, 3) or in tensors of shape (3, H, W) or
+(N, 3, H, W); tensors of floating point of shape (C, H, W) or (N, C, H, W), which are normalised already; or an
+`ImageSet`, which brings its own normalisation."""
 
 
 @dataclass(frozen=True, eq=False)

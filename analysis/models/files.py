@@ -173,13 +173,17 @@ def load_file(path: Path, *, trust: bool = False) -> LoadedModel:
     return _load_weights(path)
 
 
+def _name(path: Path) -> str:
+    return printable(path.resolve().parent.name if path.stem == STUDY_NETWORK else path.stem)
+
+
 def _load_described(path: Path, description: str) -> LoadedModel:
     """A file of `save_network`."""
     try:
         content = json.loads(description)
         module = replknet.load_checkpoint(path)
         return LoadedModel(
-            name=printable(path.parent.name if path.stem == STUDY_NETWORK else path.stem),
+            name=_name(path),
             module=module,
             fresh=lambda: replknet.RepLKNet(module.config),
             classes=_described_classes(content),
@@ -206,7 +210,7 @@ def _load_weights(path: Path) -> LoadedModel:
     own = family_preparation(architecture_of(module.config))
     size = own.get("input_size", DEFAULT_SIZE)
     return LoadedModel(
-        name=printable(path.stem),
+        name=_name(path),
         module=module,
         fresh=lambda: replknet.RepLKNet(module.config),
         notes=(
@@ -255,7 +259,7 @@ def _load_of_library(path: Path) -> LoadedModel:
         put(made.module, state)
         return replace(
             made,
-            name=printable(path.parent.name if path.stem == STUDY_NETWORK else path.stem),
+            name=_name(path),
             transform=None,
             initial="",
             classes=classes,
@@ -298,7 +302,7 @@ def _load_program(path: Path, load: Callable[[Path, dict[str, Any]], nn.Module])
         ) from error
     if not kept[PREPARATION]:
         note = f"{path.name}: names no preprocessing; ImageNet's at {DEFAULT_SIZE} pixels is used"
-        return LoadedModel(name=printable(path.stem), module=module, notes=(note,))
+        return LoadedModel(name=_name(path), module=module, notes=(note,))
     try:
         known = json.loads(kept[PREPARATION])
         prepared = _described_preparation(known) | {"classes": _described_classes(known)}
@@ -310,7 +314,7 @@ def _load_program(path: Path, load: Callable[[Path, dict[str, Any]], nn.Module])
     notes: tuple[str, ...] = ()
     if own_transform:
         notes = (f"{path.name}: the file keeps size, mean and standard deviation, not the library's own resizing",)
-    return LoadedModel(name=printable(path.stem), module=module, notes=notes, **prepared)
+    return LoadedModel(name=_name(path), module=module, notes=notes, **prepared)
 
 
 def describe_preparation(loaded: LoadedModel, num_outputs: int) -> str:

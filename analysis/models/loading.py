@@ -122,7 +122,7 @@ def _load(spec: str, pretrained: bool, trust: bool, num_classes: int | None = No
         return load_file(network_in(path) if path.is_dir() else path, trust=trust)
     if spec.partition(":")[2]:
         return _load_callable(spec)
-    raise ValueError(f"model={spec!r}: unknown{near_names(spec)}; expected {SPECS}")
+    raise ValueError(f"model={spec!r}: expected {SPECS}{near_names(spec)}")
 
 
 def _load_callable(spec: str) -> LoadedModel:

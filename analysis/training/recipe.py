@@ -125,9 +125,9 @@ class Recipe:
 class RecipeFile:
     """A recipe that counts in epochs, from a TOML file: `about`, `source`, `epochs`, `warmup_epochs` and `[recipe]`.
 
-    One that has `[adapt]`, too, follows the size of the set and of its images: a batch is a tenth of the images, the
-    images get the middle one of their shorter sides, rounded up to a multiple of 32, and all of these and the steps stay
-    within the bounds that stand there.
+    One that has `[adapt]`, too, follows the size of the set and of its images: a batch is a tenth of the images, and
+    these get the middle one of their shorter sides, rounded up to a multiple of 32. Both and the steps stay within the
+    bounds that stand there.
 
     Args:
         name: Of the file, without its ending.
@@ -228,7 +228,7 @@ def why_too_little(recipe: Recipe, *, trained: bool) -> str:
         )
     if recipe.steps < enough:
         kind = "trained" if trained else "random"
-        return f"{recipe.steps} steps are few for a network from {kind} weights; some {enough} are needed: set epochs or steps"
+        return f"{recipe.steps} steps are few from {kind} weights; expected {enough} or more: set epochs or steps"
     return ""
 
 

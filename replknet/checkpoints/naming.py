@@ -44,6 +44,10 @@ def named_as(own: Collection[str], given: Collection[str]) -> dict[str, str]:
 
     Of the ways to leave prefixes out, none among them, the one after which most keys are the network's own.
     """
+    for holder in _HOLDERS:
+        if own and all(key.startswith(holder) for key in own):
+            inner = named_as([key.removeprefix(holder) for key in own], given)
+            return {key: f"{holder}{name}" for key, name in inner.items()}
     ways = []
     for number in range(_MOST_HOLDERS + 1):
         for holders in product(_HOLDERS, repeat=number):

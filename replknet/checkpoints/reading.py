@@ -98,7 +98,7 @@ def read_weights(path: Path, *, use_ema: bool = True) -> tuple[dict[str, Tensor]
 
 
 def read_tensors(path: Path, *, use_ema: bool = True) -> tuple[dict[str, Tensor], FileLayout]:
-    """What a file holds as `load_state_dict` reads it, of any network and under its own names, and the file's layout."""
+    """The weights of any network, read as by `load_state_dict`, under the names in the file, and its layout."""
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "is no regular file"
         reason = kind if path.exists() else "no such file"
