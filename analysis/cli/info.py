@@ -12,6 +12,7 @@ import replknet
 from analysis.cli.console import parse_size, print_line, print_notes, print_table
 from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, takes
 from analysis.models.inspecting import ModelDescription, describe_model, field_text, stride_text
+from analysis.models.layers import FeatureExtractor
 from analysis.models.layouts import LayerOutput
 from analysis.models.loaded import DEFAULT_SIZE
 from analysis.models.specs import NETWORK_FILE, split_name
@@ -153,7 +154,8 @@ def _classes(described: ModelDescription) -> str:
 def _last(described: ModelDescription) -> str:
     if described.last is None:
         return "not found; name a layer"
-    return described.last or "what forward_features returns"
+    whole = "what forward_features returns" if isinstance(described.model.module, FeatureExtractor) else "the output"
+    return described.last or whole
 
 
 def _content(described: ModelDescription) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def _load_timm(name: str, pretrained: bool, num_classes: int | None, **options: 
     import timm
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:3] or difflib.get_close_matches(name, timm.list_models())
         raise ValueError(
             f"model='timm:{name}': timm has no such model" + (f"; near are {', '.join(near)}" if near else "")
         )
