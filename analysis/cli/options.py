@@ -353,8 +353,8 @@ class ModelChoice:
                     )
                 )
                 if own:
-                    several = sizes is not None and len(self.kernels()) > 1
-                    item = replace(item, name=own + (f" {'-'.join(map(str, sizes))}" if several else ""))
+                    several = f" {'-'.join(map(str, sizes))}" if sizes is not None and len(self.kernels()) > 1 else ""
+                    item = replace(item, name=f"{own}{several}")
                 loaded.append(item)
                 typed.append("" if own else spec)
         if self.unit_scales and not any(item.initial for item in loaded) and not untrained:
@@ -409,8 +409,8 @@ def default_workers(cores: int) -> int:
 
 MODEL_HELP = (
     "replknet_31b and siblings, replknet_31b.in1k_224 and other published weights (replknet models), timm:NAME, "
-    "torchvision:NAME, hf:NAME, package.module:callable, or a file: weights, TorchScript or an exported program "
-    "(--trust)."
+    "torchvision:NAME, hf:NAME, package.module:callable, a file (weights, TorchScript or an exported program, with "
+    "--trust), or the folder of a training; NAME=... calls it so."
 )
 BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=BATCHES[0], max=BATCHES[1])]
 ErfBatch = Annotated[

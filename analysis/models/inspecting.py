@@ -27,8 +27,8 @@ class ModelDescription(Shown):
         model: The network, with its preprocessing.
         image_size: Height and width in pixels of what follows.
         layers: What each layer, and each numbered stage, returns for such an image.
-        last: Name of the layer of the last feature map, empty for the network itself, or its `forward_features` where it
-            has them; None if none is found.
+        last: Name of the layer of the last feature map, empty for the network itself or its `forward_features`; None if
+            none is found.
         taken: Other sides in pixels of square images that were tried, and whether the network takes them.
         num_outputs: Class scores; None if its outputs are none.
         num_parameters: All of them.

@@ -13,7 +13,7 @@ from tests.cli.command import run
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("analysis.cli.console.time.monotonic", lambda: now[0])
     return now
 
 
