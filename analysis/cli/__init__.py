@@ -1,5 +1,6 @@
 """The command line: parse, one library call, print, exit code."""
 
+import difflib
 import importlib
 import os
 import re
@@ -13,7 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from re import Match
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -30,7 +31,7 @@ COMMANDS = {
     "compare": ("compare", "Put trained networks beside each other, write a report."),
     "report": ("study", "Write the table, the figures and the page of a study anew."),
     "ablate": ("ablate", "Kernel-size ablations, trained anew or on a trained network."),
-    "info": ("models", "Say what a weight file holds."),
+    "info": ("info", "Tell of a network its layers, sizes, classes and cost; of a weight file what it holds."),
     "convert": ("models", "Write weights under other key names or in another format."),
     "reparameterize": ("models", "Merge the kernels and batch norms of a weight file."),
     "export": ("models", "Write a network as ONNX, TorchScript or a program of torch.export."),
@@ -55,11 +56,19 @@ class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in COMMANDS:  # Typer suggests commands of groups whose members it knows
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            raise ValueError(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return _Deferred(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
 
 
-app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=_Commands, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 # Typer keeps the base class of its parsing errors under another name in each version.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 _INTERRUPTED = 130
@@ -68,8 +77,20 @@ _HEAD_START = 3.0
 _FOR_SEVERAL_PROCESSES = ("train", "evaluate", "erf", "shape-bias", "study", "ablate train")
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"replknet {version('replknet')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
     """Large-kernel vision networks: use them, and measure what they see."""
 
 
@@ -153,6 +174,7 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
         message.replace("overwrite=True", "--overwrite")
         .replace("pretrained=False", "--no-pretrained")
         .replace("trust=True", "--trust")
+        .replace("with checkpoint=", "with --checkpoint ")
         .replace("labels=FILE", "--labels FILE")
         .replace("mapping=LabelMapping(...)", "--labels")
     )

@@ -186,7 +186,10 @@ def ablate_status(
 @takes(choice=Fields(ModelChoice, only=("checkpoint", "device", "dtype", "seed")))
 def ablate_posthoc(
     model: Annotated[
-        str, typer.Argument(help="replknet_31b and siblings, replknet_nano_k31, or the network.safetensors of a study.")
+        str,
+        typer.Argument(
+            help="replknet_31b and siblings, replknet_nano_k31, or the folder or file of a training; NAME=... names it."
+        ),
     ],
     out: Out,
     choice: ModelChoice,

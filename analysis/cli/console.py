@@ -1,8 +1,10 @@
 """What the commands share: progress, tables, notes, figures and errors."""
 
 import shlex
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from analysis.runs.settings import SIDES
 from analysis.runs.texts import few
 
 _MOST_SKIPPED = 10
+_SECONDS_BETWEEN_LINES = 60.0
+_SECONDS_BETWEEN_CHANGES = 5.0
+"""Where what is at work changes, so that many short things do not make as many lines."""
 
 
 def command_line() -> str:
@@ -50,7 +55,16 @@ def clear_errors_for_files(out: Path, argument: str = "out") -> Iterator[None]:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[..., None]]:
-    """Yields a function of the amount done, the total and, where it changes, what is at work."""
+    """Yields a function of the amount done, the total and, where it changes, what is at work.
+
+    Where the output is no terminal, a line tells of it when that changes, at least every minute, and at the end.
+    """
+    console = _console(stderr=True)
+    if not console.is_interactive:
+        lines = _Lines(label)
+        yield lines
+        lines.end()
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -59,15 +73,50 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_console(stderr=True)) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(label, total=None)
         try:
             yield lambda done, total, now=label: bar.update(task, completed=done, total=total, description=now)
         except Exception:
             bar.live.transient = True  # the error is the only line
-            bar.console.quiet = not bar.console.is_interactive  # where it would print an empty one
             bar.remove_task(task)
             raise
+
+
+class _Lines:
+    """Tells in lines how far something is."""
+
+    def __init__(self, label: str) -> None:
+        self._label = self._now = label
+        self._began = self._told = time.monotonic()
+        self._first: float | None = None
+        self._done = self._total = 0.0
+
+    def __call__(self, done: float, total: float, now: str = "") -> None:
+        changed = bool(now) and now != self._now
+        self._done, self._total, self._now = done, total, now or self._label
+        self._first = done if self._first is None else self._first
+        waited = time.monotonic() - self._told
+        if waited > _SECONDS_BETWEEN_LINES or (changed and waited > _SECONDS_BETWEEN_CHANGES):
+            self._tell()
+
+    def end(self) -> None:
+        if self._first is not None:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        passed, new = self._told - self._began, self._done - (self._first or 0)
+        name = self._label if self._now == self._label else f"{self._label}: {self._now}"
+        left = ""
+        if new > 0 and self._done < self._total:
+            left = f", about {_clock(passed * (self._total - self._done) / new)} left"
+        share = f"{100 * self._done / self._total:.0f} % " if self._total else ""
+        print_line(f"{name}: {share}({self._done:g} of {self._total:g}), {_clock(passed)} passed{left}")
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _console(**options: Any) -> Console:

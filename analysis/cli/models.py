@@ -1,4 +1,4 @@
-"""`replknet models`, `replknet info`, `replknet convert`, `replknet reparameterize` and `replknet export`."""
+"""`replknet models`, `replknet convert`, `replknet reparameterize` and `replknet export`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,33 +54,6 @@ def models() -> None:
         published.add_row(name, "generated images of this project", "64", *counts[name, 64], "-", "-", "MIT")
     print_table(published)
     typer.echo(f"source: {next(iter(replknet.PUBLISHED.values())).source}; ImageNet-1K accuracies as it reports them")
-
-
-@app.command()
-def info(file: Annotated[Path, typer.Argument(help="A weight file.")]) -> None:
-    """Say what a weight file holds, and what is wrong with it; the exit code is 1 if anything is."""
-    found = replknet.inspect_checkpoint(file)
-    forms = {"training": "training", "merged": "large kernels merged", "folded": "re-parameterised, no batch norm"}
-    table = Table(show_header=False)
-    table.add_row("architecture", found.architecture)
-    if found.config is not None:
-        small = found.config.small_kernel if found.form == "training" else "merged or none"
-        table.add_row("large kernels", "-".join(map(str, found.config.kernel_sizes)))
-        table.add_row("small kernel", str(small))
-        table.add_row("classes", str(found.config.num_classes or "no head"))
-    table.add_row("form", forms[found.form])
-    table.add_row("key names", found.naming)
-    table.add_row("format", found.format + (f", under {found.wrapper!r}" if found.wrapper else ""))
-    if found.beside:
-        table.add_row("averaging", f"averaged weights under {found.wrapper!r}, the last ones under {found.beside!r}")
-    table.add_row("parameters", f"{found.num_parameters:,}")
-    table.add_row("dtype", ", ".join(found.dtypes))
-    table.add_row("SHA-256", found.sha256)
-    table.add_row("published as", found.published or "none of the published files")
-    table.add_row("problems", "; ".join(found.problems) or "none")
-    print_table(table)
-    if found.problems:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -17,10 +17,11 @@ import typer
 
 from analysis.images.inputs import Images
 from analysis.images.preparing import MEANS, STANDARD_DEVIATIONS
-from analysis.models.libraries import LIBRARIES
+from analysis.models.libraries import LIBRARIES, names_library
 from analysis.models.loaded import LoadedModel, resolve_device
-from analysis.models.loading import load_model, names_library
+from analysis.models.loading import has_weights, load_model
 from analysis.models.replknets import is_replknet
+from analysis.models.specs import distinct, split_name
 from analysis.models.untrained import calibrated, untrained_copy
 from analysis.runs.identity import describe_device
 from analysis.runs.settings import BATCHES, LARGEST_KERNEL, SEEDS, WORKERS, check_fields
@@ -235,7 +236,7 @@ class ModelChoice:
     """Which network, with which weights, and where it computes.
 
     Args:
-        checkpoint: Weight file of a RepLKNet.
+        checkpoint: Weight file of a network by name or of your own function; NAME=FILE where several are named.
         kernel_sizes: Kernels of a RepLKNet, e.g. 31,29,27,13; may be given several times.
         small_kernel: Parallel kernel of a RepLKNet; 0 for none.
         pretrained: Published weights; otherwise the network's own initialisation, its batch norms calibrated on the
@@ -248,7 +249,7 @@ class ModelChoice:
         seed: Of random weights, and of drawn images.
     """
 
-    checkpoint: Path | None = None
+    checkpoint: list[str] | None = None
     kernel_sizes: list[str] | None = None
     small_kernel: int | None = None
     pretrained: bool = True
@@ -261,7 +262,7 @@ class ModelChoice:
     def __post_init__(self) -> None:
         check_fields(self, seed=SEEDS, small_kernel=(0, LARGEST_KERNEL, f"an odd number up to {LARGEST_KERNEL}, or 0"))
         if self.checkpoint is not None and not self.pretrained:
-            raise ValueError(f"checkpoint={self.checkpoint}: expected none with pretrained=False")
+            raise ValueError(f"checkpoint={', '.join(self.checkpoint)}: expected none with pretrained=False")
 
     def kernels(self) -> list[tuple[int, ...] | None]:
         """Those of `kernel_sizes`, or None once."""
@@ -273,6 +274,50 @@ class ModelChoice:
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if value != getattr(type(self), name)}
 
+    def checkpoints(self, specs: Sequence[str]) -> list[Path | None]:
+        """The weight file of each of these networks.
+
+        A file without a name is that of the RepLKNets by name, or of the only network that takes one.
+
+        Raises:
+            ValueError: If a name is that of no network or of two, or two files are given to one.
+        """
+        named = [split_name(spec) for spec in specs]
+        found: list[Path | None] = [None] * len(specs)
+        for text in self.checkpoint or ():
+            name, path = self._owner(text, named)
+            if name:
+                own = [number for number, names in enumerate(named) if name in names]
+            else:
+                own = [number for number, (_, spec) in enumerate(named) if is_replknet(spec)]
+                own = own or [number for number, (_, spec) in enumerate(named) if not has_weights(spec)]
+                if not own:
+                    raise ValueError(f"checkpoint={text}: applies to networks by name only; none was named")
+                if len(own) > 1 and not is_replknet(named[own[0]][1]):
+                    raise ValueError(f"checkpoint={text!r}: expected NAME=FILE, as several networks are named")
+            for number in own:
+                if found[number] is not None:
+                    raise ValueError(f"checkpoint={text!r}: {specs[number]} has another weight file already")
+                found[number] = Path(path)
+        return found
+
+    @staticmethod
+    def _owner(text: str, named: Sequence[tuple[str, str]]) -> tuple[str, str]:
+        """The name of a network, empty for none, and the file that it is given."""
+        for name in (name for names in named for name in names if name and text.startswith(f"{name}=")):
+            path = text.removeprefix(f"{name}=")
+            if not Path(text).exists():
+                return name, path
+            if Path(path).exists():
+                raise ValueError(f"checkpoint={text!r}: may be that file, or {path!r} for {name}; rename it")
+        if "=" in text and not Path(text).exists():
+            known = ", ".join(name or spec for name, spec in named)
+            raise ValueError(
+                f"checkpoint={text!r}: no such file, and no network is called {text.partition('=')[0]!r}; expected "
+                f"NAME=FILE with one of {known}"
+            )
+        return "", text
+
     def load(self, specs: Sequence[str], *, untrained: bool = False) -> list[LoadedModel]:
         """The networks of these names, a RepLKNet once for each of the kernel sizes.
 
@@ -283,21 +328,23 @@ class ModelChoice:
         Raises:
             ValueError: If one cannot be had, an option applies to none, or two have one name.
         """
-        if not any(is_replknet(spec) for spec in specs):
-            for name in ("checkpoint", "kernel_sizes", "small_kernel"):
+        checkpoints = self.checkpoints(specs)
+        given, bare = zip(*map(split_name, specs), strict=True)
+        if not any(map(is_replknet, bare)):
+            for name in ("kernel_sizes", "small_kernel"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}={getattr(self, name)}: applies to RepLKNets by name only; none was named")
-        if not self.pretrained and not any(is_replknet(spec) or names_library(spec) for spec in specs):
+        if not self.pretrained and not any(is_replknet(spec) or names_library(spec) for spec in bare):
             raise ValueError("pretrained=False: applies to networks by name only; none was named")
         loaded: list[LoadedModel] = []
-        libraries: list[str] = []
-        for spec in specs:
+        typed: list[str] = []
+        for own, spec, checkpoint in zip(given, bare, checkpoints, strict=True):
             ours = is_replknet(spec)
             for sizes in self.kernels() if ours else [None]:
                 item = self._placed(
                     load_model(
                         spec,
-                        checkpoint=self.checkpoint if ours else None,
+                        checkpoint=checkpoint,
                         kernel_sizes=sizes,
                         small_kernel=self.small_kernel if ours else None,
                         pretrained=self.pretrained or not (ours or names_library(spec)),
@@ -305,21 +352,20 @@ class ModelChoice:
                         seed=self.seed,
                     )
                 )
+                if own:
+                    several = f" {'-'.join(map(str, sizes))}" if sizes is not None and len(self.kernels()) > 1 else ""
+                    item = replace(item, name=f"{own}{several}")
                 loaded.append(item)
-                if untrained and not item.initial:
-                    loaded.append(untrained_copy(item, seed=self.seed))
-                libraries += [spec.partition(":")[0]] * (len(loaded) - len(libraries))
-        if self.unit_scales and not any(item.initial for item in loaded):
+                typed.append("" if own else spec)
+        if self.unit_scales and not any(item.initial for item in loaded) and not untrained:
             raise ValueError("unit_scales=True: applies to untrained networks only; there is none")
-        names = [item.name for item in loaded]
-        if len(set(names)) < len(names):  # one name in two libraries
-            loaded = [
-                replace(item, name=f"{library}:{item.name}") if library in LIBRARIES else item
-                for item, library in zip(loaded, libraries, strict=True)
-            ]
-            names = [item.name for item in loaded]
+        names = distinct([item.name for item in loaded], typed, LIBRARIES)
         if len(set(names)) < len(names):
-            raise ValueError(f"model: {', '.join(names)} are not all different")
+            raise ValueError(f"model: {', '.join(names)} are not all different; NAME=SPEC gives a network another name")
+        loaded = [replace(item, name=name) for item, name in zip(loaded, names, strict=True)]
+        if untrained:
+            pairs = [[item, *([] if item.initial else [untrained_copy(item, seed=self.seed)])] for item in loaded]
+            loaded = [item for pair in pairs for item in pair]
         return [replace(loaded[0], notes=(*self.device_notes(), *loaded[0].notes)), *loaded[1:]]
 
     def on_images(self, loaded: LoadedModel, images: Images, size: int | None = None) -> LoadedModel:
@@ -363,8 +409,8 @@ def default_workers(cores: int) -> int:
 
 MODEL_HELP = (
     "replknet_31b and siblings, replknet_31b.in1k_224 and other published weights (replknet models), timm:NAME, "
-    "torchvision:NAME, hf:NAME, package.module:callable, or a file: weights, TorchScript or an exported program "
-    "(--trust)."
+    "torchvision:NAME, hf:NAME, package.module:callable, a file (weights, TorchScript or an exported program, with "
+    "--trust), or the folder of a training; NAME=... calls it so."
 )
 BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=BATCHES[0], max=BATCHES[1])]
 ErfBatch = Annotated[

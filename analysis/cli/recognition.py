@@ -1,11 +1,14 @@
 """`replknet predict`, `replknet features` and `replknet evaluate`."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import pandas as pd
 import typer
 from rich.table import Table
 
@@ -29,11 +32,12 @@ from analysis.cli.options import (
     parse_names,
     takes,
 )
+from analysis.images.addresses import fetched
 from analysis.recognition.evaluation import EvaluationResult, check_files, evaluate, num_outputs
 from analysis.recognition.features import POOLED, extract_features
 from analysis.recognition.labels import labelled_files
 from analysis.recognition.prediction import Predictions, class_names, class_notes, predict
-from analysis.runs.folder import RunFolder
+from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import identify
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
@@ -41,8 +45,13 @@ from analysis.runs.tables import write_table
 from analysis.runs.writing import check_writable, replacing
 
 app = typer.Typer()
+_RESULT = "result"
+"""Folder of the result of the only network."""
+_TABLES = (_RESULT, "accuracy", "decisions", "by_class", "confusion")
 _Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
-_Images = Annotated[list[str], typer.Argument(help="Files, folders and patterns such as 'photos/*.jpg'.")]
+_Images = Annotated[
+    list[str], typer.Argument(help="Files, folders, patterns such as 'photos/*.jpg', and addresses, http(s)://.")
+]
 
 
 @app.command("predict")
@@ -51,6 +60,10 @@ def predict_command(
     model: _Model,
     images: _Images,
     choice: ModelChoice,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Another network beside MODEL; may be given several times."),
+    ] = None,
     top: Annotated[int, typer.Option(help="Classes for each image.", min=1)] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -68,49 +81,72 @@ def predict_command(
     if out is not None and (as_json or as_csv):
         raise ValueError(f"--{'json' if as_json else 'csv'}: prints; with --out, its name tells the format")
     _check_file(out, (".json", ".csv"), overwrite)
-    (loaded,) = choice.load([model])
-    loaded = choice.on_images(loaded, images, size)
-    with progress_bar("images") as progress:
-        found = predict(
-            loaded,
-            images,
-            top=top,
-            size=size,
-            batch_size=batch_size,
-            num_workers=choice.workers(workers),
-            partial=_state_of(out),
-            progress=progress,
-        )
+    loaded = choice.load([model, *(beside or ())])
+    given = fetched(images)
+    found = []
+    for number, network in enumerate(loaded):
+        prepared = choice.on_images(network, given, size)
+        with progress_bar("images" if len(loaded) == 1 else network.name) as progress:
+            found.append(
+                predict(
+                    prepared,
+                    given,
+                    top=top,
+                    size=size,
+                    batch_size=batch_size,
+                    num_workers=choice.workers(workers),
+                    partial=_state_of(out, number),
+                    progress=progress,
+                )
+            )
     if out is not None:
         with clear_errors_for_files(out), replacing(out) as path:
             if out.suffix == ".json":
                 path.write_text(_json(found))
             else:
-                write_table(found.table(), path)
-        typer.echo(f"the best classes of {len(found)} images: {out}")
+                write_table(_with_models(found, [own.table() for own in found]), path)
+        typer.echo(f"the best classes of {len(found[0])} images: {out}")
     elif as_csv:
-        write_table(found.table(), sys.stdout)
+        write_table(_with_models(found, [own.table() for own in found]), sys.stdout)
     elif as_json:
         typer.echo(_json(found), nl=False)
     else:
-        table = Table("image", "class", "score")
-        for item in found:
+        _show(found)
+    notes = [*(note for item in loaded for note in item.notes), *(note for own in found for note in own.notes)]
+    _notes(notes, list(dict.fromkeys(entry for own in found for entry in own.skipped)))
+
+
+def _show(found: Sequence[Predictions]) -> None:
+    several = len(found) > 1
+    table = Table(*["model"] * several, "image", "class", "score")
+    for own in found:
+        for item in own:
             for rank, (name, score) in enumerate(zip(item.names, item.scores, strict=True)):
-                last = rank == len(item.names) - 1
-                table.add_row(item.image if rank == 0 else "", name, f"{score:.4f}", end_section=last)
-        print_table(table)
-    _notes([*loaded.notes, *found.notes], found.skipped)
+                heads = [*[own.model] * several, item.image] if rank == 0 else [""] * (1 + several)
+                table.add_row(*heads, name, f"{score:.4f}", end_section=rank == len(item.names) - 1)
+    print_table(table)
 
 
-def _json(found: Predictions) -> str:
+def _with_models(results: Sequence[Predictions | EvaluationResult], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table; of several networks with a first column of their names."""
+    if len(tables) == 1:
+        return tables[0]
+    for result, table in zip(results, tables, strict=True):
+        table.insert(0, "model", result.model)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _json(results: Sequence[Predictions]) -> str:
     content = [
-        {
+        ({"model": found.model} if len(results) > 1 else {})
+        | {
             "image": item.image,
             "predictions": [
                 {"class_index": index, "class": name, "score": score}
                 for index, name, score in zip(item.indices, item.names, item.scores, strict=True)
             ],
         }
+        for found in results
         for item in found
     ]
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -132,9 +168,10 @@ def _refuse_without_out(option: str, given: bool) -> None:
         raise ValueError(f"--{option}: goes with --out only")
 
 
-def _state_of(out: Path | None) -> Path | None:
-    """Where an unfinished run is kept, beside its file."""
-    return None if out is None else out.with_name(f".{out.name}.partial.npz")
+def _state_of(out: Path | None, number: int = 0) -> Path | None:
+    """Where an unfinished run, of the network of this number, is kept, beside its file."""
+    mark = f".{number}" if number else ""
+    return None if out is None else out.with_name(f".{out.name}{mark}.partial.npz")
 
 
 @app.command()
@@ -186,14 +223,14 @@ def features(
 @app.command("evaluate")
 @takes(choice=Fields(ModelChoice))
 def evaluate_command(
-    model: _Model,
+    model: Annotated[list[str], typer.Argument(help=MODEL_HELP)],
     data: Annotated[
         Path, typer.Option(help="Image folder with a sub-folder each class, named as the class or its WordNet id.")
     ],
     choice: ModelChoice,
     labels: Annotated[Path | None, typer.Option(help="CSV of file,class, for a folder of another layout.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the result and tables; the same command again resumes.")
+        Path | None, typer.Option(help="Folder for the results and tables; the same command again resumes.")
     ] = None,
     confusion: Annotated[bool, typer.Option("--confusion", help="Also write confusion.csv into OUT.")] = False,
     size: InputSize = None,
@@ -205,78 +242,105 @@ def evaluate_command(
     if out is None:
         _refuse_without_out("confusion", confusion)
         _refuse_without_out("overwrite", overwrite)
-    (loaded,) = choice.load([model])
-    files = labelled_files(data, class_names(loaded, num_outputs(loaded)), labels=labels)
-    check_files(loaded, files, size)
+    loaded = choice.load(model)
+    labelled = [labelled_files(data, class_names(item, num_outputs(item)), labels=labels) for item in loaded]
+    for item, files in zip(loaded, labelled, strict=True):
+        check_files(item, files, size)
     keep_freed_memory()
-    loaded = choice.on_images(loaded, files.files, size)
-    identity = identify(loaded.module)
+    loaded = [choice.on_images(item, files.files, size) for item, files in zip(loaded, labelled, strict=True)]
+    identities = [identify(item.module) for item in loaded]
+    names = [_RESULT] if len(loaded) == 1 else folder_names([item.name for item in loaded], reserved=_TABLES)
 
-    def run(partial: Path | None) -> EvaluationResult:
-        with progress_bar(loaded.name) as progress:
+    def run(number: int, state: Path | None) -> EvaluationResult:
+        with progress_bar(loaded[number].name) as progress:
             return evaluate(
-                loaded,
-                files,
+                loaded[number],
+                labelled[number],
                 size=size,
                 batch_size=batch_size,
                 num_workers=choice.workers(workers),
-                identity=identity,
-                partial=partial,
+                identity=identities[number],
+                partial=state,
                 progress=progress,
             )
 
     if out is None:
-        result = run(None)
+        results = [run(number, None) for number in range(len(loaded))]
     else:
+        networks = [
+            {"model": item.name, "weights": identity.weights, "code": identity.code}
+            for item, identity in zip(loaded, identities, strict=True)
+        ]
         settings = {
-            "model": loaded.name,
-            "weights": identity.weights,
-            "code": identity.code,
+            **(networks[0] if len(networks) == 1 else {"models": networks}),
             "data": str(data),
-            "images": files.fingerprint,
+            "images": " ".join(dict.fromkeys(files.fingerprint for files in labelled)),
             "size": size,
             "dtype": choice.dtype,
         }
+        results = []
         with run_folder(out, "evaluate", settings, overwrite=overwrite) as folder:
-            if (out / "result" / "result.json").is_file():
-                result = EvaluationResult.load(out / "result")
-            else:
-                result = run(by_first(lambda: folder.add("partial.npz")))
-            by_first(lambda: _write(result, folder, confusion))
-    _report(result)
-    _notes([*loaded.notes, *class_notes(loaded, len(result.classes))], result.skipped)
-    typer.echo(f"classes matched {files.rule}", err=True)
+            for number, name in enumerate(names):
+                if not (out / name / "result.json").is_file():
+                    state = f"{name}.partial.npz" if len(names) > 1 else "partial.npz"
+                    found = run(number, by_first(partial(folder.add, state)))
+                    by_first(partial(_save, found, name, folder))
+                    results.append(found)
+                else:
+                    results.append(EvaluationResult.load(out / name))
+            by_first(lambda: _write(results, folder, confusion))
+    _report(results)
+    notes = [note for item in loaded for note in item.notes]
+    for item, result in zip(loaded, results, strict=True):
+        notes += class_notes(item, len(result.classes))
+    _notes(notes, list(dict.fromkeys(entry for result in results for entry in result.skipped)))
+    for rule in dict.fromkeys(files.rule for files in labelled):
+        typer.echo(f"classes matched {rule}", err=True)
     if out is not None:
-        typer.echo(f"result, tables and page (index.html): {out}")
+        typer.echo(f"result{'s' * (len(results) > 1)}, tables and page (index.html): {out}")
 
 
-def _write(result: EvaluationResult, folder: RunFolder, confusion: bool) -> None:
+def _save(result: EvaluationResult, name: str, folder: RunFolder) -> None:
+    result.save(folder.add(name))
+
+
+def _write(results: Sequence[EvaluationResult], folder: RunFolder, confusion: bool) -> None:
     from analysis.pages.page import LINKED, PAGE, files_below, write_page
     from analysis.recognition.page import evaluation_page
 
-    if not (folder.path / "result").exists():
-        result.save(folder.add("result"))
-    tables = {"decisions": result.decisions(), "by_class": result.by_class()}
+    tables = {
+        "decisions": _with_models(results, [result.decisions() for result in results]),
+        "by_class": _with_models(results, [result.by_class() for result in results]),
+        "accuracy": pd.DataFrame([_row(result) for result in results]),
+    }
+    if confusion:
+        tables["confusion"] = _with_models(results, [result.confusion().reset_index() for result in results])
     for name, table in tables.items():
         with folder.replace(f"{name}.csv") as path:
             write_table(table, path)
-    if confusion:
-        with folder.replace("confusion.csv") as path:
-            write_table(result.confusion(), path, index=True)
-    page = evaluation_page(result, command=command_line(), files=files_below(folder.path, *LINKED))
+    page = evaluation_page(results, command=command_line(), files=files_below(folder.path, *LINKED))
     write_page(folder.add(PAGE), page)
 
 
-def _report(result: EvaluationResult) -> None:
+def _row(result: EvaluationResult) -> dict[str, Any]:
+    """Accuracies as parts of 1, with 95 % intervals."""
+    row: dict[str, Any] = {"model": result.model, "images": len(result.images)}
+    for top in (1, 5) if result.best.shape[1] >= 5 else (1,):
+        low, high = result.interval(top)
+        row |= {f"top{top}": result.accuracy(top), f"top{top}_low": low, f"top{top}_high": high}
+    return row | {f"published_{name}": value / 100 for name, value in result.published.items()}
+
+
+def _report(results: Sequence[EvaluationResult]) -> None:
     table = Table("model", "images", "top-1 (%)", "top-5 (%)", "published top-1, top-5 (%)", "images / s")
-    cells = []
-    for top in (1, 5):
-        low, high = (100 * end for end in result.interval(top))
-        cells.append(f"{100 * result.accuracy(top):.2f} [{low:.2f}, {high:.2f}]")
-    if result.best.shape[1] < 5:
-        cells[1] = "-"
-    known = ", ".join(f"{result.published[key]:.2f}" for key in ("top1", "top5") if key in result.published) or "-"
-    table.add_row(result.model, str(len(result.images)), *cells, known, f"{result.images_per_second:.1f}")
+    for result in results:
+        row = _row(result)
+        cells = []
+        for name in ("top1", "top5"):
+            parts = [100 * row.get(key, math.nan) for key in (name, f"{name}_low", f"{name}_high")]
+            cells.append("{:.2f} [{:.2f}, {:.2f}]".format(*parts) if name in row else "-")
+        known = ", ".join(f"{result.published[key]:.2f}" for key in ("top1", "top5") if key in result.published) or "-"
+        table.add_row(result.model, str(len(result.images)), *cells, known, f"{result.images_per_second:.1f}")
     print_table(table)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -33,6 +33,7 @@ from analysis.cli.sensitivity import (
 from analysis.cli.shape_bias_output import RAW, Comparison, drawings_of, note_of_counts, report, write_tables
 from analysis.images.stimuli import StimulusSet, load_stimuli, missing_stimuli
 from analysis.models.loaded import LoadedModel
+from analysis.models.specs import split_name
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.processes import by_first
@@ -115,7 +116,7 @@ def shape_bias(
         _refuse_alone(single, [spec for spec in model if spec not in specs], options, humans, labels, categories)
     loaded = choice.load(specs) if specs else []
     mapping = own_mapping(loaded if whole else ()) if labels is None else LabelMapping.from_csv(labels)
-    recorded = [read_responses(spec, categories=None) for spec in model if spec.endswith(".csv")]
+    recorded = [_recorded(spec) for spec in model if spec.endswith(".csv")]
     people = [] if humans is None else read_observers(humans, categories=None)
     asked = [*recorded, *people]
     by_mapping = bool(loaded) or labels is not None
@@ -268,6 +269,13 @@ class _Network:
             saved = None
             check_model(loaded, chosen, mapping, preprocessing)
         return cls(loaded, folder, chosen, mapping, identity, fingerprint, saved)
+
+
+def _recorded(spec: str) -> ShapeBiasResult:
+    """Somebody's responses in a file, which may have a name before it."""
+    name, path = split_name(spec)
+    result = read_responses(path, categories=None)
+    return replace(result, observer=name or result.observer)
 
 
 def _loaded_stimuli(folders: Sequence[Path]) -> tuple[StimulusSet | None, StimulusSet | None]:

@@ -17,13 +17,14 @@ from analysis.cli import end_by_signal
 from analysis.cli.console import print_notes, print_table, progress_bar, run_folder, skipped_notes
 from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, Workers, takes
 from analysis.images.files import is_hidden
-from analysis.images.labelled import FolderImages, Preparation, Split
+from analysis.images.labelled import FolderImages, InMemory, Preparation, Split
 from analysis.images.preparing import evaluation_crop
 from analysis.images.shards import TarShards
-from analysis.models.files import save_network, save_weights
+from analysis.models.files import save_library_network, save_network
 from analysis.models.loaded import LoadedModel
 from analysis.models.precision import float32_settings
 from analysis.models.replknets import new_model
+from analysis.models.specs import split_name
 from analysis.runs.decoding import decoded, made
 from analysis.runs.folder import RunFolder
 from analysis.runs.identity import describe_environment, hash_weights, processor_name
@@ -34,7 +35,7 @@ from analysis.runs.texts import parse_json, read_text
 from analysis.runs.writing import write_json
 from analysis.training.loop import Training, check_training, train
 from analysis.training.progress import Curve
-from analysis.training.recipe import STEPS, Recipe, load_recipe, parse_changes, recipe_names
+from analysis.training.recipe import STEPS, Recipe, load_recipe, parse_changes, recipe_names, why_too_little
 from analysis.training.state import remove_state
 
 _STATE, _CURVE, _NETWORK, _SUMMARY, _EVENTS = (
@@ -45,6 +46,8 @@ _STATE, _CURVE, _NETWORK, _SUMMARY, _EVENTS = (
     "tensorboard",
 )
 _COLUMNS = tuple(field.name for field in fields(Curve))
+_MEASURED = 50
+"""Images whose size decides how large all become, at least, where there are as many."""
 _RECORDS = 50
 """Steps between entries of the learning curve, fewer in short trainings."""
 app = typer.Typer()
@@ -61,7 +64,8 @@ def train_command(
     model: Annotated[
         str,
         typer.Argument(
-            help="replknet_31b or a sibling, with a tag for published weights (replknet models), or timm:NAME."
+            help="replknet_31b or a sibling, timm:NAME or torchvision:NAME; with a tag as in replknet_31b.in1k_224 "
+            "from published weights. Its head is new where its classes are others."
         ),
     ],
     recipe: Annotated[str, typer.Option(help=f"{', '.join(recipe_names())}, or a .toml file of the same form.")],
@@ -87,6 +91,9 @@ def train_command(
         int | None,
         typer.Option(help="Steps between measurements of the accuracy; an epoch by default.", min=1, max=STEPS[1]),
     ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Begin with published weights, though MODEL has no tag.")
+    ] = False,
     workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -97,7 +104,9 @@ def train_command(
     source = load_recipe(recipe)
     changed = parse_changes(changes or [])
     images = _images(data, "train", None)
-    chosen = source.for_images(len(images), changed)
+    chosen = source.for_images(len(images), changed, sides=_sides(images) if source.adapt else ())
+    if source.adapt:  # as they are tested, and then moved
+        images = _images(data, "train", evaluation_crop(chosen.image_size))
     notes: tuple[str, ...] = ()
     validation: FolderImages | TarShards | None = None
     try:
@@ -110,18 +119,21 @@ def train_command(
     kernels, *others = choice.kernels()
     if others:
         raise ValueError(f"kernel_sizes={', '.join(choice.kernel_sizes or ())}: one network is trained; give it once")
+    (checkpoint,) = choice.checkpoints([model])
+    _, spec = split_name(model)
     loaded = new_model(
-        model,
+        spec,
         num_classes=len(images.classes),
+        pretrained=pretrained,
         drop_path_rate=chosen.drop_path_rate,
         gradient_checkpointing=chosen.gradient_checkpointing,
-        checkpoint=choice.checkpoint,
+        checkpoint=checkpoint,
         kernel_sizes=kernels,
         small_kernel=choice.small_kernel,
         seed=choice.seed,
     )
     settings = {
-        "model": model,
+        "model": spec,
         "weights": hash_weights(loaded.module),
         "recipe": asdict(chosen),
         "data": str(data),
@@ -140,12 +152,14 @@ def train_command(
     check_training(loaded.module, images, validation, chosen, mean=loaded.mean, std=loaded.std)
     keep_freed_memory()
     epoch = max(1, len(images) // chosen.batch_size)
+    doubt = why_too_little(chosen, trained="." in spec or pretrained or checkpoint is not None)
     with run_folder(out, "train", settings, overwrite=overwrite) as folder:
         finished = by_first(lambda: _finished(out, chosen))
         if finished is not None:
             by_first(lambda: remove_state(out / _STATE))
             _report(finished, chosen, ("finished before",), out)
             return
+        print_notes([doubt] if doubt else [], "warning")
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, end_by_signal)
         by_first(lambda: [folder.add(name) for name in (_STATE, f"{_STATE}.previous")])
@@ -153,8 +167,8 @@ def train_command(
         with progress_bar(loaded.name) as progress:
             result = train(
                 loaded.module,
-                images,
-                validation,
+                InMemory(images) if source.adapt else images,
+                InMemory(validation) if source.adapt and validation is not None else validation,
                 chosen,
                 seed=choice.seed,
                 mean=loaded.mean,
@@ -176,6 +190,12 @@ def _images(data: Path, split: Split, prepare: Preparation | None) -> FolderImag
     if any(not is_hidden(path.name) for pattern in ("*.tar", "*/*.tar") for path in data.glob(pattern)):
         return TarShards(data, split, prepare=prepare)
     return FolderImages(data, split, prepare=prepare)
+
+
+def _sides(images: FolderImages | TarShards) -> list[int]:
+    """The shorter sides of some images, spread over all."""
+    chosen = range(0, len(images), max(1, len(images) // _MEASURED))
+    return [min(images[index][0].shape[:2]) for index in chosen]
 
 
 def _finished(out: Path, recipe: Recipe) -> Training | None:
@@ -251,7 +271,13 @@ def _save(
             training=trained,
         )
     else:
-        save_weights(folder.add(_NETWORK), loaded.module)
+        save_library_network(
+            folder.add(_NETWORK),
+            loaded,
+            classes=classes,
+            input_size=recipe.image_size,
+            training=trained,
+        )
     reference = next(loaded.module.parameters())
     summary = trained | {
         "val_accuracy": result.curve.val_accuracy[-1],

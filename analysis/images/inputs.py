@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from analysis.images.addresses import WebImage, is_address
 from analysis.images.files import ImageError, as_rgb, find_images, read_rgb
 from analysis.images.preparing import Transform
 from analysis.images.sets import ImageSet
 from analysis.runs.texts import printable
 
-Picture = str | PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
+Picture = str | PathLike[str] | WebImage | Image.Image | NDArray[np.uint8] | Tensor
 Images = Picture | Sequence[Picture] | ImageSet
-"""Files, folders and patterns (`find_images`); pictures of Pillow; pixels as uint8, in arrays of shape (H, W, 3) or
-(N, H, W, 3) or in tensors of shape (3, H, W) or (N, 3, H, W); tensors of floating point of shape (C, H, W) or
-(N, C, H, W), which are normalised already; or an `ImageSet`, which brings its own normalisation."""
+"""Files, folders and patterns (`find_images`); addresses of the web (`http://`, `https://`), which are fetched;
+pictures of Pillow; pixels as uint8, in arrays of shape (H, W, 3) or (N, H, W, 3) or in tensors of shape (3, H, W) or
+(N, 3, H, W); tensors of floating point of shape (C, H, W) or (N, C, H, W), which are normalised already; or an
+`ImageSet`, which brings its own normalisation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,8 @@ class Inputs:
             return tensor
         if isinstance(item, Path):
             return self.transform(read_rgb(item))
+        if isinstance(item, WebImage):
+            return self.transform(item.image)
         if isinstance(item, Tensor):
             item = item.permute(1, 2, 0).cpu().numpy()
         return self.transform(as_rgb(item if isinstance(item, Image.Image) else Image.fromarray(item)))
@@ -85,6 +90,8 @@ def _content(item: Any) -> bytes:
         return f"{printable(item)} {state and (state.st_size, state.st_mtime_ns)}".encode()
     if isinstance(item, Tensor):
         return item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(item, WebImage):
+        return item.image.tobytes()
     return item.tobytes()  # type: ignore[no-any-return]
 
 
@@ -93,19 +100,26 @@ def as_inputs(images: Images, transform: Transform) -> Inputs:
 
     Raises:
         FileNotFoundError: If a source does not exist or matches no file.
-        ValueError: If it is nothing of the kind, or there is no image.
+        ValueError: If it is nothing of the kind, there is no image, or one cannot be fetched.
     """
     if isinstance(images, ImageSet):
         return Inputs(images.names, images)
-    single = isinstance(images, (str, PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
+    single = isinstance(images, (str, PathLike, WebImage, Image.Image)) or getattr(images, "ndim", 4) < 4
     if not single and not isinstance(images, (Sequence, np.ndarray, Tensor)):
         raise ValueError(f"images: expected {_EXPECTED}, not {_described(images)}")
     given: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
     if not given:
         raise ValueError("images: expected at least one")
-    if all(isinstance(item, (str, PathLike)) for item in given):
-        files = find_images(given)
-        return Inputs(tuple(map(printable, files)), files, transform)
+    if all(isinstance(item, (str, PathLike, WebImage)) for item in given):
+        items: dict[Any, Path | WebImage] = {}  # each once, in order
+        for from_web, group in groupby(given, lambda item: isinstance(item, WebImage) or is_address(item)):
+            if from_web:
+                pictures = [item if isinstance(item, WebImage) else WebImage.fetch(item) for item in group]
+                items |= {picture.address: picture for picture in pictures}
+            else:
+                items |= {(file.parent.resolve(), file.name): file for file in find_images(list(group))}
+        found = tuple(items.values())
+        return Inputs(tuple(i.address if isinstance(i, WebImage) else printable(i) for i in found), found, transform)
     names = tuple(f"image-{index}" for index in range(len(given)))
     if all(isinstance(item, Tensor) and item.is_floating_point() and item.ndim == 3 for item in given):
         return Inputs(names, given)

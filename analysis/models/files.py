@@ -4,7 +4,7 @@ import json
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.images.preparing import check_normalization
 from analysis.models.layers import missing_head
-from analysis.models.libraries import quiet
+from analysis.models.libraries import load_library, quiet
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
+from analysis.models.weights import put
 from analysis.runs.settings import SIDES, check_number
 from analysis.runs.texts import printable
 from analysis.runs.writing import plain, replacing
-from replknet.checkpoints.describing import DESCRIPTION, architecture_of
+from replknet.checkpoints.describing import DESCRIPTION, architecture_of, infer_config
 from replknet.checkpoints.naming import weight_form
 from replknet.checkpoints.programs import check_exported, program_in
-from replknet.checkpoints.reading import read_metadata
+from replknet.checkpoints.reading import CheckpointError, read_metadata, read_tensors, read_weights
 from replknet.checkpoints.writing import write_safetensors
 from replknet.creating import Misfit
 from replknet.networks import build
@@ -37,6 +38,8 @@ STUDY_NETWORK = "network"
 ONNX_SUFFIX = ".onnx"
 PREPARATION = "replknet.json"
 """Name inside an exported program of the description of its preprocessing."""
+LIBRARY_NETWORK = "network"
+"""Key of a safetensors file's metadata under which it describes a network of another library, in JSON."""
 SUFFIXES = (NETWORK_SUFFIX, ".pth", ".pt", ".tar", ".bin", ".ckpt", ".ts", ".pt2", ONNX_SUFFIX)
 
 
@@ -165,7 +168,13 @@ def load_file(path: Path, *, trust: bool = False) -> LoadedModel:
             raise ValueError(f"model={str(path)!r}: not a safetensors file ({error})") from error
         if description is not None:
             return _load_described(path, description)
+        if LIBRARY_NETWORK in read_metadata(path):
+            return _load_of_library(path)
     return _load_weights(path)
+
+
+def _name(path: Path) -> str:
+    return printable(path.resolve().parent.name if path.stem == STUDY_NETWORK else path.stem)
 
 
 def _load_described(path: Path, description: str) -> LoadedModel:
@@ -174,7 +183,7 @@ def _load_described(path: Path, description: str) -> LoadedModel:
         content = json.loads(description)
         module = replknet.load_checkpoint(path)
         return LoadedModel(
-            name=printable(path.parent.name if path.stem == STUDY_NETWORK else path.stem),
+            name=_name(path),
             module=module,
             fresh=lambda: replknet.RepLKNet(module.config),
             classes=_described_classes(content),
@@ -187,11 +196,21 @@ def _load_described(path: Path, description: str) -> LoadedModel:
 
 def _load_weights(path: Path) -> LoadedModel:
     """A RepLKNet's weights in any format, whose architecture is read from their shapes."""
-    module = replknet.load_checkpoint(path)
+    try:
+        module = replknet.load_checkpoint(path)
+    except CheckpointError as error:
+        state = read_weights(path)[0]
+        if infer_config(state) is not None:
+            raise
+        raise ValueError(
+            f"model={str(path)!r}: weights, which do not tell their architecture (the first keys are "
+            f"{', '.join(list(state)[:3])}); name that, such as timm:resnet50, torchvision:resnet50 or "
+            f"file.py:callable, with checkpoint={str(path)!r}"
+        ) from error
     own = family_preparation(architecture_of(module.config))
     size = own.get("input_size", DEFAULT_SIZE)
     return LoadedModel(
-        name=printable(path.stem),
+        name=_name(path),
         module=module,
         fresh=lambda: replknet.RepLKNet(module.config),
         notes=(
@@ -200,6 +219,55 @@ def _load_weights(path: Path) -> LoadedModel:
         ),
         **own,
     )
+
+
+def save_library_network(
+    path: str | PathLike[str],
+    loaded: LoadedModel,
+    *,
+    classes: Sequence[str],
+    input_size: int,
+    training: Mapping[str, Any],
+) -> None:
+    """Write a network of timm or torchvision, with its name there and its preprocessing, for `load_model`.
+
+    Args:
+        path: Ends in .safetensors.
+        loaded: The network, made by `load_library` with that name, such as "timm:resnet18", in its `name`.
+        classes: Names of its outputs.
+        input_size: Side in pixels that it was trained for.
+        training: How, anything that JSON holds.
+    """
+    content = {"spec": loaded.name, "classes": list(classes), "input_size": input_size, "training": dict(training)}
+    content |= {"mean": list(loaded.mean), "std": list(loaded.std), "crop": None}
+    save_weights(path, loaded.module, {LIBRARY_NETWORK: json.dumps(plain(content), allow_nan=False)})
+
+
+def _load_of_library(path: Path) -> LoadedModel:
+    """A file of `save_library_network`."""
+    try:
+        content = json.loads(read_metadata(path)[LIBRARY_NETWORK])
+        spec, classes = content["spec"], _described_classes(content)
+        if not isinstance(spec, str) or not spec.startswith(("timm:", "torchvision:")):
+            raise ValueError(f"spec={spec!r}: expected timm:NAME or torchvision:NAME")
+        state = read_tensors(path)[0]
+        with torch.device("meta"):  # a file takes no more memory than it has bytes
+            misfit = str(Misfit.of(load_library(spec, pretrained=False, num_classes=len(classes)).module, state))
+        if misfit:
+            raise ValueError(misfit)
+        made = load_library(spec, pretrained=False, num_classes=len(classes))
+        put(made.module, state)
+        return replace(
+            made,
+            name=_name(path),
+            transform=None,
+            initial="",
+            classes=classes,
+            training=dict(content["training"]),
+            **_described_preparation(content),
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"model={str(path)!r}: its description does not fit ({error})") from error
 
 
 class _Scripted(nn.Module):
@@ -234,7 +302,7 @@ def _load_program(path: Path, load: Callable[[Path, dict[str, Any]], nn.Module])
         ) from error
     if not kept[PREPARATION]:
         note = f"{path.name}: names no preprocessing; ImageNet's at {DEFAULT_SIZE} pixels is used"
-        return LoadedModel(name=printable(path.stem), module=module, notes=(note,))
+        return LoadedModel(name=_name(path), module=module, notes=(note,))
     try:
         known = json.loads(kept[PREPARATION])
         prepared = _described_preparation(known) | {"classes": _described_classes(known)}
@@ -246,7 +314,7 @@ def _load_program(path: Path, load: Callable[[Path, dict[str, Any]], nn.Module])
     notes: tuple[str, ...] = ()
     if own_transform:
         notes = (f"{path.name}: the file keeps size, mean and standard deviation, not the library's own resizing",)
-    return LoadedModel(name=printable(path.stem), module=module, notes=notes, **prepared)
+    return LoadedModel(name=_name(path), module=module, notes=notes, **prepared)
 
 
 def describe_preparation(loaded: LoadedModel, num_outputs: int) -> str:

@@ -19,6 +19,13 @@ class FeatureExtractor(Protocol):
     def forward_features(self, x: Tensor, /) -> Any: ...
 
 
+@runtime_checkable
+class StagedModel(Protocol):
+    """A RepLKNet, or a model in timm's manner, whose stages have numbers."""
+
+    def forward_intermediates(self, x: Tensor, indices: Any, /) -> Any: ...
+
+
 class LayerError(ValueError):
     """The requested layer does not exist or has no spatial output."""
 

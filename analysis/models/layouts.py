@@ -2,10 +2,10 @@
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from analysis.models.layers import (
     FeatureExtractor,
     ForwardError,
     LayerError,
+    StagedModel,
     evaluation_mode,
     layer_calls,
     layer_output,
@@ -24,6 +25,7 @@ from analysis.models.layers import (
 from analysis.models.loaded import place_of
 from analysis.models.tracing import Tracer
 
+_Seen = TypeVar("_Seen")
 Layout = Literal["nchw", "nhwc", "tokens"]
 LAST = "last feature map"
 """Name under which results record that no layer was asked for."""
@@ -115,19 +117,91 @@ def find_feature_map(
     """
     if grid is None and prefix_tokens is not None:
         raise ValueError(f"prefix_tokens={prefix_tokens}: needs the grid of the tokens behind them")
-    asked = (grid, prefix_tokens)
+
+    def look(image: Tensor, tracer: Tracer | None, reason: str) -> FeatureMap:
+        return _found(model, image, layer, (grid, prefix_tokens), tracer, name=name, reason=reason)
+
+    return _followed(model, image_size, look, in_channels=in_channels, name=name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOutput:
+    """What a layer, or a stage, returns.
+
+    Args:
+        name: As in `model.named_modules()`, or "stage 0" and so on.
+        kind: The class of the module; empty for a stage.
+        shape: Of the tensor that it returns for one image; None for something else.
+        units: Where its units are; None where it returns no feature map, or none that is recognised.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] | None
+    units: FeatureMap | None
+
+
+def layer_outputs(
+    model: nn.Module, image_size: tuple[int, int], *, in_channels: int = 3, name: str = ""
+) -> list[LayerOutput]:
+    """What every layer that is run returns, in the order in which they end, and then every numbered stage.
+
+    Args:
+        model: Any module that takes an image batch. It is not changed.
+        image_size: Height and width of the input in pixels.
+        in_channels: Channels of the input.
+        name: Of the model, for messages.
+
+    Raises:
+        ForwardError: If the model's code fails.
+    """
+
+    def look(image: Tensor, tracer: Tracer | None, reason: str) -> list[LayerOutput]:
+        found: dict[str, LayerOutput] = {}
+
+        def note(layer: str, kind: str, output: Any) -> None:
+            units = None
+            with suppress(LayerError):
+                units = _recognised(model, image, layer, output, (None, None), tracer, reason)
+            shape = tuple(output.shape) if isinstance(output, Tensor) else None
+            found[layer] = LayerOutput(name=layer, kind=kind, shape=shape, units=units)
+
+        def keep(layer: str, module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+            found.pop(layer, None)  # the last call counts, as in `layer_output`
+            note(layer, type(module).__name__, output)
+
+        with layer_calls(model, keep, lambda layer, _: bool(layer)):
+            run(model, image, name)
+        if isinstance(model, StagedModel):
+            with own_code(model, image, name):
+                maps = model.forward_intermediates(image, None)
+            for number, stage in enumerate(maps[1] if isinstance(maps, tuple) else maps):
+                note(f"stage {number}", "", stage)
+        return list(found.values())
+
+    return _followed(model, image_size, look, in_channels=in_channels, name=name)
+
+
+def _followed(
+    model: nn.Module,
+    image_size: tuple[int, int],
+    look: Callable[[Tensor, Tracer | None, str], _Seen],
+    *,
+    in_channels: int,
+    name: str,
+) -> _Seen:
+    """What `look` finds with an image that is followed without data, or else without a trace of it."""
     place = place_of(model)
     image = torch.zeros(1, in_channels, *image_size, device="meta", dtype=place.dtype)
     with evaluation_mode(model), torch.no_grad():
         try:
             with own_code(model, image, name), _on_meta(model) as weights, Tracer(image, weights) as tracer:
-                return _found(model, image, layer, asked, tracer, name=name)
+                return look(image, tracer, "")
         except ForwardError as error:
             # Without data a forward pass that reads values, or makes tensors on another device, cannot run. A real one
             # still gives the grid of units, and raises again whatever is wrong with the model itself.
             reason = f"a forward pass without data ({type(error.__cause__).__name__})"
-        image = torch.zeros_like(image, device=place.device)
-        return _found(model, image, layer, asked, None, reason=reason, name=name)
+        return look(torch.zeros_like(image, device=place.device), None, reason)
 
 
 def _found(
@@ -140,23 +214,8 @@ def _found(
     name: str,
     reason: str = "",
 ) -> FeatureMap:
-    size = (image.shape[2], image.shape[3])
-
     def recognised(layer: str | None, output: Any) -> FeatureMap:
-        where = LAST if layer is None else layer
-        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-            raise LayerError(
-                f"layer={where!r}: its output ({_described(output)}) is no feature map; expected (N, C, H, W) or tokens"
-            )
-        seen = None if tracer is None else _seen(output, tracer.parts(output))
-        if asked[0] is not None:
-            layout, prefix, grid = _as_asked(output, asked[0], asked[1], seen)
-        elif seen is not None:
-            layout, prefix, grid = seen
-        else:
-            layout, prefix, grid = _stated(output, size, model, where, guess=tracer is None or layer is None)
-        axes, why = (None, reason) if tracer is None else _joined(tracer.parts(output), layout, prefix, grid, size)
-        return FeatureMap(layer=layer, layout=layout, prefix_tokens=prefix, grid=grid, axes=axes, reason=why)
+        return _recognised(model, image, layer, output, asked, tracer, reason)
 
     if layer is not None or isinstance(model, FeatureExtractor):
         return recognised(layer, _output(model, image, layer, name))
@@ -186,6 +245,32 @@ def _found(
             "needs them"
         )
     return found[0]
+
+
+def _recognised(
+    model: nn.Module,
+    image: Tensor,
+    layer: str | None,
+    output: Any,
+    asked: tuple[tuple[int, int] | None, int | None],
+    tracer: Tracer | None,
+    reason: str,
+) -> FeatureMap:
+    """The output of a layer as a feature map."""
+    where, size = LAST if layer is None else layer, (image.shape[2], image.shape[3])
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+        raise LayerError(
+            f"layer={where!r}: its output ({_described(output)}) is no feature map; expected (N, C, H, W) or tokens"
+        )
+    seen = None if tracer is None else _seen(output, tracer.parts(output))
+    if asked[0] is not None:
+        layout, prefix, grid = _as_asked(output, asked[0], asked[1], seen)
+    elif seen is not None:
+        layout, prefix, grid = seen
+    else:
+        layout, prefix, grid = _stated(output, size, model, where, guess=tracer is None or layer is None)
+    axes, why = (None, reason) if tracer is None else _joined(tracer.parts(output), layout, prefix, grid, size)
+    return FeatureMap(layer=layer, layout=layout, prefix_tokens=prefix, grid=grid, axes=axes, reason=why)
 
 
 def _is_lost(part: Part) -> bool:

@@ -1,5 +1,6 @@
 """Networks of other libraries, by name, with their own preprocessing: timm, torchvision, transformers."""
 
+import difflib
 import inspect
 import logging
 import pickle
@@ -16,18 +17,20 @@ from PIL import Image
 from torch import nn
 
 from analysis.images.imagenet import NUM_IMAGENET_CLASSES, are_imagenet
-from analysis.models.loaded import OWN, LoadedModel
+from analysis.models.loaded import OWN, RANDOM, LoadedModel
+from analysis.models.weights import fitted, put
 from analysis.runs.texts import few
 
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """For transformers, which would otherwise ask whether to run the code of a repository or folder."""
 
 
-def _load_timm(name: str, pretrained: bool) -> LoadedModel:
+def _load_timm(name: str, pretrained: bool, num_classes: int | None, **options: Any) -> LoadedModel:
     import timm
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:3] or difflib.get_close_matches(name, timm.list_models())
         raise ValueError(
             f"model='timm:{name}': timm has no such model" + (f"; near are {', '.join(near)}" if near else "")
         )
@@ -35,15 +38,18 @@ def _load_timm(name: str, pretrained: bool) -> LoadedModel:
     tagged = timm.models.get_arch_pretrained_cfgs(architecture)
     if tag and name not in tagged:
         raise ValueError(f"model='timm:{name}': expected {architecture!r}, or of its weights one of {few(tagged, 10)}")
+    options |= {} if num_classes is None else {"num_classes": num_classes}
     try:
         with quiet("huggingface_hub"):
-            module = timm.create_model(name, pretrained=pretrained)
+            module = timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as error:  # of an option
+        raise ValueError(f"model='timm:{name}': cannot be made ({error})") from error
     except Exception as error:  # the hub's client raises its own, requests' and httpx's types
         config = timm.models.get_pretrained_cfg(name)
         address = "" if config is None else config.url or f"https://huggingface.co/{config.hf_hub_id}"
         raise _unavailable(f"timm:{name}", error, address) from error
-    loaded = from_timm(module, name if pretrained else f"{name} (random weights)")
-    return replace(loaded, fresh=lambda: timm.create_model(name), initial="" if pretrained else OWN)
+    loaded = from_timm(module, name if pretrained else name + RANDOM)
+    return replace(loaded, fresh=lambda: timm.create_model(name, **options), initial="" if pretrained else OWN)
 
 
 def from_timm(module: nn.Module, name: str) -> LoadedModel:
@@ -62,26 +68,33 @@ def from_timm(module: nn.Module, name: str) -> LoadedModel:
     )
 
 
-def _load_torchvision(name: str, pretrained: bool) -> LoadedModel:
+def _load_torchvision(name: str, pretrained: bool, num_classes: int | None, **options: Any) -> LoadedModel:
     import torchvision
 
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
     except ValueError:
-        raise ValueError(f"model='torchvision:{name}': torchvision has no such model") from None
+        near = few(difflib.get_close_matches(name, torchvision.models.list_models(), n=3))
+        raise ValueError(
+            f"model='torchvision:{name}': torchvision has no such model" + (f"; near are {near}" if near else "")
+        ) from None
     builder = torchvision.models.get_model_builder(name)
+    known = inspect.signature(builder).parameters
+    if num_classes is not None:
+        # The outputs beside that of the head, which some have in training, would be of no use.
+        options |= {"num_classes": num_classes, **({"aux_logits": False} if name in _WITH_AUXILIARY_HEADS else {})}
     # Without weights of their own networks for segmentation and detection would still fetch those of a backbone.
-    bare = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
+    options |= {"weights_backbone": None} if "weights_backbone" in known else {}
 
     def fresh() -> nn.Module:
-        made: nn.Module = builder(weights=None, **bare)
+        made: nn.Module = builder(weights=None, **options)
         return made
 
     try:
         with redirect_stdout(sys.stderr):  # it prints the address
             if pretrained:  # the builder would unpickle whatever objects a file in the cache names
-                weights.get_state_dict(check_hash=True, weights_only=True)
-            module = builder(weights=weights) if pretrained else fresh()
+                state = weights.get_state_dict(check_hash=True, weights_only=True)
+            module = builder(weights=weights) if pretrained and num_classes is None else fresh()
     except OSError as error:
         raise _unavailable(f"torchvision:{name}", error, weights.url) from error
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -89,10 +102,14 @@ def _load_torchvision(name: str, pretrained: bool) -> LoadedModel:
             f"model='torchvision:{name}': its file in {Path(torch.hub.get_dir()) / 'checkpoints'} is damaged, or holds "
             f"more than tensors; without it, {weights.url} is fetched anew"
         ) from error
+    except (TypeError, ValueError) as error:  # of an option
+        raise ValueError(f"model='torchvision:{name}': cannot be made ({error})") from error
+    if pretrained and num_classes is not None:
+        put(module, fitted(module, state, name)[0])
     preset = weights.transforms()
     metrics = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}) if pretrained else {}
     return LoadedModel(
-        name=name if pretrained else f"{name} (random weights)",
+        name=name if pretrained else name + RANDOM,
         module=module,
         published={f"top{k}": metrics[f"acc@{k}"] for k in (1, 5) if f"acc@{k}" in metrics},
         fresh=fresh,
@@ -132,7 +149,7 @@ class _Processed:
         return pixels
 
 
-def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
+def _load_transformers(name: str, pretrained: bool, num_classes: int | None, **options: Any) -> LoadedModel:
     try:
         import transformers
     except ImportError as error:
@@ -141,7 +158,8 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
     try:
         with quiet("huggingface_hub"):
             # First: without a network one wait is enough.
-            config = transformers.AutoConfig.from_pretrained(name, **_NO_CODE)
+            labels_of = {} if num_classes is None else {"num_labels": num_classes}
+            config = transformers.AutoConfig.from_pretrained(name, **labels_of, **_NO_CODE)
             processor = transformers.AutoImageProcessor.from_pretrained(name, **_NO_CODE)
             network = family.from_pretrained(name, **_NO_CODE) if pretrained else family.from_config(config, **_NO_CODE)
     except (OSError, ValueError) as error:
@@ -160,7 +178,7 @@ def _load_transformers(name: str, pretrained: bool) -> LoadedModel:
             "their order: they are taken for classes of its own",
         )
     return LoadedModel(
-        name=name if pretrained else f"{name} (random weights)",
+        name=name if pretrained else name + RANDOM,
         module=_Logits(network),
         fresh=lambda: _Logits(family.from_config(config, **_NO_CODE)),
         initial="" if pretrained else OWN,
@@ -193,9 +211,33 @@ def _unavailable(spec: str, error: Exception, address: str) -> ValueError:
     )
 
 
-LIBRARIES: Mapping[str, Callable[[str, bool], LoadedModel]] = {
+LIBRARIES: Mapping[str, Callable[..., LoadedModel]] = {
     "timm": _load_timm,
     "torchvision": _load_torchvision,
     "hf": _load_transformers,
 }
-"""From the prefix of a name to the function of the rest of it and of whether its published weights are loaded."""
+"""By the prefix of a name."""
+
+
+def names_library(spec: str) -> bool:
+    """Whether a name is that of a network of another library, such as "timm:resnet18"."""
+    prefix, _, rest = spec.partition(":")
+    return prefix in LIBRARIES and bool(rest)
+
+
+def load_library(spec: str, *, pretrained: bool, num_classes: int | None = None, **options: Any) -> LoadedModel:
+    """A network by the name of its library and its own.
+
+    Args:
+        spec: Such as "timm:resnet18".
+        pretrained: Load its published weights.
+        num_classes: Of its head, which is new where the published one has others; None for the published one.
+        **options: Others of the library's own function.
+
+    Raises:
+        ValueError: If there is no such network, or its weights cannot be had.
+    """
+    prefix, _, name = spec.partition(":")
+    if prefix == "timm":
+        from replknet import timm_models  # noqa: F401  the family among timm's own
+    return LIBRARIES[prefix](name, pretrained, num_classes, **options)

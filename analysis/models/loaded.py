@@ -14,6 +14,8 @@ from analysis.runs.results import Shown
 DEFAULT_SIZE = 224
 OWN = "own initialisation"
 """How the weights of a network that is not trained were made: by the code of the network."""
+RANDOM = " (random weights)"
+"""At the end of the name of one that is named by its library or architecture."""
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 

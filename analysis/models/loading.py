@@ -13,24 +13,20 @@ import torch
 from torch import nn
 
 from analysis.models.files import SUFFIXES, load_file
-from analysis.models.libraries import LIBRARIES, from_timm
+from analysis.models.libraries import from_timm, load_library, names_library
 from analysis.models.loaded import LoadedModel
 from analysis.models.replknets import is_replknet, load_replknet
+from analysis.models.specs import near_names, network_in, split_name
+from analysis.models.weights import with_weights
 from analysis.runs.settings import SEEDS, check_number
 
 SPECS = (
     "a RepLKNet (replknet models lists them), timm:NAME, torchvision:NAME, hf:NAME (transformers), "
-    "package.module:callable, file.py:callable, or a file: weights of a RepLKNet, TorchScript or an exported program "
-    "(.pt2)"
+    "package.module:callable, file.py:callable, a file (weights of a RepLKNet, TorchScript or an exported program, "
+    ".pt2), or the folder of a training"
 )
 """What `load_model` takes, for messages."""
 _INSTALLED = "site-packages"
-
-
-def names_library(spec: str) -> bool:
-    """Whether a name is that of a network of another library, such as "timm:resnet18"."""
-    prefix, _, rest = spec.partition(":")
-    return prefix in LIBRARIES and bool(rest)
 
 
 def as_loaded(model: LoadedModel | nn.Module | str) -> LoadedModel:
@@ -64,10 +60,12 @@ def load_model(
             "replknet_31b.in1k_224" or another of `replknet.PUBLISHED`, "timm:NAME", "torchvision:NAME", "hf:NAME" (an
             image classifier of transformers, from the hub or a folder), "package.module:callable" or "file.py:callable"
             (a function without arguments that returns a module or a `LoadedModel`; where no such module is installed,
-            the current folder or that of the file is added to `sys.path`, last), or a file: weights of a RepLKNet in
+            the current folder or that of the file is added to `sys.path`, last), a file: weights of a RepLKNet in
             any format (`save_network` also describes the network; each network of a study is such a file),
-            TorchScript, or a program of torch.export (.pt2).
-        checkpoint: A weight file; RepLKNets only.
+            TorchScript, or a program of torch.export (.pt2), or the folder of `replknet train` or of a study's cell.
+            With "NAME=" before it, the network is called so.
+        checkpoint: A weight file for a network by name, or of a function; its head may have other classes, but not that
+            of a function. It is loaded strictly, whatever wrapper of training codes is around the weights.
         kernel_sizes: Large kernel of each stage; RepLKNets only. A small kernel that does not fit is left out.
         small_kernel: Parallel kernel, 0 for none; RepLKNets only. By default the published one.
         pretrained: Load the published weights, or those of the nano networks that come with the package.
@@ -84,7 +82,8 @@ def load_model(
         >>> loaded.input_size, loaded.classes[:3]
         (64, ('arrow', 'bolt', 'crescent'))
     """
-    options = {"checkpoint": checkpoint, "kernel_sizes": kernel_sizes, "small_kernel": small_kernel}
+    given, spec = split_name(spec)
+    options = {"kernel_sizes": kernel_sizes, "small_kernel": small_kernel}
     if not is_replknet(spec):
         for name, value in options.items():
             if value is not None:
@@ -95,21 +94,35 @@ def load_model(
         raise ValueError(f"checkpoint={str(checkpoint)!r}: expected none with pretrained=False")
     check_number("seed", seed, SEEDS)
     torch.manual_seed(seed)
-    prefix, _, rest = spec.partition(":")
     if is_replknet(spec):
         loaded = load_replknet(spec, checkpoint, kernel_sizes, small_kernel, pretrained)
-    elif names_library(spec):
-        if prefix == "timm":
-            from replknet import timm_models  # noqa: F401  the family among timm's own
-        loaded = LIBRARIES[prefix](rest, pretrained)
-    elif spec.endswith(SUFFIXES) or Path(spec).is_file():
-        loaded = load_file(Path(spec), trust=trust)
-    elif rest:
-        loaded = _load_callable(spec)
+    elif checkpoint is None:
+        loaded = _load(spec, pretrained, trust)
+    elif has_weights(spec):
+        raise ValueError(f"checkpoint={str(checkpoint)!r}: applies to networks by name only, not to {spec!r}")
     else:
-        raise ValueError(f"model={spec!r}: expected {SPECS}")
+        loaded = with_weights(lambda classes: _load(spec, False, trust, classes), checkpoint, heads=names_library(spec))
     loaded.module.eval()
-    return replace(loaded, initial=f"{loaded.initial}, seed {seed}") if loaded.initial else loaded
+    initial = f"{loaded.initial}, seed {seed}" if loaded.initial else ""
+    return replace(loaded, name=given or loaded.name, initial=initial)
+
+
+def has_weights(spec: str) -> bool:
+    """Whether a network is a file or folder, which brings its weights."""
+    path = Path(spec)
+    return not names_library(spec) and (spec.endswith(SUFFIXES) or path.is_file() or path.is_dir())
+
+
+def _load(spec: str, pretrained: bool, trust: bool, num_classes: int | None = None) -> LoadedModel:
+    """A network of no family of this project's by name."""
+    if names_library(spec):
+        return load_library(spec, pretrained=pretrained, num_classes=num_classes)
+    if has_weights(spec):
+        path = Path(spec)
+        return load_file(network_in(path) if path.is_dir() else path, trust=trust)
+    if spec.partition(":")[2]:
+        return _load_callable(spec)
+    raise ValueError(f"model={spec!r}: expected {SPECS}{near_names(spec)}")
 
 
 def _load_callable(spec: str) -> LoadedModel:

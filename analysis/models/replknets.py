@@ -11,8 +11,9 @@ from torch import nn
 
 import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from analysis.models.beginning import new_library_model
 from analysis.models.files import family_preparation, load_file
-from analysis.models.loaded import OWN, LoadedModel
+from analysis.models.loaded import OWN, RANDOM, LoadedModel
 from analysis.runs.settings import LARGEST_KERNEL, SEEDS, check_number
 from replknet.checkpoints.describing import infer_config
 from replknet.creating import load_into
@@ -66,7 +67,7 @@ def load_replknet(
             )
         published = {"top1": weights.top1, "top5": weights.top5}
     else:
-        label += " (random weights)"
+        label += RANDOM
         initial = OWN
     if checkpoint is None and not published and pretrained:
         known = [full for full, entry in replknet.PUBLISHED.items() if entry.architecture == architecture]
@@ -93,6 +94,7 @@ def new_model(
     spec: str,
     *,
     num_classes: int,
+    pretrained: bool = False,
     drop_path_rate: float = 0.0,
     gradient_checkpointing: bool = False,
     checkpoint: str | PathLike[str] | None = None,
@@ -104,11 +106,12 @@ def new_model(
 
     Args:
         spec: "replknet_31b" or a sibling, from random weights; with a tag, such as "replknet_31b.in1k_224", from
-            published ones; or "timm:NAME".
+            published ones; "timm:NAME", likewise; or "torchvision:NAME".
         num_classes: Outputs; a head of another size is replaced by a new one.
+        pretrained: Begin with published weights though no tag names them.
         drop_path_rate: Of the last pair of blocks.
         gradient_checkpointing: Recompute activations in the backward pass.
-        checkpoint: Weights of a RepLKNet to begin with.
+        checkpoint: Weights to begin with.
         kernel_sizes: Large kernel of each stage; RepLKNets only. A small kernel that does not fit is left out.
         small_kernel: Parallel kernel, 0 for none; RepLKNets only.
         seed: Of the first weights.
@@ -123,25 +126,35 @@ def new_model(
     check_number("seed", seed, SEEDS)
     _check_kernels(kernel_sizes)
     architecture, _, tag = spec.partition(".")
-    if checkpoint is not None and is_replknet(spec) and tag:
+    if checkpoint is not None and pretrained:
+        raise ValueError(f"checkpoint={str(checkpoint)!r}: expected none with pretrained=True")
+    if checkpoint is not None and tag:
         raise ValueError(f"checkpoint={str(checkpoint)!r}: expected none, or {architecture!r} without its tag")
+    pretrained = pretrained or bool(tag)
+    if not is_replknet(spec):
+        if kernel_sizes or small_kernel is not None:
+            raise ValueError(f"model={spec!r}: expected a RepLKNet beside kernel_sizes or small_kernel")
+        return new_library_model(
+            spec,
+            num_classes=num_classes,
+            pretrained=pretrained,
+            drop_path_rate=drop_path_rate,
+            gradient_checkpointing=gradient_checkpointing,
+            checkpoint=checkpoint,
+            seed=seed,
+        )
     options: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": drop_path_rate}
     notes: tuple[str, ...] = ()
     torch.manual_seed(seed)
     try:
-        if not is_replknet(spec):
-            if not spec.startswith("timm:") or checkpoint or kernel_sizes or small_kernel is not None:
-                raise ValueError(f"model={spec!r}: expected a RepLKNet, or timm:NAME without options of RepLKNets")
-            module = timm.create_model(spec.removeprefix("timm:"), **options)
-        else:
-            small = replknet.PRESETS[architecture].small_kernel
-            if kernel_sizes is not None:
-                options["kernel_sizes"] = tuple(kernel_sizes)
-                small = small if small and min(kernel_sizes) >= small else None
-            options["small_kernel"] = small if small_kernel is None else small_kernel or None
-            module = timm.create_model(spec, pretrained=bool(tag), **options)
-            if checkpoint is not None:
-                notes = _put_weights(module, checkpoint)
+        small = replknet.PRESETS[architecture].small_kernel
+        if kernel_sizes is not None:
+            options["kernel_sizes"] = tuple(kernel_sizes)
+            small = small if small and min(kernel_sizes) >= small else None
+        options["small_kernel"] = small if small_kernel is None else small_kernel or None
+        module = timm.create_model(spec, pretrained=pretrained, **options)
+        if checkpoint is not None:
+            notes = _put_weights(module, checkpoint)
         if gradient_checkpointing:
             module.set_grad_checkpointing(True)
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:  # timm's own

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from analysis.images.inputs import Images
 from analysis.models.batches import inputs_for, measure_images, split
-from analysis.models.layers import LayerError, layer_calls, own_code, require_layers, run
+from analysis.models.layers import LayerError, StagedModel, layer_calls, own_code, require_layers, run
 from analysis.models.layouts import FeatureMap, find_feature_map
 from analysis.models.loaded import LoadedModel
 from analysis.runs.identity import NetworkIdentity
@@ -22,13 +22,6 @@ from analysis.runs.writing import replacing
 
 POOLED = "pooled"
 """Name of the vector that enters the last linear layer."""
-
-
-@runtime_checkable
-class StagedModel(Protocol):
-    """A RepLKNet, or a model in timm's manner, whose stages have numbers."""
-
-    def forward_intermediates(self, x: Tensor, indices: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -1,58 +1,78 @@
 """The accuracy of a classifier on a page."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from analysis.pages.page import Section, Table, rendered
 from analysis.recognition.evaluation import EvaluationResult
+from analysis.runs.texts import few
 
 _CONFUSED = 30
 """Rows of the table of wrong answers."""
 
 
-def evaluation_page(result: EvaluationResult, *, command: str, files: Sequence[str]) -> str:
+def evaluation_page(results: Sequence[EvaluationResult], *, command: str, files: Sequence[str]) -> str:
     """The page of an evaluation: the accuracies, those of the classes, and what is taken for what.
 
     Args:
-        result: Of `evaluate`.
+        results: Of `evaluate`, of one or more networks on the same images.
         command: What makes the page again.
         files: To be linked.
     """
-    counts = {"classes that occur": str(len(np.unique(result.labels))), "outputs": str(len(result.classes))}
-    skipped = [f"{len(result.skipped)} files were skipped; the result names them."] if result.skipped else []
-    environment = {name: str(value) for name, value in result.settings.items() if name not in ("weights", "images")}
+    first = results[0]
+    told = [(result.model, name, str(value)) for result in results for name, value in result.settings.items()]
+    told = [(model if len(results) > 1 else "", name, value) for model, name, value in told]
+    counts = {"classes that occur": str(len(np.unique(first.labels)))}
+    counts |= {f"outputs of {result.model}": str(len(result.classes)) for result in results}
+    found = "; ".join(f"{result.model}: {100 * result.accuracy():.2f} %" for result in results)
     return rendered(
         "results.html.j2",
-        title=f"How often is {result.model} right?",
+        title=f"How often {'is' if len(results) == 1 else 'are'} {few([r.model for r in results])} right?",
         kind="Accuracy on an image folder",
-        summary=f"{len(result.images)} images, {100 * result.accuracy():.2f} % answered with their class.",
+        summary=f"{len(first.images)} images, answered with their class by {found}.",
         command=command,
         files=files,
-        data={"classes": _answers(result)},
+        data={"classes": [answers for result in results for answers in _answers(result, several=len(results) > 1)]},
         scripts=["classes"],
-        warnings=skipped,
+        warnings=[f"{len(first.skipped)} files were skipped; the result names them."] if first.skipped else [],
         setting=list(counts.items()),
         sections=[
-            Section(title="Accuracy", tables=[_accuracies(result)]),
-            Section(title="Classes", explorer="classes", tables=[_classes(result)]),
-            Section(title="What is taken for what", tables=[_confused(result)]),
+            Section(title="Accuracy", tables=[_accuracies(results)]),
+            Section(title="Classes", explorer="classes", tables=[_of_all(results, _classes)]),
+            Section(title="What is taken for what", tables=[_of_all(results, _confused)]),
         ],
-        environment=sorted(environment.items()),
+        environment=sorted(
+            (f"{model}: {name}" if model else name, value)
+            for model, name, value in told
+            if name not in ("weights", "images")
+        ),
         sources=[("Intervals: Wilson 1927, JASA 22", "")],
     )
 
 
-def _accuracies(result: EvaluationResult) -> Table:
+def _of_all(results: Sequence[EvaluationResult], table: Callable[[EvaluationResult], Table]) -> Table:
+    """One table of all networks; of several, with their names in front."""
+    tables = [table(result) for result in results]
+    if len(tables) == 1:
+        return tables[0]
+    rows = [[result.model, *row] for result, own in zip(results, tables, strict=True) for row in own.rows]
+    notes = [f"{result.model}: {own.note}" for result, own in zip(results, tables, strict=True) if own.note]
+    return Table(columns=["network", *tables[0].columns], rows=rows, note=" ".join(notes))
+
+
+def _accuracies(results: Sequence[EvaluationResult]) -> Table:
     rows = []
-    for top in (1, 5)[: 1 + (result.best.shape[1] >= 5)]:
-        low, high = (100 * end for end in result.interval(top))
-        published = result.published.get(f"top{top}")
-        known = "-" if published is None else f"{published:.2f}"
-        rows.append([f"top-{top}", f"{100 * result.accuracy(top):.2f} [{low:.2f}, {high:.2f}]", known])
+    for result in results:
+        for top in (1, 5)[: 1 + (result.best.shape[1] >= 5)]:
+            low, high = (100 * end for end in result.interval(top))
+            published = result.published.get(f"top{top}")
+            known = "-" if published is None else f"{published:.2f}"
+            accuracy = f"{100 * result.accuracy(top):.2f} [{low:.2f}, {high:.2f}]"
+            rows.append([result.model, f"top-{top}", accuracy, known])
     return Table(
-        columns=["", "here (%)", "published (%)"],
+        columns=["network", "", "here (%)", "published (%)"],
         rows=rows,
         note="95 % intervals for images that are independent draws.",
     )
@@ -74,12 +94,13 @@ def _confused(result: EvaluationResult) -> Table:
     return Table(columns=["right class", "answer", "images"], rows=rows[:_CONFUSED], note=note)
 
 
-def _answers(result: EvaluationResult) -> list[dict[str, object]]:
+def _answers(result: EvaluationResult, *, several: bool) -> list[dict[str, object]]:
     """Of each class that occurs, how often which answer was given to it, the most frequent first."""
     found = []
     for label in np.unique(result.labels):
         answers, counts = np.unique(result.best[result.labels == label, 0], return_counts=True)
         order = np.argsort(-counts, kind="stable")
         pairs = [[result.classes[answers[index]], int(counts[index])] for index in order]
-        found.append({"name": result.classes[label], "answers": pairs})
+        name = result.classes[label]
+        found.append({"name": name, "shown": f"{result.model}: {name}" if several else name, "answers": pairs})
     return found

@@ -2,8 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,11 @@ from analysis.runs.texts import parse_toml, read_text
 Augmentation = Literal["none", "flip", "flip-crop", "imagenet"]
 STEPS: Range = (1, 100_000_000, "1 to 100000000 steps")
 _BELOW_ONE = math.nextafter(1, 0)
+_ADAPTED = ("batch_size", "steps", "image_size")
+_MULTIPLE = 32
+"""Of pixels; the networks halve their maps five times."""
+_ENOUGH_STEPS = {False: 300, True: 50}
+"""Of a network from random weights, and of a trained one."""
 _BY_EPOCHS = {"steps": "epochs", "warmup": "warmup_epochs"}
 """Fields of a recipe, and what a file that counts in epochs has in their place."""
 
@@ -120,6 +125,10 @@ class Recipe:
 class RecipeFile:
     """A recipe that counts in epochs, from a TOML file: `about`, `source`, `epochs`, `warmup_epochs` and `[recipe]`.
 
+    One that has `[adapt]`, too, follows the size of the set and of its images: a batch is a tenth of the images, and
+    these get the middle one of their shorter sides, rounded up to a multiple of 32. Both and the steps stay within the
+    bounds that stand there.
+
     Args:
         name: Of the file, without its ending.
         about: What it is for.
@@ -127,6 +136,7 @@ class RecipeFile:
         epochs: Passes over all images.
         warmup_epochs: The first of them, in which the learning rate rises.
         settings: Fields of `Recipe`.
+        adapt: Lowest and highest value of fields that follow the images.
     """
 
     name: str
@@ -135,22 +145,36 @@ class RecipeFile:
     epochs: float
     warmup_epochs: float
     settings: Mapping[str, Any]
+    adapt: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name, bounds in self.adapt.items():
+            if name not in _ADAPTED or name in self.settings:
+                raise ValueError(f"{name}={bounds!r}: expected one of {', '.join(_ADAPTED)}, and it under [adapt] only")
+            numbers = isinstance(bounds, list) and len(bounds) == 2 and all(type(value) is int for value in bounds)
+            if not numbers or not 0 < bounds[0] <= bounds[1]:
+                raise ValueError(f"{name}={bounds!r}: expected the lowest and the highest whole number")
         for name in _BY_EPOCHS.keys() & self.settings:
             raise ValueError(f"{name}={self.settings[name]!r}: a file tells {_BY_EPOCHS[name]} in its place")
 
-    def for_images(self, num_images: int, changes: Mapping[str, Any] | None = None) -> Recipe:
+    def for_images(
+        self, num_images: int, changes: Mapping[str, Any] | None = None, *, sides: Sequence[int] = ()
+    ) -> Recipe:
         """The recipe for a set of so many images; `changes` may name any field of `Recipe`, `epochs` and
         `warmup_epochs`.
+
+        Args:
+            num_images: To train on.
+            changes: In place of what the recipe says.
+            sides: Shorter sides in pixels of some of the images, for a recipe that adapts.
 
         Raises:
             ValueError: If a field is unknown, out of range, or contradicts another, or a batch is larger than the set.
         """
         changes = changes or {}
         check_number("num_images", num_images, COUNTS)
-        known = sorted({field.name for field in fields(Recipe)} | set(_BY_EPOCHS.values()))
+        known = sorted({item.name for item in fields(Recipe)} | set(_BY_EPOCHS.values()))
         for name, value in {**self.settings, **changes}.items():
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
@@ -159,7 +183,8 @@ class RecipeFile:
         for name, by_epochs in (*_BY_EPOCHS.items(), ("steps", "warmup_epochs")):
             if name in changes and by_epochs in changes:
                 raise ValueError(f"{by_epochs}={changes[by_epochs]!r}: expected {name} or {by_epochs}, not both")
-        settings = {"epochs": self.epochs, "warmup_epochs": self.warmup_epochs, **self.settings, **changes}
+        adapted = self._adapted(num_images, sides)
+        settings = {"epochs": self.epochs, "warmup_epochs": self.warmup_epochs, **self.settings, **adapted, **changes}
         epochs, warmup = settings.pop("epochs"), settings.pop("warmup_epochs")
         check_number("epochs", epochs, (1e-6, 1e6, "a number from 1e-6 to 1e6"))
         check_number("warmup_epochs", warmup, (0.0, 1e6, "a number from 0 to 1e6"))
@@ -170,7 +195,41 @@ class RecipeFile:
         size = Recipe(**settings).batch_size
         if size > num_images:
             raise ValueError(f"batch_size={size}: there are only {num_images} training images")
-        return Recipe(**{"steps": max(1, round(epochs * num_images / size)), "warmup": warmup / epochs} | settings)
+        steps = max(1, round(epochs * num_images / size))
+        if "steps" in self.adapt and "epochs" not in changes:
+            steps = _within(steps, self.adapt["steps"])
+        return Recipe(**{"steps": steps, "warmup": warmup / epochs} | settings)
+
+    def _adapted(self, num_images: int, sides: Sequence[int]) -> dict[str, int]:
+        found = {}
+        if "batch_size" in self.adapt:
+            found["batch_size"] = min(num_images, _within(num_images // 10, self.adapt["batch_size"])) // 2 * 2
+        if "image_size" in self.adapt and sides:
+            middle = sorted(sides)[len(sides) // 2]
+            found["image_size"] = _within(_MULTIPLE * -(-middle // _MULTIPLE), self.adapt["image_size"])
+        return found
+
+
+def _within(value: int, bounds: Sequence[int]) -> int:
+    return max(bounds[0], min(value, bounds[1]))
+
+
+def why_too_little(recipe: Recipe, *, trained: bool) -> str:
+    """Why a network can hardly learn by a recipe, in words; empty if nothing says so.
+
+    Args:
+        recipe: The recipe.
+        trained: Whether the network begins with trained weights.
+    """
+    enough = _ENOUGH_STEPS[trained]
+    if recipe.layer_decay < 1 and not trained:
+        return (
+            f"layer_decay={recipe.layer_decay:g} is for trained weights; the first layers of a new network hardly learn"
+        )
+    if recipe.steps < enough:
+        kind = "trained" if trained else "random"
+        return f"{recipe.steps} steps are few from {kind} weights; expected {enough} or more: set epochs or steps"
+    return ""
 
 
 def _check_rand_augment(text: str) -> None:
@@ -202,9 +261,10 @@ def load_recipe(name: str) -> RecipeFile:
         raise ValueError(f"recipe={name!r}: expected a .toml file or one of {', '.join(recipe_names())}")
     try:
         content = parse_toml(text)
-        expected = {field.name for field in fields(RecipeFile)} - {"name", "settings"} | {"recipe"}
-        if content.keys() != expected:
-            missing, more = sorted(expected - content.keys()), sorted(content.keys() - expected)
+        expected = {item.name for item in fields(RecipeFile)} - {"name", "settings", "adapt"} | {"recipe"}
+        more = sorted(content.keys() - expected - {"adapt"})
+        if expected - content.keys() or more:
+            missing = sorted(expected - content.keys())
             raise ValueError(f"it lacks {', '.join(missing)}" if missing else f"{', '.join(more)}: no entry of one")
         found = RecipeFile(name=Path(name).stem, settings=content.pop("recipe"), **content)
         found.for_images(int(COUNTS[1]))

@@ -1,7 +1,9 @@
 """Other people's names for the same weights: the only module that knows them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import reduce
+from itertools import product
 from typing import Any, Literal
 
 from torch import Tensor
@@ -12,10 +14,14 @@ Naming = Literal["official", "mmpretrain"]
 
 # Keys under which training codes keep averaged weights (the last is this project's own), and the last ones.
 EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "average")
-WRAPPERS = ("model", "state_dict")
+WRAPPERS = ("model", "state_dict", "model_state_dict")
 BOOKKEEPING = ("steps", "n_averaged")
 """Of averaged models: entries that are no weights."""
 _PARALLEL_PREFIXES = ("module.", "_orig_mod.")
+_HOLDERS = ("backbone.", "model.", "network.", "net.", "encoder.")
+"""Prefixes of a network inside one that trains it."""
+_MOST_HOLDERS = 2
+_HEAD_OF_MMPRETRAIN = "head.fc."
 MOST_STAGES = 100
 """Far more than there can be: each one halves the maps."""
 _STAGE = re.compile(r"stages\.(0|[1-9][0-9]?)\.")
@@ -31,6 +37,26 @@ def strip_parallel(key: str) -> str:
     while key.startswith(_PARALLEL_PREFIXES):
         key = key.partition(".")[2]
     return key
+
+
+def named_as(own: Collection[str], given: Collection[str]) -> dict[str, str]:
+    """From the given keys of weights to those of a network, without the prefixes of what the network was trained in.
+
+    Of the ways to leave prefixes out, none among them, the one after which most keys are the network's own.
+    """
+    for holder in _HOLDERS:
+        if own and all(key.startswith(holder) for key in own):
+            inner = named_as([key.removeprefix(holder) for key in own], given)
+            return {key: f"{holder}{name}" for key, name in inner.items()}
+    ways = []
+    for number in range(_MOST_HOLDERS + 1):
+        for holders in product(_HOLDERS, repeat=number):
+            ways.append({key: reduce(str.removeprefix, holders, key) for key in given})
+    if any(key.startswith("fc.") for key in own):
+        head = {key: key.replace(_HEAD_OF_MMPRETRAIN, "fc.", 1) for key in given if key.startswith(_HEAD_OF_MMPRETRAIN)}
+        ways += [way | head for way in list(ways)]
+    unique = [way for way in ways if len(set(way.values())) == len(given)]
+    return max(unique, key=lambda way: len(set(own).intersection(way.values())))
 
 
 def weight_keys(content: Mapping[str, Any]) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def download_weights(name: str, *, url: str | None = None, progress: bool = True
     Args:
         name: A key of `PUBLISHED`, or an architecture for its first checkpoint.
         url: Another address of the file, such as a mirror's.
-        progress: Show a bar on the standard error stream while it is fetched.
+        progress: Show a bar on the standard error stream, if that is a terminal, while it is fetched.
 
     Raises:
         ValueError: If there is no such name.
@@ -168,10 +169,11 @@ def download_weights(name: str, *, url: str | None = None, progress: bool = True
                 f"{found[: len(weights.sha256)]}, expected {weights.sha256}); remove it, or {by_hand}"
             )
         return target
+    shown = progress and sys.stderr.isatty()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target) as folder:  # a killed download leaves its file beside its target
-            download_url_to_file(address, str(folder / target.name), hash_prefix=weights.sha256, progress=progress)
+            download_url_to_file(address, str(folder / target.name), hash_prefix=weights.sha256, progress=shown)
             (folder / target.name).replace(target)
     except RuntimeError as error:  # torch's word for a wrong hash; a cut transfer ends in one, too
         raise DownloadError(

@@ -90,6 +90,15 @@ class FileLayout:
 
 def read_weights(path: Path, *, use_ema: bool = True) -> tuple[dict[str, Tensor], FileLayout]:
     """What `load_state_dict` returns, and the layout of the file."""
+    state, layout = read_tensors(path, use_ema=use_ema)
+    try:
+        return convert_state_dict(state, to="official"), layout
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint={str(path)!r}: {str(error).removeprefix('state: ')}") from error
+
+
+def read_tensors(path: Path, *, use_ema: bool = True) -> tuple[dict[str, Tensor], FileLayout]:
+    """The weights of any network, read as by `load_state_dict`, under the names in the file, and its layout."""
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "is no regular file"
         reason = kind if path.exists() else "no such file"
@@ -110,11 +119,7 @@ def read_weights(path: Path, *, use_ema: bool = True) -> tuple[dict[str, Tensor]
             wrappers.append(wrapper)
         state = _tensors(content, path)
     form: Literal["safetensors", "torch"] = "safetensors" if _is_safetensors(path) else "torch"
-    try:
-        official = convert_state_dict(state, to="official")
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint={str(path)!r}: {str(error).removeprefix('state: ')}") from error
-    return official, FileLayout(form, ".".join(wrappers), beside, naming_of(state))
+    return state, FileLayout(form, ".".join(wrappers), beside, naming_of(state))
 
 
 def read_content(path: Path) -> Any:

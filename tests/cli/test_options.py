@@ -133,7 +133,7 @@ def test_the_choice_of_a_model() -> None:
     with pytest.raises(ValueError, match="unit_scales=True: applies to untrained networks only"):
         ModelChoice(unit_scales=True).load(["replknet_nano_k3"])
     assert ModelChoice(unit_scales=True, pretrained=False).load(["replknet_nano_k3"])[0].initial
-    assert ModelChoice(seed=3, checkpoint=Path("w.pth")).given() == {"seed": 3, "checkpoint": Path("w.pth")}
+    assert ModelChoice(seed=3, checkpoint=["w.pth"]).given() == {"seed": 3, "checkpoint": ("w.pth",)}
 
 
 def present(monkeypatch: pytest.MonkeyPatch, *, cuda: bool, mps: bool) -> None:

@@ -197,7 +197,7 @@ BAD = [
     ("predict NEW.onnx IMAGES", "ONNX files cannot be read back"),
     ("reparameterize WEIGHTS WEIGHTS --overwrite", "is the source itself"),
     ("predict replknet_nano_k3 IMAGES --seed -1", "--seed=-1: expected a whole number from 0"),
-    ("info nowhere.pth", "checkpoint='nowhere.pth': no such file"),
+    ("info nowhere.pth", "model='nowhere.pth': no such file"),
     ("info TEXT", "not a readable weight file"),
     ("convert TEXT NEW.pth", "not a readable weight file"),
     ("convert WEIGHTS NEW.onnx", "expected a name that ends in .safetensors, .pth, .pt"),

@@ -135,7 +135,10 @@ def test_wrong_options_are_one_line_and_leave_nothing(
     assert printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
     run(SMALL.replace("replknet_nano_k3", "resnet18"), "--data", data, "--out", tmp_path / "out", code=2)
-    assert "model='resnet18': expected a RepLKNet, or timm:NAME" in capsys.readouterr().err
+    assert (
+        "model='resnet18': expected a RepLKNet, timm:NAME or torchvision:NAME (did you mean timm:resnet18"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_network_of_timm_and_shards(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

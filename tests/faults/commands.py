@@ -65,8 +65,14 @@ COMMANDS = {
         "predict replknet_nano_k3 {inputs}/congruent --out out/p.json --overwrite",
         former="predict replknet_nano_k31 {inputs}/congruent --out out/p.json",
     ),
+    "predict, of two": Case(
+        "predict A=replknet_nano_k3 {inputs}/congruent --model B=replknet_nano_k31 --out out/p.csv"
+    ),
     "features": Case("features replknet_nano_k3 {inputs}/congruent --stages 1,pooled --out out/f.npz"),
     "evaluate": Case("evaluate replknet_nano_k3 --data {inputs}/congruent --confusion --out out/run"),
+    "evaluate, of two": Case(
+        "evaluate A=replknet_nano_k3 B=replknet_nano_k31 --data {inputs}/congruent --confusion --out out/run"
+    ),
     "erf": Case("erf replknet_nano_k3 replknet_nano_k31 --images {inputs}/photos --size 64 --out out/run"),
     "erf, anew": Case(
         "erf replknet_nano_k3 --images {inputs}/photos --size 64 --out out/run --overwrite",
@@ -80,6 +86,10 @@ COMMANDS = {
     "train": Case(
         "train replknet_nano_k3 --recipe finetune-384 --set image_size=32 --set batch_size=2 --set autocast= "
         "--set epochs=2 --data {inputs}/data --out out/run"
+    ),
+    "train, another library's": Case(
+        "train timm:test_resnet --recipe finetune-small --set image_size=32 --set batch_size=2 --set steps=3 "
+        "--data {inputs}/data --out out/run"
     ),
     "study": Case("study --preset quick --kernels 3 --seeds 1 --steps 2 --out out/run"),
     "report": Case("report out/run", former=f"ablate train {_STUDY} --steps 2 --batch-size 4 --out out/run"),

@@ -14,7 +14,7 @@
     });
     list.replaceChildren(element("table", {}, element("tbody", {}, ...rows)));
   };
-  const choices = data.classes.map((own, index) => [index, own.name]);
+  const choices = data.classes.map((own, index) => [index, own.shown]);
   const select = picker(choices, (event) => show(event.target.value), "class");
   place.append(element("div", { class: "controls" }, labelled("answers to the images of", select)), list);
   place.hidden = false;

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.training.recipe import Recipe, load_recipe, parse_changes, recipe_names
+from analysis.training.recipe import Recipe, load_recipe, parse_changes, recipe_names, why_too_little
 
 IMAGENET = 1_281_167
 HEAD = 'about = ""\nsource = ""\nepochs = 1\nwarmup_epochs = 0\n'
@@ -18,7 +18,7 @@ def test_the_published_recipes() -> None:
         "finetune-22k-224": (2 * 8 * 32, 4e-4, 30, 1, 0.2, 224),
         "finetune-22k-384": (4 * 8 * 16, 4e-4, 30, 1, 0.3, 384),
     }
-    assert recipe_names() == sorted(published)
+    assert recipe_names() == sorted([*published, "finetune-small"])
     for name, (batch_size, rate, epochs, warmup, drop_path, size) in published.items():
         source = load_recipe(name)
         recipe = source.for_images(IMAGENET)
@@ -33,6 +33,33 @@ def test_the_published_recipes() -> None:
         assert recipe.ema_decay == (None if name == "imagenet22k-90" else 0.9999)
         assert recipe.max_gradient_norm == math.inf
         assert "RepLKNet-pytorch" in source.source
+
+
+def test_a_recipe_that_adapts() -> None:
+    """A batch of a tenth, the middle side rounded up to 32, sixty epochs, each within its bounds; 400 at 32 pixels."""
+    source = load_recipe("finetune-small")
+    small = source.for_images(400, sides=[32] * 9)
+    assert (small.batch_size, small.image_size, small.steps) == (40, 64, 800)
+    few = source.for_images(12, sides=[100, 150, 900])
+    assert (few.batch_size, few.image_size, few.steps) == (8, 160, 800)
+    fewest = source.for_images(5, sides=[600])
+    assert (fewest.batch_size, fewest.image_size) == (4, 224)
+    many = source.for_images(3000, sides=[96])
+    assert (many.batch_size, many.image_size, many.steps) == (64, 96, round(60 * 3000 / 64))
+    assert source.for_images(100_000).steps == 4000
+    changed = source.for_images(400, {"epochs": 10, "batch_size": 20, "image_size": 48}, sides=[32])
+    assert (changed.batch_size, changed.image_size, changed.steps) == (20, 48, 200)
+    assert source.for_images(400, {"steps": 7}).steps == 7
+
+
+def test_too_few_steps_are_told() -> None:
+    assert "40 steps are few from random weights; expected 300 or more" in why_too_little(
+        Recipe(steps=40), trained=False
+    )
+    assert "9 steps are few from trained weights; expected 50 or more" in why_too_little(Recipe(steps=9), trained=True)
+    assert "layer_decay=0.7 is for trained" in why_too_little(Recipe(steps=900, layer_decay=0.7), trained=False)
+    assert why_too_little(Recipe(steps=400), trained=False) == ""
+    assert why_too_little(Recipe(steps=60, layer_decay=0.7), trained=True) == ""
 
 
 def test_changes_and_own_files(tmp_path: Path) -> None:
@@ -75,6 +102,10 @@ def test_changes_and_own_files(tmp_path: Path) -> None:
         (HEAD + "recipe = 3\n", "settings=3: expected values by name"),
         (HEAD + "[recipe]\nsteps = 8\n", "steps=8: a file tells epochs"),
         (HEAD + "seed = 3\n[recipe]\n", "seed: no entry of one"),
+        (HEAD + "[adapt]\nmixup = [1, 2]\n[recipe]\n", "mixup=.*: expected one of batch_size, steps, image_size"),
+        (HEAD + "[adapt]\nsteps = [2, 1]\n[recipe]\n", "steps=.*: expected the lowest and the highest whole number"),
+        (HEAD + "[adapt]\nsteps = 3\n[recipe]\n", "steps=3: expected the lowest and the highest whole number"),
+        (HEAD + "[adapt]\nbatch_size = [2, 4]\n[recipe]\nbatch_size = 3\n", "and it under .adapt. only"),
         (HEAD + "[recipe]\nbatch_size = 0\n", "batch_size=0: expected"),
         ('about = ""\nabout = ""\n', "not a recipe"),
         ("a = " + "[" * 100_000, "not a recipe"),

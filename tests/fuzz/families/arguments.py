@@ -200,7 +200,7 @@ def _called(line: list[str], folder: Path) -> tuple[int, str]:
 def specs(random: Random, folder: Path) -> Case:
     """Names of models: any text is a model, or an error that the command line shows in a line."""
     prefix = random.choice(
-        ("", "timm:", "torchvision:", "hf:", "analysis.", "json:", "tests.fuzz.engine:", "replknet", "./")
+        ("", "timm:", "torchvision:", "hf:", "A=", "=", "analysis.", "json:", "tests.fuzz.engine:", "replknet", "./")
     )
     parts = (
         "resnet18", "a.b:c", ":", "::", ".", "..", "x:", "__main__", "os.path:join", "json:loads", "replknet_31b",

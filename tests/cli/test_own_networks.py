@@ -1,0 +1,196 @@
+"""Networks by a name of the user's own, their folders, and weights for them, as they are typed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision
+
+import replknet
+from analysis import ErfResult, SyntheticImages, load_model, save_stimuli
+from analysis.cli.options import ModelChoice
+from analysis.runs.identity import identify
+from tests.cli.command import run
+from tests.networks import TINY
+
+ERF = "--size 64 --num-images 1 --device cpu"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save_run(folder: Path, seed: int) -> None:
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    torch.save(replknet.create_model("replknet_31b", **TINY).state_dict(), folder / "w.pth")
+    replknet.convert_checkpoint(folder / "w.pth", folder / "network.safetensors")
+
+
+def test_names_of_ones_own_and_folders(here: Path) -> None:
+    save_run(here / "runs" / "a", 1)
+    save_run(here / "runs" / "b=2", 2)
+    run(f"erf A=runs/a runs/b=2 First=replknet_nano_k3 {ERF} --out out")
+    table = pd.read_csv("out/erf.csv")
+    assert list(table["model"]) == ["A", "b=2", "First"]
+    assert ErfResult.load(here / "out" / "A").model == "A"
+    run(f"erf runs/a/w.pth runs/b=2/w.pth A=replknet_nano_k3 {ERF} --out more")
+    assert list(pd.read_csv("more/erf.csv")["model"]) == ["a/w", "b=2/w", "A"]
+
+
+def test_the_same_name_twice_is_refused_and_says_how(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(f"erf A=replknet_nano_k3 A=replknet_nano_k31 {ERF} --out out", code=2)
+    assert "A, A are not all different; NAME=SPEC gives a network another name" in capsys.readouterr().err
+    run(f"erf replknet_nano_k3 replknet_nano_k3 {ERF} --out out", code=2)
+    assert "are not all different" in capsys.readouterr().err
+    assert not (here / "out").exists()
+
+
+def test_several_kernels_of_one_name(here: Path) -> None:
+    choice = ModelChoice(kernel_sizes=["3,3,3,3", "5,5,3,3"], pretrained=False, device="cpu")
+    assert [item.name for item in choice.load(["K=replknet_nano_k3"])] == ["K 3-3-3-3", "K 5-5-3-3"]
+    one = ModelChoice(kernel_sizes=["3,3,3,3"], pretrained=False, device="cpu")
+    assert [item.name for item in one.load(["K=replknet_nano_k3"])] == ["K"]
+    (first, second) = ModelChoice(device="cpu").load(["K=replknet_nano_k3"], untrained=True)
+    assert (first.name, second.name) == ("K", "K, untrained")
+
+
+def test_a_file_of_weights_for_each(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what a result records of them is the hash of the file's own weights."""
+    torch.manual_seed(0)
+    networks = {name: torchvision.models.squeezenet1_1(num_classes=4).eval() for name in ("one", "two")}
+    for name, module in networks.items():
+        torch.save(
+            {"state_dict": {f"module.{key}": value for key, value in module.state_dict().items()}}, f"{name}.pth"
+        )
+    command = f"erf A=torchvision:squeezenet1_1 B=torchvision:squeezenet1_1 {ERF} --out out"
+    run(command, "--checkpoint", "A=one.pth", "--checkpoint", "B=two.pth")
+    settings = json.loads(Path("out/run.json").read_text())["settings"]
+    assert [(name, weights) for name, weights, _ in settings["models"]] == [
+        ("A", identify(networks["one"]).weights),
+        ("B", identify(networks["two"]).weights),
+    ]
+    capsys.readouterr()
+    run(command, "--checkpoint", "A=two.pth", "--checkpoint", "B=two.pth", code=2)  # the same folder, other weights
+    assert "differs in models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["one.pth"], "checkpoint='one.pth': expected NAME=FILE, as several networks are named"),
+        (
+            ["C=one.pth"],
+            "no such file, and no network is called 'C'; expected NAME=FILE with one of A, torchvision:vgg11",
+        ),
+        (["A=one.pth", "A=two.pth"], "has another weight file already"),
+        (["A=none.pth"], "'none.pth': no such file"),
+        (["A=same.pth"], "may be that file, or 'same.pth' for A"),
+    ],
+)
+def test_whose_weights_these_are_must_be_clear(here: Path, given: list[str], message: str) -> None:
+    for name in ("one.pth", "two.pth", "same.pth", "A=same.pth"):
+        torch.save({"a": torch.ones(1)}, name)
+    with pytest.raises((ValueError, OSError)) as refused:
+        ModelChoice(checkpoint=given, device="cpu").load(["A=torchvision:squeezenet1_1", "torchvision:vgg11"])
+    assert message in str(refused.value)
+
+
+def test_a_file_without_a_name_is_that_of_the_only_network_that_takes_one() -> None:
+    specs = ["replknet_nano_k3", "timm:resnet18"]
+    assert ModelChoice(checkpoint=["w.pth"]).checkpoints(specs) == [Path("w.pth"), None]
+    assert ModelChoice(checkpoint=["timm:resnet18=w.pth"]).checkpoints(specs) == [None, Path("w.pth")]
+    assert ModelChoice(checkpoint=["w.pth"]).checkpoints(["other.pth", "a.b:c"]) == [None, Path("w.pth")]
+    assert ModelChoice(checkpoint=["A=a=b.pth"]).checkpoints(["A=timm:resnet18"]) == [Path("a=b.pth")]
+
+
+def test_bare_weights_name_the_option(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), "own.pth")
+    run(f"erf own.pth {ERF} --out out", code=2)
+    assert "name that, such as timm:resnet50" in (said := capsys.readouterr().err)
+    assert "with --checkpoint 'own.pth'" in said
+
+
+def test_responses_with_a_name(here: Path) -> None:
+    lines = ["subj,session,trial,rt,object_response,category,condition,imagename"]
+    lines += [f"net,1,{k},NaN,cat,cat,0,000{k}_cue_dnn_0_cat_00_cat{k}-dog1.png" for k in range(1, 4)]
+    for name in ("one.csv", "two.csv"):
+        Path(name).write_text("\n".join(lines) + "\n")
+    run("shape-bias One=one.csv Two=two.csv --out out")
+    assert set(pd.read_csv("out/shape_bias.csv")["observer"]) == {"One", "Two"}
+
+
+@pytest.fixture
+def images(here: Path) -> str:
+    save_stimuli(SyntheticImages(kind="congruent", num_images=12), here / "images")
+    return "images"
+
+
+def test_several_networks_name_images(images: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"predict A=replknet_nano_k3 {images} --model B=replknet_nano_k31 --top 2 --device cpu"
+    alone = {}
+    for spec in ("replknet_nano_k3", "replknet_nano_k31"):
+        run(f"predict {spec} {images} --top 2 --device cpu --out {spec}.csv")
+        alone[spec] = pd.read_csv(f"{spec}.csv")
+    run(f"{command} --out both.csv")
+    both = pd.read_csv("both.csv")
+    assert list(both.columns) == ["model", *alone["replknet_nano_k3"].columns]
+    for name, table in zip("AB", alone.values(), strict=True):
+        own = both[both["model"] == name].drop(columns="model").reset_index(drop=True)
+        pd.testing.assert_frame_equal(own, table)
+    capsys.readouterr()
+    run(f"{command} --json")
+    content = json.loads(capsys.readouterr().out)
+    assert [entry["model"] for entry in content] == ["A"] * 12 + ["B"] * 12
+    run(command)
+    assert "model" in capsys.readouterr().out
+
+
+def test_several_networks_are_evaluated(images: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(f"evaluate A=replknet_nano_k3 B=replknet_nano_k31 --data {images} --device cpu --confusion --out out")
+    table = pd.read_csv("out/accuracy.csv").set_index("model")
+    decisions = pd.read_csv("out/decisions.csv")
+    assert list(table["images"]) == [12, 12]
+    shares = [decisions[decisions["model"] == name]["correct"].mean() for name in "AB"]
+    np.testing.assert_allclose(table["top1"], shares)
+    assert (table["top1_low"] <= table["top1"]).all()
+    assert (table["top1"] <= table["top1_high"]).all()
+    assert set(pd.read_csv("out/by_class.csv")["model"]) == set(pd.read_csv("out/confusion.csv")["model"]) == {"A", "B"}
+    shown = capsys.readouterr().out
+    run(f"evaluate A=replknet_nano_k3 B=replknet_nano_k31 --data {images} --device cpu --confusion --out out")
+    assert shown.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1] == "results and tables: out"
+    run(f"evaluate replknet_nano_k3 --data {images} --device cpu --out one")
+    assert "model" not in pd.read_csv("one/decisions.csv").columns
+    assert pd.read_csv("one/accuracy.csv")["top1"].tolist() == table["top1"].tolist()[:1]
+
+
+def test_a_trained_network_of_another_library_is_read_back(here: Path) -> None:
+    """With weights, classes and preprocessing; what it gives is what PyTorch gives for the tensors of the file."""
+    from safetensors.torch import load_file
+
+    save_stimuli(SyntheticImages(kind="congruent", num_images=24), here / "data" / "train")
+    for name in ("timm:test_resnet", "torchvision:squeezenet1_1"):
+        out = name.partition(":")[2]
+        run(f"train {name} --recipe finetune-small --data data --set steps=2 --device cpu --out {out}")
+        loaded = load_model(out)
+        assert (loaded.name, loaded.input_size, len(loaded.classes)) == (out, 64, 12)
+        assert loaded.training["recipe"]["steps"] == 2
+        state = load_file(f"{out}/network.safetensors")
+        assert all(torch.equal(value, state[key]) for key, value in loaded.module.state_dict().items())
+    run("predict test_resnet data/train --device cpu --out p.csv")
+    assert set(pd.read_csv("p.csv")["class"]) <= set(load_model("test_resnet").classes)
+    # And it is where another training begins, with another head.
+    save_stimuli(SyntheticImages(kind="congruent", num_images=12), here / "few" / "train")
+    for folder in sorted((here / "few" / "train").iterdir())[3:]:
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    weights = "test_resnet/network.safetensors"
+    run(f"train timm:test_resnet --recipe finetune-small --data few --set steps=1 --set batch_size=2 --device cpu "
+        f"--checkpoint {weights} --out again")  # fmt: skip
+    assert len(load_model("again").classes) == 3
