@@ -48,7 +48,7 @@ class ConvBN(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         *,
         stride: int = 1,
         groups: int = 1,
@@ -61,9 +61,9 @@ class ConvBN(nn.Module):
         elif groups == kernel_size == stride == 1:
             self.conv = PointwiseConv2d(in_channels, out_channels, bias=False)
         else:
-            self.conv = nn.Conv2d(
-                in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
-            )
+            sides = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+            padding = (sides[0] // 2, sides[1] // 2)
+            self.conv = nn.Conv2d(in_channels, out_channels, sides, stride, padding, groups=groups, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(out_channels)
         self.nonlinear = nn.Identity() if activation is None else activation
 

@@ -86,9 +86,9 @@ def fold_norm_before(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: 
 
 
 def embed_kernel(small: Tensor, size: int) -> Tensor:
-    """A depthwise kernel of shape (C, 1, k, k) centred in zeros, shape (C, 1, size, size); both sides odd."""
-    margin = (size - small.shape[-1]) // 2
-    return F.pad(small, [margin] * 4)
+    """A depthwise kernel of shape (C, 1, kh, kw) centred in zeros, shape (C, 1, size, size); all sides odd."""
+    rows, columns = ((size - side) // 2 for side in small.shape[2:])
+    return F.pad(small, [columns, columns, rows, rows])
 
 
 def assign(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> None:
