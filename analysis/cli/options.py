@@ -20,7 +20,7 @@ from analysis.images.preparing import MEANS, STANDARD_DEVIATIONS
 from analysis.models.libraries import LIBRARIES
 from analysis.models.loaded import LoadedModel, resolve_device
 from analysis.models.loading import load_model, names_library
-from analysis.models.replknets import is_replknet
+from analysis.models.replknets import is_own
 from analysis.models.untrained import calibrated, untrained_copy
 from analysis.runs.identity import describe_device
 from analysis.runs.settings import BATCHES, LARGEST_KERNEL, SEEDS, WORKERS, check_fields
@@ -235,9 +235,9 @@ class ModelChoice:
     """Which network, with which weights, and where it computes.
 
     Args:
-        checkpoint: Weight file of a RepLKNet.
-        kernel_sizes: Kernels of a RepLKNet, e.g. 31,29,27,13; may be given several times.
-        small_kernel: Parallel kernel of a RepLKNet; 0 for none.
+        checkpoint: Weight file of a network of replknet.
+        kernel_sizes: Kernels of such a network, one a stage, e.g. 31,29,27,13; may be given several times.
+        small_kernel: Parallel kernel of such a network; 0 for none.
         pretrained: Published weights; otherwise the network's own initialisation, its batch norms calibrated on the
             images.
         trust: Open TorchScript files and exported programs (.pt2), which may run code and write files.
@@ -274,7 +274,7 @@ class ModelChoice:
         return {name: value for name, value in values.items() if value != getattr(type(self), name)}
 
     def load(self, specs: Sequence[str], *, untrained: bool = False) -> list[LoadedModel]:
-        """The networks of these names, a RepLKNet once for each of the kernel sizes.
+        """The networks of these names, one of replknet once for each of the kernel sizes.
 
         Args:
             specs: The names.
@@ -283,16 +283,18 @@ class ModelChoice:
         Raises:
             ValueError: If one cannot be had, an option applies to none, or two have one name.
         """
-        if not any(is_replknet(spec) for spec in specs):
+        if not any(is_own(spec) for spec in specs):
             for name in ("checkpoint", "kernel_sizes", "small_kernel"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{name}={getattr(self, name)}: applies to RepLKNets by name only; none was named")
-        if not self.pretrained and not any(is_replknet(spec) or names_library(spec) for spec in specs):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)}: applies to networks of replknet by name only; none was named"
+                    )
+        if not self.pretrained and not any(is_own(spec) or names_library(spec) for spec in specs):
             raise ValueError("pretrained=False: applies to networks by name only; none was named")
         loaded: list[LoadedModel] = []
         libraries: list[str] = []
         for spec in specs:
-            ours = is_replknet(spec)
+            ours = is_own(spec)
             for sizes in self.kernels() if ours else [None]:
                 item = self._placed(
                     load_model(

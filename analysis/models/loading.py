@@ -15,12 +15,13 @@ from torch import nn
 from analysis.models.files import SUFFIXES, load_file
 from analysis.models.libraries import LIBRARIES, from_timm
 from analysis.models.loaded import LoadedModel
-from analysis.models.replknets import is_replknet, load_replknet
+from analysis.models.replknets import is_own, load_own
 from analysis.runs.settings import SEEDS, check_number
+from replknet.networks import ANY_FAMILY
 
 SPECS = (
-    "a RepLKNet (replknet models lists them), timm:NAME, torchvision:NAME, hf:NAME (transformers), "
-    "package.module:callable, file.py:callable, or a file: weights of a RepLKNet, TorchScript or an exported program "
+    f"{ANY_FAMILY} (replknet models lists them), timm:NAME, torchvision:NAME, hf:NAME (transformers), "
+    "package.module:callable, file.py:callable, or a file: weights of one of these, TorchScript or an exported program "
     "(.pt2)"
 )
 """What `load_model` takes, for messages."""
@@ -64,12 +65,12 @@ def load_model(
             "replknet_31b.in1k_224" or another of `replknet.PUBLISHED`, "timm:NAME", "torchvision:NAME", "hf:NAME" (an
             image classifier of transformers, from the hub or a folder), "package.module:callable" or "file.py:callable"
             (a function without arguments that returns a module or a `LoadedModel`; where no such module is installed,
-            the current folder or that of the file is added to `sys.path`, last), or a file: weights of a RepLKNet in
+            the current folder or that of the file is added to `sys.path`, last), or a file: such weights in
             any format (`save_network` also describes the network; each network of a study is such a file),
             TorchScript, or a program of torch.export (.pt2).
-        checkpoint: A weight file; RepLKNets only.
-        kernel_sizes: Large kernel of each stage; RepLKNets only. A small kernel that does not fit is left out.
-        small_kernel: Parallel kernel, 0 for none; RepLKNets only. By default the published one.
+        checkpoint: A weight file; networks of `replknet` only, as the next two.
+        kernel_sizes: Large kernel of each stage. A small kernel that does not fit is left out.
+        small_kernel: Parallel kernel, 0 for none. By default the published one.
         pretrained: Load the published weights, or those of the nano networks that come with the package.
         trust: Load TorchScript and programs of torch.export. They may run code and write files, as a callable may;
             weights cannot.
@@ -85,10 +86,10 @@ def load_model(
         (64, ('arrow', 'bolt', 'crescent'))
     """
     options = {"checkpoint": checkpoint, "kernel_sizes": kernel_sizes, "small_kernel": small_kernel}
-    if not is_replknet(spec):
+    if not is_own(spec):
         for name, value in options.items():
             if value is not None:
-                raise ValueError(f"{name}={value!r}: applies to RepLKNets by name only, not to {spec!r}")
+                raise ValueError(f"{name}={value!r}: applies to networks of replknet by name only, not to {spec!r}")
         if not pretrained and not names_library(spec):
             raise ValueError(f"pretrained=False: applies to networks by name only, not to {spec!r}")
     if checkpoint is not None and not pretrained:
@@ -96,11 +97,11 @@ def load_model(
     check_number("seed", seed, SEEDS)
     torch.manual_seed(seed)
     prefix, _, rest = spec.partition(":")
-    if is_replknet(spec):
-        loaded = load_replknet(spec, checkpoint, kernel_sizes, small_kernel, pretrained)
+    if is_own(spec):
+        loaded = load_own(spec, checkpoint, kernel_sizes, small_kernel, pretrained)
     elif names_library(spec):
         if prefix == "timm":
-            from replknet import timm_models  # noqa: F401  the family among timm's own
+            from replknet import timm_models  # noqa: F401  the families among timm's own
         loaded = LIBRARIES[prefix](rest, pretrained)
     elif spec.endswith(SUFFIXES) or Path(spec).is_file():
         loaded = load_file(Path(spec), trust=trust)

@@ -49,7 +49,7 @@ def test_weights_in_a_file_are_a_model(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match="not a readable weight file"):
         load_model(str(tmp_path / "text.pth"))
-    with pytest.raises(ValueError, match="applies to RepLKNets by name only"):
+    with pytest.raises(ValueError, match="applies to networks of replknet by name only"):
         load_model(str(tmp_path / "official.pth"), checkpoint="other.pth")
 
 

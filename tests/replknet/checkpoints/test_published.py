@@ -32,9 +32,8 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple
     torch.save({"meta": {}, "state_dict": state}, tmp_path / "source.pth")
     file = f"replknet-31B_3rdparty_in1k_20221118-{sha256_of(tmp_path / 'source.pth')[:8]}.pth"
     with serving({file: (tmp_path / "source.pth").read_bytes()}) as server:
-        entry = replace(replknet.PUBLISHED[NAME], file=file)
+        entry = replace(replknet.PUBLISHED[NAME], file=file, folder=server.url + "/")
         monkeypatch.setattr("replknet.checkpoints.published.PUBLISHED", {**replknet.PUBLISHED, NAME: entry})
-        monkeypatch.setattr("replknet.checkpoints.published.BASE_URL", server.url + "/")
         yield server, file
 
 
@@ -68,7 +67,8 @@ def test_what_goes_wrong_is_one_line_and_leaves_nothing(fault: str, hub: Path, p
 
 
 def test_without_a_network_the_address_and_the_place_are_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replknet.checkpoints.published.BASE_URL", "http://127.0.0.1:9/")
+    entry = replace(replknet.PUBLISHED[NAME], folder="http://127.0.0.1:9/")
+    monkeypatch.setattr("replknet.checkpoints.published.PUBLISHED", {NAME: entry})
     with pytest.raises(
         DownloadError, match=r"refused.*; fetch http://127.0.0.1:9/replknet-31B\S+ by hand and put it at"
     ):
@@ -142,8 +142,7 @@ def test_a_full_checkpoint_of_31b_loads_from_the_server(
     torch.save({"meta": {}, "state_dict": state}, source)
     file = f"replknet-31B-{sha256_of(source)[:8]}.pth"
     with serving({file: source.read_bytes()}) as server:
-        entry = replace(replknet.PUBLISHED[NAME], file=file)
+        entry = replace(replknet.PUBLISHED[NAME], file=file, folder=server.url + "/")
         monkeypatch.setattr("replknet.checkpoints.published.PUBLISHED", {**replknet.PUBLISHED, NAME: entry})
-        monkeypatch.setattr("replknet.checkpoints.published.BASE_URL", server.url + "/")
         loaded = replknet.create_model("replknet_31b", pretrained=True, progress=False).state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
