@@ -65,12 +65,12 @@ class TimmNetwork(Network):
         )
         with torch.device(torch.get_default_device() if device is None else device):
             super().__init__(changed)
-        channels = self.config.channels
+        widths = self.config.widths
         self.num_classes, self.in_chans = num_classes, in_chans
-        self.num_features = self.head_hidden_size = channels[-1]
+        self.num_features = self.head_hidden_size = widths[-1]
         self.feature_info = [
             {"num_chs": width, "reduction": 4 * 2**stage, "module": f"stages.{stage}"}
-            for stage, width in enumerate(channels)
+            for stage, width in enumerate(widths)
         ]
         self.grad_checkpointing = False
         self.global_pool: Any = self._pooling(num_classes, global_pool)
@@ -117,13 +117,13 @@ class TimmNetwork(Network):
         Args:
             x: Normalised images, shape (N, in_chans, H, W).
             indices: The last n stages, or stage numbers, negative ones from the end; None for all.
-            norm: Apply the final norm to the last stage's map.
+            norm: Apply the final norm to the last stage's map, where it is before the pooling.
             stop_early: Do not run the stages after the last one that is asked for.
             output_fmt: "NCHW", the only layout there is.
             intermediates_only: Return the maps only.
 
         Returns:
-            The maps, or the last feature map (normalised where it is the last stage's) and the maps.
+            The maps, or the last feature map (where it is the last stage's, with a norm before the pooling) and the maps.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW'")
@@ -135,10 +135,10 @@ class TimmNetwork(Network):
             x = self.forward_stage(x, stage)
             if stage in wanted:
                 is_last = stage == len(self.stages) - 1
-                maps.append(self.norm(x) if norm and is_last else x)
+                maps.append(self.before_pooling(x) if norm and is_last else x)
         if intermediates_only:
             return maps
-        return self.norm(x) if stage == len(self.stages) - 1 else x, maps
+        return self.before_pooling(x) if stage == len(self.stages) - 1 else x, maps
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -149,7 +149,7 @@ class TimmNetwork(Network):
         if prune_norm or cut:
             self.norm = nn.Identity()
         self.keep_stages(last + 1)
-        self.num_features = self.head_hidden_size = self.config.channels[last]
+        self.num_features = self.head_hidden_size = self.config.widths[last]
         if prune_head or cut:
             self.reset_classifier(0, "")
         return wanted  # type: ignore[no-any-return]

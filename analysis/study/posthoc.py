@@ -297,7 +297,7 @@ def materials_for(
             Study(
                 size=loaded.input_size or 64,
                 layers=module.config.layers,
-                channels=module.config.channels,
+                channels=module.config.widths,
                 train_balance=trained.get("train_balance"),
                 texture_region=trained.get("texture_region", "image"),
                 texture_scale=trained.get("texture_scale", 1.0),

@@ -69,7 +69,7 @@ def describe(state: Mapping[str, Tensor]) -> str:
 def architecture_of(config: Configuration) -> str:
     """The name of an architecture in `PRESETS`, whatever its head, or a description."""
     names = [name for name, preset in PRESETS.items() if config.is_like(preset)]
-    kind = f"a {family_of(config).name} with layers={config.layers}, channels={config.channels}"
+    kind = f"a {family_of(config).name} with layers={config.layers}, channels={config.widths}"
     return names[0] if names else kind
 
 

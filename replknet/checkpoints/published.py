@@ -70,6 +70,8 @@ def download_weights(name: str, *, url: str | None = None, sha256: str | None = 
                 f"{found[: len(expected)]}, expected {expected}); remove it, or {by_hand}"
             )
         return target
+    if weights.page and url is None:
+        raise DownloadError(f"{full}: is offered on a page for people; {by_hand}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target) as folder:  # a killed download leaves its file beside its target

@@ -60,13 +60,18 @@ class Configuration:
     def least_size(self) -> tuple[int, float]:
         """Fewer tensors and numbers than the weights have in any form, by a short calculation from the fields."""
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage's maps."""
+        return self.channels
+
     def drop_path_of(self, position: int, number: int) -> float:
         """The drop-path probability at one of so many positions, from 0 to `drop_path_rate`."""
         return self.drop_path_rate * position / max(number - 1, 1)
 
     def is_like(self, other: "Configuration") -> bool:
         """Whether both are of one family and have the same stages and large kernels."""
-        own, others = ((type(c), c.layers, c.channels, c.kernel_sizes) for c in (self, other))
+        own, others = ((type(c), c.layers, c.widths, c.kernel_sizes) for c in (self, other))
         return own == others
 
     def check_stages(self, *, per_stage: tuple[str, ...]) -> None:
@@ -199,7 +204,7 @@ class Network(Classifier):
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last stage's map before any norm, shape (N, channels[-1], H/32, W/32) with four stages."""
+        """The last stage's map before any norm, shape (N, widths[-1], H/32, W/32) with four stages."""
 
     def forward_intermediates(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
         """Stage maps, before the transition to the next stage.
@@ -209,7 +214,7 @@ class Network(Classifier):
             indices: Stage numbers, increasing; None for all stages.
 
         Returns:
-            One map per index, shape (N, channels[i], H / stride, W / stride), after the stage's own norm where the
+            One map per index, shape (N, widths[i], H / stride, W / stride), after the stage's own norm where the
             configuration asks for normalised intermediate features.
 
         Raises:
@@ -248,7 +253,7 @@ class Network(Classifier):
         reference = next(self.parameters())
         self.head = nn.Identity().train(self.training)
         if num_classes > 0:
-            head = nn.Linear(self.config.channels[-1], num_classes, device=reference.device, dtype=reference.dtype)
+            head = nn.Linear(self.config.widths[-1], num_classes, device=reference.device, dtype=reference.dtype)
             self.head = head.train(self.training)
 
     def switch_to_deploy(self) -> None:
@@ -276,7 +281,8 @@ class PublishedWeights:
 
     Args:
         architecture: A key of `PRESETS`.
-        file: Its name; where a hash is published, it ends in the start of its SHA-256.
+        file: Its name; where a hash is published, it ends in the start of its SHA-256. This project's own name where
+            none is published.
         training_data: What it was trained on, in order.
         image_size: Side in pixels of the images that the accuracies belong to.
         top1: Accuracy on ImageNet-1K in percent, as its source reports it; None if it has other classes.
@@ -286,7 +292,8 @@ class PublishedWeights:
         num_classes: Outputs of its head.
         license: Of the code it was published with.
         source: Who published it, and where.
-        folder: Address of the folder that the file is in.
+        folder: Address of the folder that the file is in; empty where there is none.
+        page: Address of a page that lets a person fetch the file, where it has no address of its own.
     """
 
     architecture: str
@@ -300,7 +307,8 @@ class PublishedWeights:
     num_classes: int = 1000
     license: str = "MIT"
     source: str
-    folder: str
+    folder: str = ""
+    page: str = ""
 
     @property
     def sha256(self) -> str:
@@ -310,7 +318,7 @@ class PublishedWeights:
 
     @property
     def url(self) -> str:
-        return self.folder + self.file
+        return self.page or self.folder + self.file
 
     @property
     def crop(self) -> float:

@@ -22,8 +22,8 @@ from replknet.convolution.planning import output_time
 from replknet.convolution.pointwise import takes_fast_path
 from replknet.networks.blocks import ConvBN, DropPath, ReparamLargeKernelConv
 from replknet.networks.family import Configuration, Family, Network, PublishedWeights, is_int, run_block, stage_of
-from replknet.networks.folding import embed_kernel
-from replknet.networks.parts import LargeKernel, crop_weight, values_of
+from replknet.networks.folding import embed_kernel, in_float64
+from replknet.networks.parts import LargeKernel, crop_weight
 from replknet.networks.reparameterize import Form
 
 torch.fx.wrap("inference_layout")  # one node of a symbolic trace, which has no devices
@@ -193,11 +193,18 @@ class StripConv(LargeKernel):
         size = max(side for conv in convs for side in conv.weight.shape[2:])
         whole = torch.Size((x.shape[1], 1, size, size))
         if output_time(x, whole) < sum(output_time(x, conv.weight.shape) for conv in convs):
-            return depthwise_conv2d(x, *_sum_of([(conv.weight, conv.bias) for conv in convs]))
+            return depthwise_conv2d(x, *self.whole())
         total: Tensor = convs[0](x)
         for conv in convs[1:]:
             total.add_(conv(x))
         return total
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """The one square kernel, in the form of a plus, and its bias, where the norms are folded."""
+        convs = [part.conv for part in self.parts()]
+        size = max(side for conv in convs for side in conv.weight.shape[2:])
+        kernels = [embed_kernel(conv.weight, size) for conv in convs]
+        return torch.stack(kernels).sum(0), torch.stack([conv.bias for conv in convs if conv.bias is not None]).sum(0)
 
     def parts(self) -> list[ConvBN]:
         """Those that there are: tall strip, wide strip and small square."""
@@ -231,17 +238,10 @@ class StripConv(LargeKernel):
             crop_weight(layer, size)
 
     def dense_kernel(self) -> Tensor:
-        return _sum_of([values_of(part.conv) for part in self.parts()])[0][:, 0]
+        return in_float64(self.whole()[0])[:, 0]
 
 
 _PARTS = {"tall": "LoRA1", "wide": "LoRA2", "small": "small_conv"}
-
-
-def _sum_of(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The square kernel, in the form of a plus, and the bias of parallel depthwise convolutions."""
-    size = max(side for weight, _ in parts for side in weight.shape[2:])
-    weights, biases = zip(*parts, strict=True)
-    return torch.stack([embed_kernel(weight, size) for weight in weights]).sum(0), torch.stack(biases).sum(0)
 
 
 _FOLDED_PART = (ConvBN, DepthwiseConv2d, nn.Identity, nn.Identity)
@@ -354,16 +354,21 @@ class SLaK(Network):
         self.stages = self.stages[:count]
         self.downsample_layers = self.downsample_layers[:count]
 
+    def reset_classifier(self, num_classes: int) -> None:
+        super().reset_classifier(num_classes)
+        _initialize(self.head)
+
     def layer_groups(self, coarse: bool) -> dict[str, Any]:
         """By stage, or else, as in the official training code, by three blocks, which makes twelve groups of S, B and L
         beside stem and head; the layers that lead to a stage join its first group.
         """
         blocks: list[tuple[str, tuple[int, ...]]] = []
         for stage, layers in enumerate(self.config.layers):
-            leads = rf"^(?:downsample_layers\.{stage}\.|stages\.{stage}\."
-            for group, first in enumerate(range(0, layers, layers if coarse else _BLOCKS_IN_A_GROUP)):
-                own = "|".join(map(str, range(first, layers if coarse else min(first + _BLOCKS_IN_A_GROUP, layers))))
-                blocks.append((rf"{leads}(?:{own})\.)" if group == 0 else rf"^stages\.{stage}\.(?:{own})\.", (stage, group)))
+            step = layers if coarse else _BLOCKS_IN_A_GROUP
+            for group, first in enumerate(range(0, layers, step)):
+                own = rf"stages\.{stage}\.(?:{'|'.join(map(str, range(first, min(first + step, layers))))})\."
+                leading = rf"|downsample_layers\.{stage}\." if group == 0 else ""
+                blocks.append((f"^(?:{own}{leading})", (stage, group)))
         return {"stem": r"^downsample_layers\.0\.", "blocks": blocks}
 
     @classmethod
@@ -373,7 +378,9 @@ class SLaK(Network):
     @classmethod
     def form_of(cls, state: Mapping[str, Tensor]) -> Form:
         """With norms folded into each part it is the merged one: no norm is left that could be folded elsewhere."""
-        folded = any(".lkb_reparam." in key or (".large_kernel." in key and key.endswith(".conv.bias")) for key in state)
+        folded = any(
+            ".lkb_reparam." in key or (".large_kernel." in key and key.endswith(".conv.bias")) for key in state
+        )
         return "merged" if folded else "training"
 
     @classmethod
@@ -433,3 +440,40 @@ PRESETS: Mapping[str, SLaKConfig] = MappingProxyType(
     }
 )
 """Architectures by name: the published ones, and L, of which there is code and no weights."""
+
+
+def _published(variant: str, epochs: int, top1: float, page: str) -> PublishedWeights:
+    return PublishedWeights(
+        architecture=variant,
+        file=f"{variant}_in1k_{epochs}ep.pth",
+        training_data="ImageNet-1K",
+        image_size=224,
+        top1=top1,
+        source="Liu et al. 2022, github.com/VITA-Group/SLaK",
+        page=page,
+    )
+
+
+_DRIVE = "https://drive.google.com/file/d"
+_SURF = "https://surfdrive.surf.nl/files/index.php/s"
+
+FAMILY = Family(
+    name="SLaK",
+    network=SLaK,
+    config=SLaKConfig,
+    presets=PRESETS,
+    published={
+        "slak_t.in1k_300ep": _published("slak_t", 300, 82.5, f"{_DRIVE}/1Iut2f5FMS_77jGPYoUJDQzDIXOsax1u4/view"),
+        "slak_t.in1k_120ep": _published("slak_t", 120, 81.6, f"{_SURF}/WiQYWNclJ9bW5XV"),
+        "slak_s.in1k_300ep": _published("slak_s", 300, 83.8, f"{_DRIVE}/1etM6KQbnlsgDAZ37adsQJ3UI8Bbv2AVe/view"),
+        "slak_b.in1k_300ep": _published("slak_b", 300, 84.0, f"{_DRIVE}/1duUxUD3RSblQ6eDHd0n-u0aulwGypf1j/view"),
+        "slak_t_31.in1k_120ep": _published("slak_t_31", 120, 81.5, f"{_SURF}/VXzBxFXQdlAQ7h8"),
+        "slak_t_61.in1k_120ep": _published("slak_t_61", 120, 81.5, f"{_SURF}/VpR1te71NmVImJb"),
+    },
+    authors="Liu et al. 2022",
+    paper="2207.03620",
+    origin="https://github.com/VITA-Group/SLaK",
+    license="mit",
+    first_layer="downsample_layers.0.0",
+)
+"""Accuracies and addresses: the official repository, which names neither its files nor their hashes."""

@@ -11,16 +11,16 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import replknet
-from replknet import SLaK, SLaKConfig
 from replknet.networks import slak
 from replknet.networks.blocks import DropPath, ReparamLargeKernelConv
-from replknet.networks.slak import PRESETS, ChannelNorm, StripConv
+from replknet.networks.slak import PRESETS, ChannelNorm, SLaK, SLaKConfig, StripConv
 from tests.networks import randomize_norms
 
 TINY: dict[str, Any] = {
     "layers": (2, 1, 2, 1),
     "channels": (8, 16, 24, 32),
     "kernel_sizes": (51, 49, 47, 13),
+    "width_factor": 1.3,
     "num_classes": 10,
 }
 SQUARE: dict[str, Any] = TINY | {"width_factor": 1.0, "strip_width": None, "kernel_sizes": (31, 29, 27, 13)}
@@ -94,26 +94,24 @@ def test_parameters_and_multiply_accumulates_are_those_counted_from_the_official
         folded = replknet.reparameterize(model)
         assert num_parameters(folded) == counts["merged_bn_folded_DERIVED"]["params"]
         assert macs(folded, 224) == training["@224"]["macs"]
-        merged = replknet.reparameterize(model, level="kernels")
-        assert num_parameters(merged) == counts["merged_single_kernel_DERIVED"]["params"]
+        for strip in strips_of(folded):  # into one kernel, which no file has
+            strip.lkb_reparam = nn.Conv2d(strip.whole()[0].shape[0], 1, 1)
+            strip.lkb_reparam.weight, strip.lkb_reparam.bias = map(nn.Parameter, strip.whole())
+            strip.LoRA1 = strip.LoRA2 = strip.small_conv = None
+        assert num_parameters(folded) == counts["merged_single_kernel_DERIVED"]["params"]
 
 
-@pytest.mark.parametrize(
-    ("form", "level"),
-    [("training", None), ("merged_bn_folded_DERIVED", "full"), ("merged_single_kernel_DERIVED", "kernels")],
-)
 @pytest.mark.parametrize("size", [*VARIANTS, "ConvNeXt-T form (7 7 7 7 100)"])
-def test_keys_and_shapes_are_the_official_ones_in_their_order(shared: Path, size: str, form: str, level: Any) -> None:
-    listed = json.loads((shared / "reference" / "slak_state_dict_shapes.json").read_text())[form]
-    if size not in listed:
-        assert level is not None  # the form that runs ConvNeXt is listed as it is trained
-        return
+def test_keys_and_shapes_are_the_official_ones_in_their_order(shared: Path, size: str) -> None:
+    listed = json.loads((shared / "reference" / "slak_state_dict_shapes.json").read_text())
     with torch.device("meta"):
-        model = replknet.create_model(*[VARIANTS.get(size, "slak_t")], **({} if size in VARIANTS else CONVNEXT))
-    if level is not None:
-        model = replknet.reparameterize(model, level=level)
-    found = [[key, list(value.shape)] for key, value in model.state_dict().items()]
-    assert found == [[key, list(shape)] for key, shape in listed[size]]
+        model = replknet.create_model(VARIANTS.get(size, "slak_t"), **({} if size in VARIANTS else CONVNEXT))
+    forms = {"training": model}
+    if size in VARIANTS:  # the form that runs ConvNeXt is listed as it is trained
+        forms["merged_bn_folded_DERIVED"] = replknet.reparameterize(model)
+    for form, network in forms.items():
+        found = [[key, list(value.shape)] for key, value in network.state_dict().items()]
+        assert found == [[key, list(shape)] for key, shape in listed[form][size]]
 
 
 # Agreement with the official implementation ---------------------------------------------------------------------------
@@ -158,11 +156,19 @@ def test_outputs_match_the_official_implementation(official: Official) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("level", ["full", "kernels"])
 def test_reparameterized_outputs_match_the_official_and_the_derived_ones(official: Official, level: Any) -> None:
-    prefix = {"full": "bn_folded", "kernels": "single_kernel"}[level]
     model = replknet.reparameterize(official.model, level=level)
     for case in official.cases:
-        key = f"{prefix}_{case}_logits"
-        official.check(key if key in official.expected else f"merged_{case}_logits", model(official.of(case)))
+        form = "bn_folded" if strips_of(model) else "merged"
+        official.check(f"{form}_{case}_logits", model(official.of(case)))
+
+
+@torch.no_grad()
+def test_the_whole_kernels_of_strips_give_the_derived_outputs(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    official = Official(shared, "tiny_slak", TINY)
+    model = replknet.reparameterize(official.model)
+    monkeypatch.setattr(StripConv, "forward", lambda self, x: replknet.depthwise_conv2d(x, *self.whole()))
+    for case in official.cases:
+        official.check(f"single_kernel_{case}_logits", model(official.of(case)))
 
 
 # Re-parameterisation --------------------------------------------------------------------------------------------------
@@ -180,14 +186,11 @@ def test_the_function_is_unchanged_in_float64(level: Any, overrides: dict[str, A
     assert not any(isinstance(module, nn.BatchNorm2d) for module in found.modules())
     again = replknet.reparameterize(found, level=level)
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), again.parameters(), strict=True))
-    merged = replknet.reparameterize(found, level="kernels")  # also of the folded form
-    assert relative_error(merged(IMAGES), model(IMAGES)) < 1e-12
-    assert not any(strip.branches() for strip in strips_of(merged))
 
 
-def test_a_merged_kernel_is_a_plus() -> None:
-    model = replknet.reparameterize(tiny_slak(), level="kernels")
-    weight = model.get_parameter("stages.0.0.large_kernel.lkb_reparam.weight")[:, 0]
+def test_the_whole_kernel_of_strips_is_a_plus() -> None:
+    model = replknet.reparameterize(tiny_slak())
+    weight = model.large_kernels()[0][0].dense_kernel()
     plus = torch.zeros(51, 51, dtype=torch.bool)
     plus[23:28] = plus[:, 23:28] = True
     assert weight.shape == (10, 51, 51)
@@ -259,7 +262,7 @@ def test_a_layer_and_its_gradients_are_those_of_conv2d_padded_by_half_of_each_si
     randomize_norms(layer)
     x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
     out, total = layer(x), torch.zeros(())
-    branches = layer.branches()
+    branches = layer.parts()
     assert [branch.conv.weight.shape[2:] for branch in branches] == [(27, 5), (5, 27), (5, 5)]
     for branch, padding in zip(branches, [(13, 2), (2, 13), (2, 2)], strict=True):
         maps = F.conv2d(x, branch.conv.weight, padding=padding, groups=6)
