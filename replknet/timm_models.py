@@ -123,7 +123,7 @@ class TimmNetwork(Network):
             intermediates_only: Return the maps only.
 
         Returns:
-            The maps, or the last feature map (where it is the last stage's, with a norm before the pooling) and the maps.
+            The maps, or the last feature map (where it is the last stage's, after a norm before the pooling) and they.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW'")

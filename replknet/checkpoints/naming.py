@@ -18,9 +18,10 @@ BOOKKEEPING = ("steps", "n_averaged")
 _PARALLEL_PREFIXES = ("module.", "_orig_mod.")
 
 
-def naming_of(keys: Iterable[str]) -> Naming:
-    """Whose names these are."""
-    return "mmpretrain" if any(key.startswith(("backbone.", "head.fc.")) for key in keys) else "official"
+def naming_of(state: Mapping[str, Tensor]) -> Naming:
+    """Whose names these are: mmpretrain's begin like those of dense prediction with other families' own code."""
+    theirs = any(key.startswith(("backbone.", "head.fc.")) for key in state)
+    return "mmpretrain" if theirs and family_in(_to_official(state)) is FAMILIES[0] else "official"
 
 
 def strip_parallel(key: str) -> str:

@@ -47,8 +47,8 @@ class Processor:
     """Nanoseconds of one thread per multiply-add of conv2d, per point of the FFTs, per value moved.
 
     Attributes:
-        blocked_reach: Largest horizontal reach (Kw // 2) for which oneDNN has a fast kernel for contiguous maps; how far
-            one reaches vertically is all the same to it, forward and backward.
+        blocked_reach: Largest horizontal reach (Kw // 2) for which oneDNN has a fast kernel for contiguous maps. It
+            takes kernels of any height.
         channels_last_13x13: Of channels_last maps whose channels come in 32s, for kernels of reach 6.
         fft_short, fft_line, fft_plane: Of an image, there and back, for lines that leave the first-level cache room for
             others (`SHORT_LINE`), longer ones, and transforms in two dimensions.

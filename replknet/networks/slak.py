@@ -1,13 +1,14 @@
 """SLaK: its configuration, its layers and the published sizes (Liu et al. 2022, arXiv:2207.03620).
 
 ConvNeXt with another depthwise layer: a large kernel is the sum of a tall strip, a wide strip and a small square, each
-with its own batch norm. The published weights were trained sparse; they hold zeros, and are computed with as any others.
+with its own batch norm. The published weights were trained sparse: they hold zeros, and are used as any others.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -117,7 +118,7 @@ class SLaKConfig(Configuration):
         small = "none" if self.small_kernel is None else str(self.small_kernel)
         return {
             "large kernels": "-".join(map(str, self.kernel_sizes)),
-            "strips": "none" if self.strip_width is None else f"as wide as {self.strip_width}",
+            "strips": "none" if self.strip_width is None else f"{self.strip_width} wide{', norms folded' * merged}",
             "small kernel": "merged or none" if merged and self.strip_width is None else small,
         }
 
@@ -309,7 +310,7 @@ class SLaK(Network):
         widths = config.widths
         stem = nn.Conv2d(config.in_channels, widths[0], _STEM_STRIDE, _STEM_STRIDE)
         self.downsample_layers = nn.ModuleList([nn.Sequential(stem, ChannelNorm(widths[0]))])
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             self.downsample_layers.append(nn.Sequential(ChannelNorm(narrow), nn.Conv2d(narrow, wide, 2, 2)))
         self.stages = nn.ModuleList(Stage(config, stage) for stage in range(len(config.layers)))
         for stage, width in enumerate(widths if config.norm_intermediate_features else ()):
@@ -378,10 +379,8 @@ class SLaK(Network):
     @classmethod
     def form_of(cls, state: Mapping[str, Tensor]) -> Form:
         """With norms folded into each part it is the merged one: no norm is left that could be folded elsewhere."""
-        folded = any(
-            ".lkb_reparam." in key or (".large_kernel." in key and key.endswith(".conv.bias")) for key in state
-        )
-        return "merged" if folded else "training"
+        biases = ("lkb_reparam.bias", "LoRA1.conv.bias", "LoRA2.conv.bias")
+        return "merged" if any(key.endswith(biases) for key in state) else "training"
 
     @classmethod
     def infer_config(cls, state: Mapping[str, Tensor]) -> SLaKConfig | None:

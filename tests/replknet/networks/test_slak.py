@@ -95,8 +95,7 @@ def test_parameters_and_multiply_accumulates_are_those_counted_from_the_official
         assert num_parameters(folded) == counts["merged_bn_folded_DERIVED"]["params"]
         assert macs(folded, 224) == training["@224"]["macs"]
         for strip in strips_of(folded):  # into one kernel, which no file has
-            strip.lkb_reparam = nn.Conv2d(strip.whole()[0].shape[0], 1, 1)
-            strip.lkb_reparam.weight, strip.lkb_reparam.bias = map(nn.Parameter, strip.whole())
+            strip.merged = nn.ParameterList(strip.whole())
             strip.LoRA1 = strip.LoRA2 = strip.small_conv = None
         assert num_parameters(folded) == counts["merged_single_kernel_DERIVED"]["params"]
 
