@@ -12,6 +12,7 @@ from replknet.networks.blocks import ReparamLargeKernelConv
 from replknet.networks.family import Network, PublishedWeights
 from replknet.networks.reparameterize import reparameterize
 from replknet.networks.replknet import RepLKNet, RepLKNetConfig
+from replknet.networks.unireplknet import UniRepLKNet, UniRepLKNetConfig
 
 __all__ = [
     "PRESETS",
@@ -27,6 +28,8 @@ __all__ = [
     "RepLKNet",
     "RepLKNetConfig",
     "ReparamLargeKernelConv",
+    "UniRepLKNet",
+    "UniRepLKNetConfig",
     "convert_checkpoint",
     "convert_state_dict",
     "create_model",

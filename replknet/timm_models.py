@@ -284,7 +284,7 @@ _CLASSES: dict[str, type[TimmNetwork]] = {
     family.name: type(f"Timm{family.network.__name__}", (TimmNetwork, family.network), {"__module__": __name__})
     for family in FAMILIES
 }
-__all__ = ["TimmNetwork", "default_cfgs", *(cls.__name__ for cls in _CLASSES.values())]  # noqa: PLE0604
+__all__ = ["TimmNetwork", "default_cfgs", *(cls.__name__ for cls in _CLASSES.values())]
 _taken = [_variant for _variant in PRESETS if is_model(_variant) and not is_own(_variant)]
 if _taken:
     warnings.warn(

@@ -35,7 +35,6 @@ def weights(
 ) -> None:
     """Fetch published weights into torch's hub folder, verified; later commands find them there without a network."""
     import replknet
-
     from replknet.checkpoints.published import published_name, sha256_of
 
     path = replknet.download_weights(name, url=url, sha256=sha256)

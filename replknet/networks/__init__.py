@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from replknet.networks import replknet, slak
+from replknet.networks import replknet, slak, unireplknet
 from replknet.networks.family import Configuration, Family, Network, PublishedWeights
 from replknet.networks.reparameterize import Form
 
-FAMILIES: tuple[Family, ...] = (replknet.FAMILY, slak.FAMILY)
+FAMILIES: tuple[Family, ...] = (replknet.FAMILY, unireplknet.FAMILY, slak.FAMILY)
 """All families; one more is a line here."""
 PRESETS: Mapping[str, Any] = MappingProxyType({k: v for family in FAMILIES for k, v in family.presets.items()})
 """The configurations of all families by name."""
