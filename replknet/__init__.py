@@ -12,6 +12,7 @@ from replknet.networks.blocks import ReparamLargeKernelConv
 from replknet.networks.family import Network, PublishedWeights
 from replknet.networks.reparameterize import reparameterize
 from replknet.networks.replknet import RepLKNet, RepLKNetConfig
+from replknet.networks.slak import SLaK, SLaKConfig
 from replknet.networks.unireplknet import UniRepLKNet, UniRepLKNetConfig
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "RepLKNet",
     "RepLKNetConfig",
     "ReparamLargeKernelConv",
+    "SLaK",
+    "SLaKConfig",
     "UniRepLKNet",
     "UniRepLKNetConfig",
     "convert_checkpoint",

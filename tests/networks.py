@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import replknet
 from analysis import LoadedModel
-from replknet import RepLKNet, UniRepLKNet
+from replknet import RepLKNet, SLaK, UniRepLKNet
 
 
 def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -65,6 +65,29 @@ def tiny_unireplknet(**overrides: Any) -> UniRepLKNet:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith((".gamma", ".beta")):
+                parameter.uniform_(0.4, 1.2)
+            elif parameter.ndim > 1:
+                parameter.mul_(5)
+    return model.double().eval()
+
+
+TINY_SLAK: dict[str, Any] = {
+    "layers": (2, 1, 2, 1),
+    "channels": (8, 16, 24, 32),
+    "kernel_sizes": (51, 49, 47, 13),
+    "num_classes": 10,
+}
+
+
+def tiny_slak(**overrides: Any) -> SLaK:
+    """With random norms, and layer scales that matter."""
+    torch.manual_seed(0)
+    model = replknet.create_model("slak_t", **(TINY_SLAK | overrides))
+    assert isinstance(model, SLaK)
+    randomize_norms(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".gamma"):
                 parameter.uniform_(0.4, 1.2)
             elif parameter.ndim > 1:
                 parameter.mul_(5)

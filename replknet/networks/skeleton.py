@@ -60,7 +60,7 @@ class Skeleton(Network):
     ) -> None:
         super().__init__()
         self.config = config
-        number, width = sum(config.layers), config.channels[-1]
+        number, width = sum(config.layers), config.widths[-1]
         self.downsample_layers = nn.ModuleList(downsampling(stage) for stage in range(len(config.layers)))
         stages = []
         for stage, layers in enumerate(config.layers):
@@ -69,7 +69,7 @@ class Skeleton(Network):
             stages.append(BlockSequence(*blocks, gradient_checkpointing=config.gradient_checkpointing))
         self.stages = nn.ModuleList(stages)
         if config.norm_intermediate_features:
-            for stage, channels in enumerate(config.channels):
+            for stage, channels in enumerate(config.widths):
                 self.add_module(f"norm{stage}", ChannelNorm(channels))
         # A backbone (maps and no head) has no final norm either: nothing would use it.
         self.norm = ChannelNorm(width) if config.num_classes > 0 or config.out_indices is None else nn.Identity()

@@ -5,37 +5,28 @@ with its own batch norm. The published weights were trained sparse: they hold ze
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
-from torch.nn import functional as F
 
 from replknet.convolution.depthwise import DepthwiseConv2d, depthwise_conv2d
-from replknet.convolution.layouts import inference_layout
 from replknet.convolution.planning import output_time
 from replknet.convolution.pointwise import takes_fast_path
 from replknet.networks.blocks import ConvBN, DropPath, ReparamLargeKernelConv
-from replknet.networks.family import Configuration, Family, Network, PublishedWeights, is_int, run_block, stage_of
+from replknet.networks.family import Configuration, Family, PublishedWeights, is_int
 from replknet.networks.folding import embed_kernel, in_float64
 from replknet.networks.parts import LargeKernel, crop_weight
 from replknet.networks.reparameterize import Form
+from replknet.networks.skeleton import NORM_EPS, ChannelNorm, Skeleton, blocks_in, outputs_in
 
-torch.fx.wrap("inference_layout")  # one node of a symbolic trace, which has no devices
-
-_EPSILON = 1e-6
-"""Of every layer norm, and what layer scales start at."""
-_STANDARD_DEVIATION = 0.02
-"""Of new weights."""
+_FIRST_SCALE = 1e-6
 _EXPANSION = 4
 _STEM_STRIDE = 4
-_BLOCKS_IN_A_GROUP = 3
 _TENSORS_OF_A_BLOCK = 9
 """At least: with one kernel whose norm is folded."""
 _LARGE_KERNEL = re.compile(r"stages\.\d+\.\d+\.large_kernel\.")
@@ -140,17 +131,6 @@ class SLaKConfig(Configuration):
         for layers, width, size in zip(self.layers, widths, self.kernel_sizes, strict=True):
             numbers += layers * width * (2 * _EXPANSION * width + size * (self.strip_width or size))
         return _TENSORS_OF_A_BLOCK * sum(self.layers), numbers
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of every pixel of maps (N, C, H, W)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=_EPSILON)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return rows.permute(0, 3, 1, 2)
 
 
 class StripConv(LargeKernel):
@@ -259,11 +239,11 @@ class SLaKBlock(nn.Module):
             self.large_kernel = ReparamLargeKernelConv(channels, size, small)
         else:
             self.large_kernel = StripConv(channels, size, config.strip_width, small)
-        self.norm = nn.LayerNorm(channels, eps=_EPSILON)
+        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
         self.pwconv1 = nn.Linear(channels, _EXPANSION * channels)
         self.act = nn.GELU()
         self.pwconv2 = nn.Linear(_EXPANSION * channels, channels)
-        self.gamma = nn.Parameter(torch.full([channels], _EPSILON))
+        self.gamma = nn.Parameter(torch.full([channels], _FIRST_SCALE))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -273,104 +253,30 @@ class SLaKBlock(nn.Module):
         return out
 
 
-class Stage(nn.Sequential):
-    """The blocks of one width and one kernel size."""
-
-    def __init__(self, config: SLaKConfig, stage: int) -> None:
-        first, number = sum(config.layers[:stage]), sum(config.layers)
-        blocks = range(first, first + config.layers[stage])
-        super().__init__(*(SLaKBlock(config, stage, config.drop_path_of(block, number)) for block in blocks))
-        self.gradient_checkpointing = config.gradient_checkpointing
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self:
-            if is_scripting():  # noqa: SIM108  TorchScript leaves such a branch out
-                x = block(x)
-            else:
-                x = run_block(block, x, self.gradient_checkpointing)
-        return x
-
-
-class SLaK(Network):
+class SLaK(Skeleton):
     """SLaK: ConvNeXt with large depthwise kernels that are decomposed into strips.
 
     Args:
         config: The architecture.
 
     The input is a normalised image batch of shape (N, in_channels, H, W); stage s has stride 4 * 2**s, and sizes are
-    rounded down. New weights are drawn as in the official implementation.
+    rounded down. `reparameterize` folds the norms of the strips at either level.
 
     References:
         Liu et al. 2022, arXiv:2207.03620.
     """
 
     def __init__(self, config: SLaKConfig) -> None:
-        super().__init__()
-        self.config = config
-        widths = config.widths
-        stem = nn.Conv2d(config.in_channels, widths[0], _STEM_STRIDE, _STEM_STRIDE)
-        self.downsample_layers = nn.ModuleList([nn.Sequential(stem, ChannelNorm(widths[0]))])
-        for narrow, wide in pairwise(widths):
-            self.downsample_layers.append(nn.Sequential(ChannelNorm(narrow), nn.Conv2d(narrow, wide, 2, 2)))
-        self.stages = nn.ModuleList(Stage(config, stage) for stage in range(len(config.layers)))
-        for stage, width in enumerate(widths if config.norm_intermediate_features else ()):
-            self.add_module(f"norm{stage}", ChannelNorm(width))
-        # A backbone (maps and no head) has no final norm either: nothing would use it.
-        self.norm = nn.Identity()
-        if config.num_classes > 0 or config.out_indices is None:
-            self.norm = nn.LayerNorm(widths[-1], eps=_EPSILON)
-        self.head = nn.Identity()
-        if config.num_classes > 0:
-            self.head = nn.Linear(widths[-1], config.num_classes)
-        self.apply(_initialize)
+        def downsampling(stage: int) -> nn.Module:
+            width = config.widths[stage]
+            if stage == 0:
+                return nn.Sequential(
+                    nn.Conv2d(config.in_channels, width, _STEM_STRIDE, _STEM_STRIDE), ChannelNorm(width)
+                )
+            before = config.widths[stage - 1]
+            return nn.Sequential(ChannelNorm(before), nn.Conv2d(before, width, 2, 2))
 
-    def forward_stem(self, x: Tensor) -> Tensor:
-        return inference_layout(x, self.training)
-
-    def forward_stage(self, x: Tensor, stage: int) -> Tensor:
-        out: Tensor = self.stages[stage](self.downsample_layers[stage](x))
-        return out
-
-    def normed_map(self, x: Tensor, stage: int) -> Tensor:
-        out: Tensor = self.get_submodule(f"norm{stage}")(x) if self.config.norm_intermediate_features else x
-        return out
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self.forward_stem(x)
-        for downsample, stage in zip(self.downsample_layers, self.stages):  # noqa: B905  TorchScript has no strict
-            x = stage(downsample(x))
-        return x
-
-    def before_pooling(self, x: Tensor) -> Tensor:
-        return x
-
-    def after_pooling(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(x.movedim(1, -1)).movedim(-1, 1)
-        return out
-
-    def folded_at_the_end(self) -> tuple[nn.Module, ...]:
-        return ()
-
-    def keep_stages(self, count: int) -> None:
-        self.stages = self.stages[:count]
-        self.downsample_layers = self.downsample_layers[:count]
-
-    def reset_classifier(self, num_classes: int) -> None:
-        super().reset_classifier(num_classes)
-        _initialize(self.head)
-
-    def layer_groups(self, coarse: bool) -> dict[str, Any]:
-        """By stage, or else, as in the official training code, by three blocks, which makes twelve groups of S, B and L
-        beside stem and head; the layers that lead to a stage join its first group.
-        """
-        blocks: list[tuple[str, tuple[int, ...]]] = []
-        for stage, layers in enumerate(self.config.layers):
-            step = layers if coarse else _BLOCKS_IN_A_GROUP
-            for group, first in enumerate(range(0, layers, step)):
-                own = rf"stages\.{stage}\.(?:{'|'.join(map(str, range(first, min(first + step, layers))))})\."
-                leading = rf"|downsample_layers\.{stage}\." if group == 0 else ""
-                blocks.append((f"^(?:{own}{leading})", (stage, group)))
-        return {"stem": r"^downsample_layers\.0\.", "blocks": blocks}
+        super().__init__(config, downsampling, lambda stage, _, rate: SLaKBlock(config, stage, rate))
 
     @classmethod
     def owns(cls, state: Mapping[str, Tensor]) -> bool:
@@ -384,24 +290,18 @@ class SLaK(Network):
 
     @classmethod
     def infer_config(cls, state: Mapping[str, Tensor]) -> SLaKConfig | None:
-        """The widths are told without a factor, which stays 1, and the drop-path rate stays 0. The small kernel is None
-        after a merge of whole kernels. A backbone (no final norm and no head) gets the maps of all stages.
-        """
-        layers = Counter(stage_of(key) for key in state if key.endswith(".gamma"))
-        stages = range(len(layers))
+        """The factor of the widths stays 1; the small kernel is None after a merge of whole kernels."""
         try:
-            large = [_large_kernel(state, f"stages.{stage}.0.large_kernel.") for stage in stages]
+            scales = blocks_in(state, (".gamma",))
+            large = [_large_kernel(state, f"stages.{stage}.0.large_kernel.") for stage in range(len(scales))]
             smalls = [value.shape[-1] for key, value in state.items() if key.endswith("small_conv.conv.weight")]
             return SLaKConfig(
-                layers=tuple(layers[stage] for stage in stages),
-                channels=tuple(state[f"stages.{stage}.0.gamma"].shape[0] for stage in stages),
+                layers=tuple(map(len, scales)),
+                channels=tuple(blocks[0].shape[0] for blocks in scales),
                 kernel_sizes=tuple(size for size, _ in large),
                 strip_width=large[0][1],
                 small_kernel=smalls[0] if smalls else None,
-                in_channels=state["downsample_layers.0.0.weight"].shape[1],
-                num_classes=state["head.weight"].shape[0] if "head.weight" in state else 0,
-                out_indices=None if {"norm.weight", "head.weight"} & state.keys() else tuple(stages),
-                norm_intermediate_features=all(f"norm{stage}.weight" in state for stage in stages),
+                **outputs_in(state, len(scales)),
             )
         except (KeyError, ValueError, IndexError):
             return None
@@ -414,13 +314,6 @@ def _large_kernel(state: Mapping[str, Tensor], prefix: str) -> tuple[int, int | 
         return strip.shape[2], strip.shape[3]
     whole = "lkb_reparam" if f"{prefix}lkb_reparam.weight" in state else "lkb_origin.conv"
     return state[f"{prefix}{whole}.weight"].shape[2], None
-
-
-def _initialize(layer: nn.Module) -> None:
-    if isinstance(layer, (nn.Conv2d, nn.Linear)):
-        nn.init.trunc_normal_(layer.weight, std=_STANDARD_DEVIATION)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
 
 
 def _preset(layers: tuple[int, ...], width: int, kernel_sizes: tuple[int, ...] = (51, 49, 47, 13)) -> SLaKConfig:

@@ -11,33 +11,15 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import replknet
+from replknet import SLaK, SLaKConfig
 from replknet.networks import slak
 from replknet.networks.blocks import DropPath, ReparamLargeKernelConv
-from replknet.networks.slak import PRESETS, ChannelNorm, SLaK, SLaKConfig, StripConv
-from tests.networks import randomize_norms
+from replknet.networks.skeleton import ChannelNorm
+from replknet.networks.slak import PRESETS, StripConv
+from tests.networks import TINY_SLAK, randomize_norms, tiny_slak
 
-TINY: dict[str, Any] = {
-    "layers": (2, 1, 2, 1),
-    "channels": (8, 16, 24, 32),
-    "kernel_sizes": (51, 49, 47, 13),
-    "width_factor": 1.3,
-    "num_classes": 10,
-}
-SQUARE: dict[str, Any] = TINY | {"width_factor": 1.0, "strip_width": None, "kernel_sizes": (31, 29, 27, 13)}
+SQUARE: dict[str, Any] = TINY_SLAK | {"width_factor": 1.0, "strip_width": None, "kernel_sizes": (31, 29, 27, 13)}
 IMAGES = torch.randn(2, 3, 96, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def tiny_slak(**overrides: Any) -> SLaK:
-    """In float64, with random statistics and layer scales that matter."""
-    torch.manual_seed(0)
-    model = SLaK(SLaKConfig(**(TINY | overrides)))
-    randomize_norms(model)
-    for name, parameter in model.named_parameters():
-        if name.endswith("gamma"):
-            nn.init.uniform_(parameter, 0.4, 1.2)
-        elif parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.2)
-    return model.double().eval()
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -134,7 +116,9 @@ class Official:
         np.testing.assert_allclose(output, expected, rtol=0, atol=1e-9 * np.abs(expected).max(), err_msg=key)
 
 
-@pytest.fixture(scope="module", params=[("tiny_slak", TINY), ("tiny_slak_square", SQUARE)], ids=lambda given: given[0])
+@pytest.fixture(
+    scope="module", params=[("tiny_slak", TINY_SLAK), ("tiny_slak_square", SQUARE)], ids=lambda given: given[0]
+)
 def official(shared: Path, request: pytest.FixtureRequest) -> Official:
     return Official(shared, *request.param)
 
@@ -163,7 +147,7 @@ def test_reparameterized_outputs_match_the_official_and_the_derived_ones(officia
 
 @torch.no_grad()
 def test_the_whole_kernels_of_strips_give_the_derived_outputs(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    official = Official(shared, "tiny_slak", TINY)
+    official = Official(shared, "tiny_slak", TINY_SLAK)
     model = replknet.reparameterize(official.model)
     monkeypatch.setattr(StripConv, "forward", lambda self, x: replknet.depthwise_conv2d(x, *self.whole()))
     for case in official.cases:
@@ -285,7 +269,7 @@ def test_a_channel_norm_is_over_the_channels_of_a_pixel() -> None:
 
 
 def test_new_weights_are_drawn_as_officially() -> None:
-    model = SLaK(SLaKConfig(**TINY))
+    model = SLaK(SLaKConfig(**TINY_SLAK))
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
             assert parameter.unique().tolist() == pytest.approx([1e-6])
