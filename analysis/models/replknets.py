@@ -61,8 +61,8 @@ def load_own(
     elif weights is not None and pretrained:
         if not as_published:
             raise ValueError(
-                f"model={name!r}: these weights have {_listed(preset.kernels(merged=False))}; for others name "
-                f"{architecture!r}"
+                f"model={name!r}: these weights have the kernels of {architecture!r} "
+                f"({_listed(preset.kernels(merged=False))}); for others name that"
             )
         published = weights.accuracies
         trained = True
@@ -90,7 +90,7 @@ def changes(preset: Any, changed: Any) -> dict[str, Any]:
 
 
 def _listed(kernels: Mapping[str, str]) -> str:
-    return " and ".join(f"{name} {value}" for name, value in kernels.items())
+    return ", ".join(f"{name} {value}" for name, value in kernels.items())
 
 
 def _check_kernels(sizes: Sequence[int] | None) -> None:

@@ -180,7 +180,7 @@ def kernel_energy(model: replknet.Network) -> pd.DataFrame:
     rows = []
     large_kernels(merged)  # refuses
     for stage, parts in enumerate(merged.large_kernels()):
-        shares = [torch.empty(0, 1, dtype=torch.float64)] if not parts else []
+        shares = []
         for part in parts:
             power = part.dense_kernel().cpu().square()  # (C, K, K)
             half = power.shape[-1] // 2
@@ -190,6 +190,8 @@ def kernel_energy(model: replknet.Network) -> pd.DataFrame:
             rings.index_add_(1, radius, power.flatten(1))
             total = rings.sum(1, keepdim=True)
             shares.append((rings / total)[total[:, 0] > 0])  # a channel without any tap has no share
+        if not parts:  # small kernels only
+            continue
         mean = torch.cat(shares).mean(0).numpy()
         for radius_value, (energy, total) in enumerate(zip(mean, mean.cumsum(), strict=True)):
             rows.append({"stage": stage + 1, "radius": radius_value, "energy": energy, "cumulative": total})

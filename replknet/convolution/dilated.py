@@ -97,9 +97,9 @@ def _every_rth(x: Tensor, r: int) -> Tensor:
     """Maps (N, C, H, W) as maps (N * r * r, C, h, w) of every r-th pixel, with zeros where there is none."""
     x = F.pad(x, [0, -x.shape[3] % r, 0, -x.shape[2] % r])
     num_images, channels, height, width = x.shape
-    split = (num_images * r * r, height // r, width // r)
+    rows, columns = height // r, width // r
     if layout(x) is torch.channels_last:
-        pixels = x.permute(0, 2, 3, 1).unflatten(2, (-1, r)).unflatten(1, (-1, r))  # (N, h, r, w, r, C)
-        return pixels.permute(0, 2, 4, 1, 3, 5).reshape(*split, channels).permute(0, 3, 1, 2)
-    maps = x.unflatten(3, (-1, r)).unflatten(2, (-1, r))  # (N, C, h, r, w, r)
-    return maps.permute(0, 3, 5, 1, 2, 4).reshape(split[0], channels, *split[1:])
+        pixels = x.permute(0, 2, 3, 1).reshape(num_images, rows, r, columns, r, channels)
+        return pixels.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows, columns, channels).permute(0, 3, 1, 2)
+    maps = x.reshape(num_images, channels, rows, r, columns, r)
+    return maps.permute(0, 3, 5, 1, 2, 4).reshape(-1, channels, rows, columns)

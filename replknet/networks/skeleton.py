@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
+from torch.nn import functional as F
 
 from replknet.convolution.layouts import inference_layout
 from replknet.networks.family import Configuration, Network, run_block, stage_of
@@ -24,7 +25,8 @@ class ChannelNorm(nn.LayerNorm):
         super().__init__(channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        rows = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return rows.movedim(-1, 1)
 
 
 class BlockSequence(nn.Sequential):

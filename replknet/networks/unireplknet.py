@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,8 @@ _TENSORS_OF_A_BLOCK = 10
 
 def _layout(layers: tuple[int, ...]) -> tuple[int | tuple[int, ...], ...]:
     """The published kernels of so many blocks."""
-    period = {(3, 3, 18, 3): 2, (3, 3, 27, 3): 3, (2, 2, 6, 2): 1, (2, 2, 8, 2): 1}.get(layers)
+    periods: dict[tuple[int, ...], int] = {(3, 3, 18, 3): 2, (3, 3, 27, 3): 3, (2, 2, 6, 2): 1, (2, 2, 8, 2): 1}
+    period = periods.get(layers)
     if period is None:
         raise ValueError(f"kernel_sizes=None: expected a kernel for each block, as layers={layers} are not published")
     return 3, 13, tuple(3 if place % period else 13 for place in range(layers[2])), 13
@@ -172,7 +173,7 @@ class DilatedReparamBlock(LargeKernel):
                 out = maps if count == 1 else out + maps
         return out
 
-    def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+    def _pairs(self) -> list[tuple[Any, Any]]:
         """Each convolution with its norm, the large one first."""
         layers = list(self.children())
         return list(zip(layers[::2], layers[1::2], strict=True))
@@ -199,7 +200,7 @@ class DilatedReparamBlock(LargeKernel):
         dtype = torch.float32
         for conv, norm in self._pairs():
             values: Any = (conv.weight, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-            dtype = conv.weight.dtype  # type: ignore[assignment]
+            dtype = conv.weight.dtype
             kernel, mean, variance, scale, shift = (
                 tensor if tensor.dtype is torch.float64 else tensor.float() for tensor in values
             )
@@ -225,8 +226,9 @@ class DilatedReparamBlock(LargeKernel):
             weight, bias = fold_norm_after(*values_of(conv), *batch_norm_affine(norm))
             total = _added(total, weight, bias, conv.dilation[0])
         if is_foldable_norm(after):
-            total = [*fold_norm_after(*total, *batch_norm_affine(after))]
-        merged, norm = depthwise_layer(*total, like=self.lk_origin), nn.Identity().train(self.origin_bn.training)
+            total = [*fold_norm_after(total[0], total[1], *batch_norm_affine(after))]
+        merged = depthwise_layer(total[0], total[1], like=self.lk_origin)
+        norm = nn.Identity().train(self.origin_bn.training)
         for name in list(self._modules):
             delattr(self, name)
         self.lk_origin, self.origin_bn = merged, norm
@@ -284,15 +286,17 @@ class GlobalResponseNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.eps = _GRN_EPS
         self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
         self.register_parameter("beta", nn.Parameter(torch.zeros(1, 1, 1, channels)))
 
     def forward(self, x: Tensor) -> Tensor:
         response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-        share = response / (response.mean(-1, keepdim=True) + _GRN_EPS)
-        out = x * (self.gamma * share + 1)
-        if self.beta is not None:
-            out = out + self.beta
+        share = response / (response.mean(-1, keepdim=True) + self.eps)
+        out: Tensor = x * (self.gamma * share + 1)
+        beta = self.beta
+        if beta is not None:
+            out = out + beta
         return out
 
 
@@ -336,8 +340,9 @@ class UniRepLKBlock(Mergeable):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.se(self.norm(self.dwconv(x)))
         out = self.pwconv2(self.act(self.pwconv1(out)))
-        if self.gamma is not None:
-            out = out * self.gamma[:, None, None]
+        gamma = self.gamma
+        if gamma is not None:
+            out = out * gamma[:, None, None]
         out = x + self.drop_path(out)
         return out  # noqa: RET504  what a module returns is Any
 
@@ -346,16 +351,18 @@ class UniRepLKBlock(Mergeable):
 
         It is the official merge, and leaves no batch norm. A no-op when already done.
         """
-        if self._folds_kernel():
+        if is_foldable_norm(self.norm):
+            folded = False
             if isinstance(self.dwconv, DilatedReparamBlock):
                 folded = self.dwconv.merge_with(self.norm)
-            else:
+            elif is_foldable(self.dwconv):
                 folded = True
                 assign(self.dwconv, *fold_norm_after(*values_of(self.dwconv), *batch_norm_affine(self.norm)))
             if folded:
                 self.norm = nn.Identity().train(self.norm.training)
         if self._folds_output():
-            linear, norm, response = self.pwconv2[0], self.pwconv2[2], self.act[1]
+            linear, _, norm = cast("Any", self.pwconv2)
+            response: Any = self.act[1]
             scale, shift = batch_norm_affine(norm)
             weight, bias = values_of(linear)
             if response.beta is not None:
@@ -368,10 +375,6 @@ class UniRepLKBlock(Mergeable):
             assign(linear, *fold_norm_after(weight, bias, scale, shift))
             self.pwconv2[2] = nn.Identity().train(norm.training)
 
-    def _folds_kernel(self) -> bool:
-        own = isinstance(self.dwconv, DilatedReparamBlock) or is_foldable(self.dwconv)
-        return own and is_foldable_norm(self.norm)
-
     def _folds_output(self) -> bool:
         layers = (self.pwconv2, self.act)
         if any(type(part) is not nn.Sequential for part in layers) or (len(self.pwconv2), len(self.act)) != (3, 2):
@@ -380,7 +383,8 @@ class UniRepLKBlock(Mergeable):
         return ordinary and is_foldable_norm(self.pwconv2[2]) and type(self.act[1]) is GlobalResponseNorm
 
     def changed(self) -> Iterator[nn.Module]:
-        if self._folds_kernel():
+        own = isinstance(self.dwconv, DilatedReparamBlock) or is_foldable(self.dwconv)
+        if own and is_foldable_norm(self.norm):
             yield from (self.dwconv, self.norm)
         if self._folds_output():
             yield from (self.act, self.act[1], self.pwconv2, *self.pwconv2)
