@@ -210,7 +210,7 @@ def test_layers_of_others_and_their_neighbours_stay() -> None:
     strip.LoRA1 = nn.Identity()  # type: ignore[assignment]
     expected = model(IMAGES)
     for level in ("kernels", "full"):
-        found = replknet.reparameterize(model, level=level)  # type: ignore[arg-type]
+        found = replknet.reparameterize(model, level=level)
         assert isinstance(strips_of(found)[0].LoRA1, nn.Identity)
         assert relative_error(found(IMAGES), expected) < 1e-12
 
