@@ -117,7 +117,7 @@ class TimmNetwork(Network):
         Args:
             x: Normalised images, shape (N, in_chans, H, W).
             indices: The last n stages, or stage numbers, negative ones from the end; None for all.
-            norm: Apply the final norm to the last stage's map.
+            norm: Apply the final norm to the last stage's map, where it is before the pooling.
             stop_early: Do not run the stages after the last one that is asked for.
             output_fmt: "NCHW", the only layout there is.
             intermediates_only: Return the maps only.
@@ -135,10 +135,10 @@ class TimmNetwork(Network):
             x = self.forward_stage(x, stage)
             if stage in wanted:
                 is_last = stage == len(self.stages) - 1
-                maps.append(self.norm(x) if norm and is_last else x)
+                maps.append(self.before_pooling(x) if norm and is_last else x)
         if intermediates_only:
             return maps
-        return self.norm(x) if stage == len(self.stages) - 1 else x, maps
+        return self.before_pooling(x) if stage == len(self.stages) - 1 else x, maps
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -90,7 +90,7 @@ def test_training_by_a_recipe_and_the_network_that_it_writes(tmp_path: Path) -> 
                 pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "data" / part / label / f"{number}.png")
     words = ["--recipe", "imagenet-300", "--data", tmp_path / "data", "--out", tmp_path / "out", "--max-steps", 2]
-    for change in ("batch_size=4", "image_size=32", "steps=2", "warmup_steps=0"):
+    for change in ("batch_size=4", "image_size=32", "autocast=", "epochs=2", "warmup_epochs=0"):
         words += ["--set", change]
     run("train unireplknet_a", *words)
     loaded = load_file(tmp_path / "out" / "network.safetensors")

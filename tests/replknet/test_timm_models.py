@@ -366,6 +366,7 @@ print(type(new_model("unireplknet_t", num_classes=3).module).__name__)
     assert (ours, trained) == ("TimmUniRepLKNet", "TimmUniRepLKNet")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*TorchScript:DeprecationWarning")
 @pytest.mark.parametrize("form", ["training", "merged"])
 def test_unireplknet_scripts_and_has_the_methods_of_timm(form: str) -> None:
     model = timm.create_model("unireplknet_t", **TINY_UNIREPLKNET)

@@ -45,6 +45,7 @@ def test_one_tap_by_hand() -> None:
     assert gradient[0, 0].tolist() == [[0, 0, 0], [0, 0, 0], [3, 0, 0]]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*TorchScript:DeprecationWarning")
 def test_transforms_of_functions_go_through() -> None:
     layer = DilatedConv2d(2, 3, 2).double()
     x, tangent = torch.randn(2, 1, 2, 8, 8, dtype=torch.double)
