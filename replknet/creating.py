@@ -70,6 +70,9 @@ def create_model(
     if architecture not in PRESETS:
         raise ValueError(f"name={name!r}: expected one of {', '.join([*PRESETS, *PUBLISHED])}")
     preset = PRESETS[architecture]
+    known = published_name(name) if pretrained else name
+    if known in PUBLISHED:
+        overrides = {"num_classes": PUBLISHED[known].num_classes} | overrides
     unknown = sorted(set(overrides) - set(preset.__dataclass_fields__))
     if unknown:
         fields = ", ".join(preset.__dataclass_fields__)
@@ -80,9 +83,7 @@ def create_model(
         if name in SHIPPED:
             with shipped_weights(name) as file:
                 return create_model(name, checkpoint=file, **overrides)
-        file = download_weights(name, progress=progress)
-        overrides = {"num_classes": PUBLISHED[published_name(name) or name].num_classes} | overrides
-        return create_model(architecture, checkpoint=file, **overrides)
+        return create_model(architecture, checkpoint=download_weights(name, progress=progress), **overrides)
     model = build(replace(preset, **overrides))
     if checkpoint is not None:
         state = load_state_dict(checkpoint)

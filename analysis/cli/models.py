@@ -31,28 +31,30 @@ def models() -> None:
         own = [entry.image_size for entry in replknet.PUBLISHED.values() if entry.architecture == name]
         sizes |= dict.fromkeys((name, size) for size in own or [64 if name in replknet.SHIPPED else 224])
     rows: list[tuple[str, int, dict[str, Any]]] = [(*row, {}) for row in sizes] + [("replknet_31b", 224, three)]
-    counts: dict[tuple[str, int], tuple[str, str]] = {}
     for name, size, overrides in rows:
-        with torch.device("meta"):
-            model = replknet.create_model(name, **overrides).eval()
         label = name + (" 3-3-3-3" if overrides else "")
-        forms = (model, replknet.reparameterize(model, level="kernels"))
-        parameters = [f"{num_parameters(form):,}" for form in forms]
-        macs = [f"{num_macs(form, (size, size)):,}" for form in forms]
-        table.add_row(label, str(size), *parameters, *macs)
-        counts[label, size] = (parameters[0], macs[0])
+        training, merged = _costs(name, size, **overrides)
+        table.add_row(label, str(size), training[0], merged[0], training[1], merged[1])
     print_table(table)
     columns = ("model", "trained on", "input", "parameters", "MACs", "top-1 (%)", "top-5 (%)", "licence")
     published = Table(*columns, title="Published weights")
     for name, weights in replknet.PUBLISHED.items():
         accuracies = ["-" if value is None else f"{value:.2f}" for value in (weights.top1, weights.top5)]
-        cost = counts[weights.architecture, weights.image_size]
+        cost = _costs(name, weights.image_size)[0]
         published.add_row(name, weights.training_data, str(weights.image_size), *cost, *accuracies, weights.license)
     for name in replknet.SHIPPED:
-        published.add_row(name, "generated images of this project", "64", *counts[name, 64], "-", "-", "MIT")
+        published.add_row(name, "generated images of this project", "64", *_costs(name, 64)[0], "-", "-", "MIT")
     print_table(published)
     for source in dict.fromkeys(weights.source for weights in replknet.PUBLISHED.values()):
         typer.echo(f"source: {source}; ImageNet-1K accuracies as it reports them")
+
+
+def _costs(name: str, size: int, **overrides: Any) -> list[tuple[str, str]]:
+    """Parameters and multiply-accumulates of a network, and those of it with merged kernels."""
+    with torch.device("meta"):
+        model = replknet.create_model(name, **overrides).eval()
+    forms = (model, replknet.reparameterize(model, level="kernels"))
+    return [(f"{num_parameters(form):,}", f"{num_macs(form, (size, size)):,}") for form in forms]
 
 
 @app.command()

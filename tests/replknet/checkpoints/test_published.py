@@ -11,7 +11,7 @@ import torch
 import replknet
 from replknet import DownloadError
 from replknet.checkpoints.published import sha256_of
-from tests.networks import TINY, randomize_norms
+from tests.networks import TINY, randomize_norms, tiny_unireplknet
 from tests.server import Server, serving
 
 NAME = "replknet_31b.in1k_224"
@@ -146,3 +146,33 @@ def test_a_full_checkpoint_of_31b_loads_from_the_server(
         monkeypatch.setattr("replknet.checkpoints.published.PUBLISHED", {**replknet.PUBLISHED, NAME: entry})
         loaded = replknet.create_model("replknet_31b", pretrained=True, progress=False).state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+
+
+def test_a_file_without_a_published_hash_is_read_and_can_be_pinned(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "unireplknet_a.in1k_224"
+    torch.save({"model": tiny_unireplknet().state_dict()}, tmp_path / "source.pth")
+    digest = sha256_of(tmp_path / "source.pth")
+    file = replknet.PUBLISHED[name].file
+    with serving({file: (tmp_path / "source.pth").read_bytes()}) as server:
+        entry = replace(replknet.PUBLISHED[name], folder=server.url + "/")
+        monkeypatch.setattr("replknet.checkpoints.published.PUBLISHED", {name: entry})
+        server.faults[file] = ["cut"]
+        with pytest.raises(DownloadError, match="arrived cut"):
+            replknet.download_weights(name, progress=False)
+        with pytest.raises(DownloadError, match="arrived cut or is not the published file"):
+            replknet.download_weights(name, sha256="0" * 64, progress=False)
+        assert list(hub.iterdir()) == []
+        path = replknet.download_weights(name, progress=False)
+    assert replknet.download_weights(name, sha256=digest.upper()) == path
+    with pytest.raises(DownloadError, match=f"starts with {digest[:8]}, expected 00000000"):
+        replknet.download_weights(name, sha256="0" * 8)
+    with pytest.raises(ValueError, match="sha256='xyz': expected 8 to 64 hexadecimal digits"):
+        replknet.download_weights(name, sha256="xyz")
+    assert replknet.inspect_checkpoint(path).published is None
+
+
+def test_a_pin_against_the_published_hash_is_refused() -> None:
+    with pytest.raises(ValueError, match="which begins with fd08e268"):
+        replknet.download_weights(NAME, sha256="0" * 64)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import replknet
 from analysis.models.complexity import num_macs, num_parameters
+from analysis.study.posthoc import Variant, apply_variant, default_variants, kernel_energy
 from replknet import CheckpointError, UniRepLKNet, UniRepLKNetConfig
 from replknet.checkpoints.describing import describe, infer_config
 from replknet.networks.unireplknet import BRANCHES, DilatedReparamBlock, GlobalResponseNorm, UniRepLKBlock
@@ -302,3 +303,73 @@ def test_gradient_checkpointing_and_drop_path_rates() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     rates = [m.drop_path.rate for m in model.modules() if isinstance(m, UniRepLKBlock)]
     assert rates == pytest.approx([0.2 * place / 6 for place in range(7)])
+
+
+def test_names_of_published_weights_have_their_heads() -> None:
+    with torch.device("meta"):
+        heads = [
+            replknet.create_model(name).config.num_classes
+            for name in ("unireplknet_s", "unireplknet_s.in1k_224", "unireplknet_s.in22k")
+        ]
+    assert heads == [1000, 1000, 21841]
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "size", "crop"),
+    [
+        ("unireplknet_a.in1k_224", "unireplknet_a_in1k_224_acc77.03.pth", 224, 0.875),
+        ("unireplknet_b.in22k_ft_in1k_384", "unireplknet_b_in22k_to_in1k_384_acc87.40.pth", 384, 1.0),
+        ("unireplknet_l.in22k", "unireplknet_l_in22k_pretrain.pth", 192, 0.875),
+    ],
+)
+def test_published_files(name: str, address: str, size: int, crop: float) -> None:
+    entry = replknet.PUBLISHED[name]
+    assert entry.url == f"https://huggingface.co/DingXiaoH/UniRepLKNet/resolve/main/{address}"
+    assert (entry.image_size, entry.crop, entry.sha256) == (size, crop, "")
+
+
+def test_cropping_is_the_crop_of_the_merged_kernel_and_dropping_leaves_the_large_one() -> None:
+    model = tiny_unireplknet()
+    images = torch.randn(1, 3, 64, 64, dtype=torch.double)
+    merged = replknet.reparameterize(model)
+    with torch.no_grad():
+        for kernel in (1, 5, 9):
+            first, second = (apply_variant(network, Variant(kernel=kernel))(images) for network in (model, merged))
+            assert difference(first, second) < 1e-12
+        dropped = apply_variant(model, Variant(without="dilated"))
+        by_hand: Any = tiny_unireplknet()
+        for block in by_hand.modules():
+            if isinstance(block, DilatedReparamBlock):
+                for layer, value in block.named_parameters():
+                    if "dil_" in layer:
+                        value.zero_()  # kernel, scale and shift
+        assert difference(dropped(images), by_hand(images)) < 1e-12
+    assert [variant.name for variant in default_variants(model, [5], by_stage=False)] == [
+        "whole",
+        "crop5",
+        "whole_nodilated",
+    ]
+    with pytest.raises(ValueError, match="without='dilated': this network has no separate dilated kernels"):
+        apply_variant(merged, Variant(without="dilated"))
+    assert set(kernel_energy(model)["stage"]) == {2, 3, 4}  # the first has small kernels only
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_training_step_is_that_of_plain_convolutions(memory_format: Any) -> None:
+    images = torch.randn(2, 3, 64, 64, dtype=torch.double).contiguous(memory_format=memory_format)
+    gradients = []
+    for plain in (False, True):
+        model = tiny_unireplknet().train()
+        if plain:
+            for module in list(model.modules()):
+                for name, layer in module.named_children():
+                    if isinstance(layer, nn.Conv2d):
+                        settings = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.bias is not None)
+                        other = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, *settings)  # type: ignore[arg-type]
+                        other.weight, other.bias = layer.weight, layer.bias
+                        setattr(module, name, other)
+        model(images).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    scale = max(float(value.abs().max()) for value in gradients[1].values() if value is not None)
+    for name, value in gradients[0].items():
+        assert torch.allclose(value, gradients[1][name], rtol=1e-9, atol=1e-12 * scale), name  # type: ignore[arg-type]
