@@ -70,7 +70,7 @@ def create_model(
     if architecture not in PRESETS:
         raise ValueError(f"name={name!r}: expected one of {', '.join([*PRESETS, *PUBLISHED])}")
     preset = PRESETS[architecture]
-    known = published_name(name) if pretrained else name
+    known = (published_name(name) if pretrained else None) or name
     if known in PUBLISHED:
         overrides = {"num_classes": PUBLISHED[known].num_classes} | overrides
     unknown = sorted(set(overrides) - set(preset.__dataclass_fields__))

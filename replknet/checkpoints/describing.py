@@ -60,10 +60,12 @@ def describe(state: Mapping[str, Tensor]) -> str:
     config = infer_config(state)
     if config is None:
         return f"The file does not look like {ANY_FAMILY}; its first keys are {', '.join(list(state)[:3])}"
-    details = config.kernels(merged=weight_form(state) != "training") | {"classes": str(config.num_classes)}
+    branches = list(config.kernels(merged=weight_form(state) != "training").items())[1:]
+    details = [f"kernel_sizes={config.kernel_sizes}", *(f"{name} {value}" for name, value in branches)]
+    details.append(f"num_classes={config.num_classes}")
     if config.out_indices is not None:
-        details["a backbone without a final norm"] = f"out_indices={config.out_indices}"
-    return f"The file looks like {architecture_of(config)} ({', '.join(f'{k}: {v}' for k, v in details.items())})"
+        details.append(f"a backbone without a final norm: out_indices={config.out_indices}")
+    return f"The file looks like {architecture_of(config)} ({', '.join(details)})"
 
 
 def architecture_of(config: Configuration) -> str:

@@ -43,7 +43,7 @@ class Configuration:
 
     @abstractmethod
     def kernels(self, *, merged: bool) -> dict[str, str]:
-        """The kernels in words, by a name: those of a network in training form, or of one whose kernels are merged."""
+        """In words, by a name: the large kernels, then what is beside them, merged or not."""
 
     @abstractmethod
     def with_kernels(self, kernel_sizes: Sequence[int] | None, small_kernel: int | None) -> tuple[Self, str]:
