@@ -98,7 +98,7 @@ def test_a_file_that_does_not_fit_is_refused_with_what_it_is(tmp_path: Path) -> 
     ):
         replknet.load_checkpoint(tmp_path / "less.pth")
     torch.save(tiny_slak().float().state_dict(), tmp_path / "slak.pth")
-    with pytest.raises(replknet.CheckpointError, match=r"a SLaK with .*strips: 5 wide, small kernel: 5, classes: 10"):
+    with pytest.raises(replknet.CheckpointError, match=r"a SLaK with .*strips 5 wide, small kernel 5, num_classes=10"):
         replknet.create_model("slak_t", checkpoint=tmp_path / "slak.pth")
     with pytest.raises(ValueError, match="its code has no SLaK"):
         replknet.convert_checkpoint(tmp_path / "slak.pth", tmp_path / "theirs.pth", to="mmpretrain")
@@ -229,6 +229,11 @@ def test_a_step_of_a_recipe_changes_every_parameter() -> None:
 
 
 # The commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.fixture
