@@ -2,15 +2,18 @@
 
 from replknet import starting  # noqa: F401  first: it decides where the others are looked for
 from replknet.checkpoints.naming import convert_state_dict
-from replknet.checkpoints.published import PUBLISHED, DownloadError, PublishedWeights, download_weights
+from replknet.checkpoints.published import DownloadError, download_weights
 from replknet.checkpoints.reading import CheckpointError, load_state_dict
 from replknet.converting import CheckpointInfo, Conversion, convert_checkpoint, inspect_checkpoint
 from replknet.convolution.depthwise import DepthwiseConv2d, depthwise_conv2d
 from replknet.creating import SHIPPED, create_model, load_checkpoint, shipped_weights
-from replknet.networks import PRESETS
+from replknet.networks import PRESETS, PUBLISHED
 from replknet.networks.blocks import ReparamLargeKernelConv
+from replknet.networks.family import Network, PublishedWeights
 from replknet.networks.reparameterize import reparameterize
 from replknet.networks.replknet import RepLKNet, RepLKNetConfig
+from replknet.networks.slak import SLaK, SLaKConfig
+from replknet.networks.unireplknet import UniRepLKNet, UniRepLKNetConfig
 
 __all__ = [
     "PRESETS",
@@ -21,10 +24,15 @@ __all__ = [
     "Conversion",
     "DepthwiseConv2d",
     "DownloadError",
+    "Network",
     "PublishedWeights",
     "RepLKNet",
     "RepLKNetConfig",
     "ReparamLargeKernelConv",
+    "SLaK",
+    "SLaKConfig",
+    "UniRepLKNet",
+    "UniRepLKNetConfig",
     "convert_checkpoint",
     "convert_state_dict",
     "create_model",

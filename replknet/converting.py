@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from replknet.checkpoints.describing import architecture_of, find_config
-from replknet.checkpoints.naming import Naming, convert_state_dict, weight_form
-from replknet.checkpoints.published import PUBLISHED, sha256_of
+from replknet.checkpoints.naming import Naming, convert_state_dict
+from replknet.checkpoints.published import sha256_of
 from replknet.checkpoints.reading import CheckpointError, load_state_dict, read_metadata, read_weights
 from replknet.checkpoints.writing import clear_leftovers, replacing, write_pickled, write_safetensors
 from replknet.creating import load_checkpoint
+from replknet.networks import ANY_FAMILY, PUBLISHED, weight_form
+from replknet.networks.family import Configuration, Network
 from replknet.networks.reparameterize import Form, reparameterize
-from replknet.networks.replknet import RepLKNet, RepLKNetConfig
 
 SAFETENSORS = ".safetensors"
 SUFFIXES = (SAFETENSORS, ".pth", ".pt")
@@ -30,7 +31,7 @@ class CheckpointInfo:
     """What a weight file holds.
 
     Args:
-        config: The architecture that its shapes say; None if it is not a RepLKNet.
+        config: The architecture that its shapes say; None if it is of no family.
         architecture: Its name or a description, in words.
         form: "training", "merged" (large kernels) or "folded" (every batch norm).
         naming: Whose key names.
@@ -44,7 +45,7 @@ class CheckpointInfo:
         problems: What keeps it from being loaded, or makes its outputs worthless.
     """
 
-    config: RepLKNetConfig | None
+    config: Configuration | None
     architecture: str
     form: Form
     naming: Naming
@@ -95,13 +96,13 @@ def inspect_checkpoint(path: str | PathLike[str]) -> CheckpointInfo:
     try:
         config = find_config(path, state)
         if config is None:
-            problems.append("not a RepLKNet: its architecture cannot be read from the keys and shapes")
+            problems.append(f"not {ANY_FAMILY}: its architecture cannot be read from the keys and shapes")
         else:
             load_checkpoint(path)
     except CheckpointError as error:
         problems.append(str(error).partition(" does not fit the model: ")[2] or str(error))
     digest = sha256_of(path)
-    published = [name for name, weights in PUBLISHED.items() if digest.startswith(weights.sha256)]
+    published = [name for name, weights in PUBLISHED.items() if weights.sha256 and digest.startswith(weights.sha256)]
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     return CheckpointInfo(
         config=config,
@@ -161,7 +162,7 @@ def convert_checkpoint(
     Raises:
         FileNotFoundError: If there is no such source.
         FileExistsError: If the destination is there and `overwrite` is false.
-        CheckpointError: If the source does not hold a RepLKNet, or the new file does not give its outputs.
+        CheckpointError: If the source does not hold a network of a family, or the new file does not give its outputs.
         ValueError: If an argument is out of range, or mmpretrain's code has no place for such weights.
     """
     source, destination = Path(source), Path(destination)
@@ -203,7 +204,7 @@ def _write(state: Mapping[str, Tensor], path: Path, naming: Naming, metadata: Ma
 
 
 @torch.no_grad()
-def _largest_difference(before: RepLKNet, after: RepLKNet) -> float:
+def _largest_difference(before: Network, after: Network) -> float:
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, before.config.in_channels, _SIZE, _SIZE, generator=generator)
     expected, found = (model.float().forward_head(model.forward_features(image)) for model in (before, after))

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from replknet.checkpoints.describing import describe, find_config
-from replknet.checkpoints.naming import weight_form
-from replknet.checkpoints.published import PUBLISHED, download_weights
+from replknet.checkpoints.published import download_weights, published_name
 from replknet.checkpoints.reading import CheckpointError, load_state_dict
-from replknet.networks import PRESETS, build
+from replknet.networks import PRESETS, PUBLISHED, build, weight_form
+from replknet.networks.family import Network
 from replknet.networks.reparameterize import match_form
-from replknet.networks.replknet import RepLKNet, RepLKNetConfig
 
 SHIPPED = ("replknet_nano_k3", "replknet_nano_k31")
 """Networks whose trained weights come with the package."""
@@ -39,8 +38,8 @@ def create_model(
     progress: bool = True,
     checkpoint: str | PathLike[str] | None = None,
     **overrides: Any,
-) -> RepLKNet:
-    """A RepLKNet by name, in float32, with or without somebody's weights.
+) -> Network:
+    """A network by name, in float32, with or without somebody's weights.
 
     Args:
         name: A key of `PRESETS`, such as "replknet_31b", or of `PUBLISHED`, such as "replknet_31b.in1k_224".
@@ -50,9 +49,9 @@ def create_model(
         progress: Show a bar on the standard error stream while weights are downloaded.
         checkpoint: A weight file in any format that `load_state_dict` reads. It is loaded strictly; a merged or fully
             folded file gives a model of that form.
-        **overrides: Fields of `RepLKNetConfig` that replace the preset's, e.g. `kernel_sizes=(3, 3, 3, 3)`,
-            `small_kernel=None`, `num_classes=10`. With a checkpoint, an explicit `num_classes=0` leaves the file's
-            head out.
+        **overrides: Fields of its configuration (`RepLKNetConfig`, ...) that replace the preset's, e.g.
+            `kernel_sizes=(3, 3, 3, 3)`, `small_kernel=None`, `num_classes=10`. With a checkpoint, an explicit
+            `num_classes=0` leaves the file's head out.
 
     Returns:
         The model, in training mode as every new module is; without a checkpoint its weights are random.
@@ -70,9 +69,13 @@ def create_model(
     architecture = PUBLISHED[name].architecture if name in PUBLISHED else name
     if architecture not in PRESETS:
         raise ValueError(f"name={name!r}: expected one of {', '.join([*PRESETS, *PUBLISHED])}")
-    unknown = sorted(set(overrides) - set(RepLKNetConfig.__dataclass_fields__))
+    preset = PRESETS[architecture]
+    known = (published_name(name) if pretrained else None) or name
+    if known in PUBLISHED:
+        overrides = {"num_classes": PUBLISHED[known].num_classes} | overrides
+    unknown = sorted(set(overrides) - set(preset.__dataclass_fields__))
     if unknown:
-        fields = ", ".join(RepLKNetConfig.__dataclass_fields__)
+        fields = ", ".join(preset.__dataclass_fields__)
         raise ValueError(f"{unknown[0]}={overrides[unknown[0]]!r}: no such setting; expected one of {fields}")
     if pretrained:
         if checkpoint is not None:
@@ -81,7 +84,7 @@ def create_model(
             with shipped_weights(name) as file:
                 return create_model(name, checkpoint=file, **overrides)
         return create_model(architecture, checkpoint=download_weights(name, progress=progress), **overrides)
-    model = build(replace(PRESETS[architecture], **overrides))
+    model = build(replace(preset, **overrides))
     if checkpoint is not None:
         state = load_state_dict(checkpoint)
         if overrides.get("num_classes") == 0:
@@ -93,7 +96,7 @@ def create_model(
     return model
 
 
-def load_checkpoint(path: str | PathLike[str]) -> RepLKNet:
+def load_checkpoint(path: str | PathLike[str]) -> Network:
     """The network in a weight file, in the file's form.
 
     The architecture is the one that the file describes, where it does (each network of a study), else read from the
@@ -104,7 +107,7 @@ def load_checkpoint(path: str | PathLike[str]) -> RepLKNet:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If it does not hold a RepLKNet.
+        CheckpointError: If it does not hold a network of a family.
     """
     state = load_state_dict(path)
     config = find_config(Path(path), state)

@@ -1,35 +1,35 @@
-"""The family in timm's registry: `import replknet.timm_models` puts it there.
+"""All families in timm's registry: `import replknet.timm_models` puts them there.
 
-After that, `timm.create_model("replknet_31b.in1k_224", pretrained=True)` works, and all of timm around it.
+After that, `timm.create_model("replknet_31b.in1k_224", pretrained=True)` works, and all of timm around it. A name that
+timm has a network of its own for is left to timm, with a warning.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import resources
-from typing import Any, cast
+from typing import Any
 
+import timm
 import torch
 from timm.layers import SelectAdaptivePool2d
-from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, model_entrypoint, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from replknet.checkpoints.naming import convert_state_dict, weight_form
-from replknet.checkpoints.published import PUBLISHED, download_weights
+from replknet.checkpoints.naming import convert_state_dict
+from replknet.checkpoints.published import download_weights
 from replknet.checkpoints.reading import load_state_dict
 from replknet.creating import SHIPPED, check_fit
-from replknet.networks import PRESETS
+from replknet.networks import FAMILIES, PRESETS, PUBLISHED, family_of, weight_form
+from replknet.networks.family import Configuration, Network
 from replknet.networks.reparameterize import match_form
-from replknet.networks.replknet import RepLKNet, RepLKNetConfig, Stage
-
-_FIELDS = ("layers", "channels", "kernel_sizes", "small_kernel", "shortcut", "dw_ratio", "ffn_ratio")
-_MERGE_WITH_PREVIOUS = 99999
-"""timm's mark for a group of parameters that joins the one before it."""
-_BLOCKS_IN_A_GROUP = 4
 
 
-class TimmRepLKNet(RepLKNet):
-    """A RepLKNet with the constructor and the methods of timm's models; its weights have the same names.
+class TimmNetwork(Network):
+    """A network with the constructor and the methods of timm's models; its weights have the same names.
+
+    There is a class of this kind for each family, such as `TimmRepLKNet`.
 
     Args:
         cfg: The architecture; what is named below replaces its fields.
@@ -37,15 +37,15 @@ class TimmRepLKNet(RepLKNet):
         num_classes: Outputs of the head; 0 for none.
         global_pool: "avg" as published, "max", "avgmax", "catavgmax" without a head, or "" for none.
         drop_rate: Dropout before the head.
-        drop_path_rate: Drop-path rate of the last pair of blocks.
+        drop_path_rate: Drop-path rate of the last blocks.
         device: Where the weights are made; the present default if None.
         dtype: Of the weights.
-        **architecture: Other fields of `RepLKNetConfig`, such as `kernel_sizes`.
+        **architecture: Other fields of the configuration, such as `kernel_sizes`.
     """
 
     def __init__(
         self,
-        cfg: RepLKNetConfig,
+        cfg: Configuration,
         *,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -56,20 +56,21 @@ class TimmRepLKNet(RepLKNet):
         dtype: torch.dtype | None = None,
         **architecture: Any,
     ) -> None:
-        unknown = sorted(set(architecture) - set(_FIELDS))
+        fields = family_of(cfg).architecture_fields
+        unknown = sorted(set(architecture) - set(fields))
         if unknown:
-            raise TypeError(f"{unknown[0]}={architecture[unknown[0]]!r}: expected one of {', '.join(_FIELDS)}")
-        changed = replace(
+            raise TypeError(f"{unknown[0]}={architecture[unknown[0]]!r}: expected one of {', '.join(fields)}")
+        changed: Any = replace(
             cfg, in_channels=in_chans, num_classes=num_classes, drop_path_rate=drop_path_rate, **architecture
         )
         with torch.device(torch.get_default_device() if device is None else device):
             super().__init__(changed)
-        channels = self.config.channels
+        widths = self.config.widths
         self.num_classes, self.in_chans = num_classes, in_chans
-        self.num_features = self.head_hidden_size = channels[-1]
+        self.num_features = self.head_hidden_size = widths[-1]
         self.feature_info = [
             {"num_chs": width, "reduction": 4 * 2**stage, "module": f"stages.{stage}"}
-            for stage, width in enumerate(channels)
+            for stage, width in enumerate(widths)
         ]
         self.grad_checkpointing = False
         self.global_pool: Any = self._pooling(num_classes, global_pool)
@@ -78,10 +79,9 @@ class TimmRepLKNet(RepLKNet):
 
     def _pooling(self, num_classes: int, pool_type: str) -> Any:
         pooling = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
-        if num_classes > 0 and pooling.feat_mult() != 1:
-            raise ValueError(
-                f"global_pool={pool_type!r}: expected avg, max, avgmax or none with a head of {num_classes} classes"
-            )
+        if pooling.feat_mult() != 1 and (num_classes > 0 or not self.folded_at_the_end()):
+            what = f"a head of {num_classes} classes" if num_classes > 0 else "a norm after the pooling"
+            raise ValueError(f"global_pool={pool_type!r}: expected avg, max, avgmax or none with {what}")
         return pooling.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,11 +89,11 @@ class TimmRepLKNet(RepLKNet):
         return self.forward_head(self.forward_features(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Final norm, pooling, dropout and the linear head; with `pre_logits` what enters the head.
+        """Pooling with the final norm, dropout and the linear head; with `pre_logits` what enters the head.
 
         Without pooling the head is applied at every position.
         """
-        x = self.head_drop(self.global_pool(self.norm(x)))
+        x = self.head_drop(self.after_pooling(self.global_pool(self.before_pooling(x))))
         if not pre_logits:
             x = self.head(x.movedim(1, -1)).movedim(-1, 1)
         return x
@@ -117,28 +117,28 @@ class TimmRepLKNet(RepLKNet):
         Args:
             x: Normalised images, shape (N, in_chans, H, W).
             indices: The last n stages, or stage numbers, negative ones from the end; None for all.
-            norm: Apply the final norm to the last stage's map.
+            norm: Apply the final norm to the last stage's map, where it is before the pooling.
             stop_early: Do not run the stages after the last one that is asked for.
             output_fmt: "NCHW", the only layout there is.
             intermediates_only: Return the maps only.
 
         Returns:
-            The maps, or the last feature map (normalised where it is the last stage's) and the maps.
+            The maps, or the last feature map (where it is the last stage's, after a norm before the pooling) and they.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW'")
         wanted, last_wanted = feature_take_indices(len(self.stages), indices)
         maps = []
-        x = self._forward_stem(x)
+        x = self.forward_stem(x)
         stage = 0
         for stage in range(last_wanted + 1 if stop_early else len(self.stages)):
-            x = self._forward_stage(x, stage)
+            x = self.forward_stage(x, stage)
             if stage in wanted:
                 is_last = stage == len(self.stages) - 1
-                maps.append(self.norm(x) if norm and is_last else x)
+                maps.append(self.before_pooling(x) if norm and is_last else x)
         if intermediates_only:
             return maps
-        return self.norm(x) if stage == len(self.stages) - 1 else x, maps
+        return self.before_pooling(x) if stage == len(self.stages) - 1 else x, maps
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -148,9 +148,8 @@ class TimmRepLKNet(RepLKNet):
         cut = last < len(self.stages) - 1
         if prune_norm or cut:
             self.norm = nn.Identity()
-        self.stages = self.stages[: last + 1]
-        self.transitions = self.transitions[:last]
-        self.num_features = self.head_hidden_size = self.config.channels[last]
+        self.keep_stages(last + 1)
+        self.num_features = self.head_hidden_size = self.config.widths[last]
         if prune_head or cut:
             self.reset_classifier(0, "")
         return wanted  # type: ignore[no-any-return]
@@ -170,34 +169,23 @@ class TimmRepLKNet(RepLKNet):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute block activations in the backward pass to save memory."""
         self.grad_checkpointing = enable
-        for stage in self.stages:
-            cast("Stage", stage).gradient_checkpointing = enable
+        self.set_gradient_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameters in the order of depth, for layer-wise learning-rate decay.
-
-        By stage, or else, as in the official training code, by two pairs of blocks, which makes twelve groups of the
-        published networks beside stem and head; a transition joins the group before it.
-        """
-        blocks: list[tuple[str, tuple[int, ...] | None]] = [(r"^stages\.(\d+)", None)]
-        if not coarse:
-            blocks = []
-            for stage, layers in enumerate(self.config.layers):
-                for group, first in enumerate(range(0, 2 * layers, _BLOCKS_IN_A_GROUP)):
-                    own = "|".join(map(str, range(first, min(first + _BLOCKS_IN_A_GROUP, 2 * layers))))
-                    blocks.append((rf"^stages\.{stage}\.blocks\.(?:{own})\.", (stage, group)))
-        return {"stem": r"^stem", "blocks": [*blocks, (r"^transitions\.(\d+)", (_MERGE_WITH_PREVIOUS,))]}
+        """Parameters in the order of depth, for layer-wise learning-rate decay: by stage, or by a few blocks."""
+        return self.layer_groups(coarse)
 
 
 def _configuration(variant: str) -> dict[str, Any]:
     """What timm keeps beside a network of this architecture."""
-    common = {"first_conv": "stem.0.conv", "classifier": "head", "license": "mit", "interpolation": "bicubic"}
-    common |= {"paper_ids": "arXiv:2203.06717", "origin_url": "https://github.com/DingXiaoH/RepLKNet-pytorch"}
+    family = family_of(PRESETS[variant])
+    common = {"first_conv": family.first_layer, "classifier": "head", "license": family.license}
+    common |= {"interpolation": "bicubic", "paper_ids": f"arXiv:{family.paper}", "origin_url": family.origin}
     if variant in SHIPPED:
         file = resources.files("replknet") / "weights" / f"{variant}.safetensors"
         size = {"input_size": (3, 64, 64), "pool_size": (2, 2), "crop_pct": 1.0, "crop_mode": "squash"}
         return {f"{variant}.synthetic": common | size | {"file": str(file), "num_classes": 12}}
-    return {
+    found = {
         name: common
         | {
             "url": weights.url,
@@ -207,11 +195,12 @@ def _configuration(variant: str) -> dict[str, Any]:
             "crop_mode": "center" if weights.crop < 1 else "squash",
             "mean": weights.mean,
             "std": weights.std,
-            "num_classes": 1000,
+            "num_classes": weights.num_classes,
         }
         for name, weights in PUBLISHED.items()
         if weights.architecture == variant
     }
+    return found or {variant: common}
 
 
 default_cfgs = generate_default_cfgs(
@@ -227,7 +216,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         # Ours verifies what it downloads, and says where to put a file by hand.
         overlay["state_dict"] = load_state_dict(download_weights(f"{variant}.{tag}" if tag else variant))
     model: nn.Module = build_model_with_cfg(
-        TimmRepLKNet,
+        _CLASSES[family_of(PRESETS[variant]).name],
         variant,
         pretrained,
         pretrained_cfg_overlay=overlay,
@@ -239,14 +228,14 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return model
 
 
-def _fitting_weights(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _fitting_weights(state: Mapping[str, Tensor], model: TimmNetwork) -> dict[str, Tensor]:
     """Weights for timm to load, by official name; brings the model into their form.
 
     Beside a head of another size timm loads what fits and leaves the rest random; here the rest is checked.
     """
     official = convert_state_dict(state, to="official")
     form, own = weight_form(official), model.state_dict()
-    free = {"stem.0.conv.weight"}  # which timm makes fit other channels
+    free = {f"{family_of(model.config).first_layer}.weight"}  # which timm makes fit other channels
     if form != "folded":  # a folded head has the final norm in it
         free |= {"head.weight", "head.bias"}
     match_form(model, form)
@@ -263,11 +252,46 @@ def _entrypoint(variant: str) -> Callable[..., nn.Module]:
         return _create(variant, pretrained, **kwargs)
 
     create.__name__ = create.__qualname__ = variant
-    create.__doc__ = f"RepLKNet, architecture {variant} (Ding et al. 2022)."
+    family = family_of(PRESETS[variant])
+    create.__doc__ = f"{family.name}, architecture {variant} ({family.authors})."
     return create
 
 
-__all__ = ["TimmRepLKNet", "default_cfgs"]
+def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """What `timm.create_model` gives for a name of this package, also where timm has a network of that name."""
+    variant, _, tag = name.partition(".")
+    if is_own(variant):
+        module: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+        return module
+    cfg = default_cfgs[variant].cfgs[tag] if tag else None
+    return _create(variant, pretrained, pretrained_cfg=cfg, **kwargs)
+
+
+def is_own(variant: str) -> bool:
+    """Whether timm takes a name for the network of this package."""
+    return is_model(variant) and bool(model_entrypoint(variant).__module__ == __name__)
+
+
+def __getattr__(name: str) -> Any:
+    """The class of a family, such as `TimmRepLKNet`."""
+    for cls in _CLASSES.values():
+        if cls.__name__ == name:
+            return cls
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_CLASSES: dict[str, type[TimmNetwork]] = {
+    family.name: type(f"Timm{family.network.__name__}", (TimmNetwork, family.network), {"__module__": __name__})
+    for family in FAMILIES
+}
+__all__ = ["TimmNetwork", "default_cfgs", *(cls.__name__ for cls in _CLASSES.values())]
+_taken = [_variant for _variant in PRESETS if is_model(_variant) and not is_own(_variant)]
+if _taken:
+    warnings.warn(
+        f"timm has networks of its own called {', '.join(_taken)}, which stay; replknet.create_model gives those of "
+        "this package",
+        stacklevel=2,
+    )
 for _variant in PRESETS:
     if not is_model(_variant):
         globals()[_variant] = register_model(_entrypoint(_variant))

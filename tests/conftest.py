@@ -45,7 +45,9 @@ class Reference:
         return content
 
     def load(self, file: str) -> RepLKNet:
-        return replknet.create_model("replknet_31b", checkpoint=self.path / file, **self.config).double().eval()
+        model = replknet.create_model("replknet_31b", checkpoint=self.path / file, **self.config)
+        assert isinstance(model, RepLKNet)
+        return model.double().eval()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import replknet
 from analysis import LoadedModel
-from replknet import RepLKNet
+from replknet import RepLKNet, SLaK, UniRepLKNet
 
 
 def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -43,7 +43,54 @@ TINY: dict[str, Any] = {
 def tiny_model(**overrides: Any) -> RepLKNet:
     torch.manual_seed(0)
     model = replknet.create_model("replknet_31b", **(TINY | overrides))
+    assert isinstance(model, RepLKNet)
     randomize_norms(model)
+    return model.double().eval()
+
+
+TINY_UNIREPLKNET: dict[str, Any] = {
+    "layers": (2, 2, 2, 1),
+    "channels": (8, 16, 24, 32),
+    "kernel_sizes": (3, (13, 5), (9, 3), 7),
+    "num_classes": 10,
+}
+
+
+def tiny_unireplknet(**overrides: Any) -> UniRepLKNet:
+    """With random norms, layer scales and response norms, so that whatever a merge skips changes the output."""
+    torch.manual_seed(0)
+    model = replknet.create_model("unireplknet_t", **(TINY_UNIREPLKNET | overrides))
+    assert isinstance(model, UniRepLKNet)
+    randomize_norms(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith((".gamma", ".beta")):
+                parameter.uniform_(0.4, 1.2)
+            elif parameter.ndim > 1:
+                parameter.mul_(5)
+    return model.double().eval()
+
+
+TINY_SLAK: dict[str, Any] = {
+    "layers": (2, 1, 2, 1),
+    "channels": (8, 16, 24, 32),
+    "kernel_sizes": (51, 49, 47, 13),
+    "num_classes": 10,
+}
+
+
+def tiny_slak(**overrides: Any) -> SLaK:
+    """With random norms, and layer scales that matter."""
+    torch.manual_seed(0)
+    model = replknet.create_model("slak_t", **(TINY_SLAK | overrides))
+    assert isinstance(model, SLaK)
+    randomize_norms(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".gamma"):
+                parameter.uniform_(0.4, 1.2)
+            elif parameter.ndim > 1:
+                parameter.mul_(5)
     return model.double().eval()
 
 

@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
-    "models": ("models", "List the RepLKNets and the published weights."),
+    "models": ("models", "List the networks and the published weights."),
     "predict": ("recognition", "Name what is in images."),
     "features": ("recognition", "Extract features of images into an .npz file."),
     "evaluate": ("recognition", "Measure the accuracy on an image folder."),

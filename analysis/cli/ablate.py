@@ -268,7 +268,7 @@ def ablate_posthoc(
         shown.add_row(row["variant"], *cells)
     print_table(shown)
     print_notes(loaded.notes)
-    if not posthoc.has_small_branch(module):
+    if not posthoc.branches_of(module):
         print_notes(["the small kernels of this network are merged or absent; they cannot be dropped"])
     typer.echo(f"table, energy of the kernels, figure and page (index.html): {out}")
 

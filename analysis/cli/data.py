@@ -29,11 +29,19 @@ def weights(
         str, typer.Argument(help="Published weights, e.g. replknet_31b.in1k_224; replknet models lists them.")
     ],
     url: Annotated[str | None, typer.Option(help="Another address of the file.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="SHA-256 that it must have, in hexadecimal; by default the published one.")
+    ] = None,
 ) -> None:
     """Fetch published weights into torch's hub folder, verified; later commands find them there without a network."""
     import replknet
+    from replknet.checkpoints.published import published_name, sha256_of
 
-    typer.echo(f"verified: {replknet.download_weights(name, url=url)}")
+    path = replknet.download_weights(name, url=url, sha256=sha256)
+    if sha256 is not None or replknet.PUBLISHED[published_name(name) or name].sha256:
+        typer.echo(f"verified: {path}")
+    else:
+        typer.echo(f"fetched: {path}\nno hash of it is published; its SHA-256, to give as --sha256: {sha256_of(path)}")
 
 
 def _fetch(name: str) -> None:

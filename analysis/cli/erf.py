@@ -179,7 +179,7 @@ def _measure(
     """One result, measured or read."""
     if (folder.path / name / "result.json").is_file():
         return ErfResult.load(folder.path / name)
-    if layer is None and isinstance(item.module, replknet.RepLKNet):
+    if layer is None and isinstance(item.module, replknet.Network):
         # The same map in less time; inner layers keep their names.
         item, identity = replace(item, module=replknet.reparameterize(item.module)), None
     with progress_bar(label) as progress:

@@ -17,6 +17,7 @@ from analysis.models.layouts import LayerOutput
 from analysis.models.loaded import DEFAULT_SIZE
 from analysis.models.specs import NETWORK_FILE, split_name
 from replknet.checkpoints.programs import program_in
+from replknet.networks import ANY_FAMILY
 
 app = typer.Typer()
 _FORMS = {"training": "training", "merged": "large kernels merged", "folded": "re-parameterised, no batch norm"}
@@ -60,7 +61,7 @@ def info(
             raise
     else:
         if found is not None and found.config is None:  # a network of another library that the file names
-            problems = [text for text in problems if not text.startswith("not a RepLKNet")]
+            problems = [text for text in problems if not text.startswith(f"not {ANY_FAMILY}")]
         notes = loaded.notes
         described = describe_model(loaded, pixels)
     if as_json:
@@ -93,9 +94,8 @@ def _file_table(found: replknet.CheckpointInfo, problems: list[str], *, bare: bo
     if found.config is not None or bare:
         table.add_row("architecture", found.architecture)
     if found.config is not None:
-        small = found.config.small_kernel if found.form == "training" else "merged or none"
-        table.add_row("large kernels", "-".join(map(str, found.config.kernel_sizes)))
-        table.add_row("small kernel", str(small))
+        for name, value in found.config.kernels(merged=found.form != "training").items():
+            table.add_row(name, value)
         table.add_row("classes", str(found.config.num_classes or "no head"))
         table.add_row("form", _FORMS[found.form])
         table.add_row("key names", found.naming)

@@ -15,45 +15,46 @@ from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, Overwrite, tak
 from analysis.models.complexity import num_macs, num_parameters
 
 app = typer.Typer()
-_Source = Annotated[Path, typer.Argument(help="A weight file of a RepLKNet, in any naming and format.")]
+_Source = Annotated[
+    Path, typer.Argument(help="A weight file of a network (replknet models), in any naming and format.")
+]
 _Destination = Annotated[Path, typer.Argument(help="The new file; .safetensors, .pth or .pt fixes its format.")]
 
 
 @app.command()
 def models() -> None:
-    """List the RepLKNets and the published weights, with parameters, multiply-accumulates and accuracies."""
+    """List the networks and the published weights, with parameters, multiply-accumulates and accuracies."""
     table = Table("model", "input", "parameters", "merged", "MACs", "merged MACs", title="Architectures")
     three: dict[str, Any] = {"kernel_sizes": (3, 3, 3, 3), "small_kernel": None}
-    rows: list[tuple[str, int, dict[str, Any]]] = [
-        ("replknet_31b", 224, {}),
-        ("replknet_31b", 384, {}),
-        ("replknet_31l", 384, {}),
-        ("replknet_xl", 320, {}),
-        ("replknet_nano_k3", 64, {}),
-        ("replknet_nano_k31", 64, {}),
-        ("replknet_31b", 224, three),
-    ]
-    counts: dict[tuple[str, int], tuple[str, str]] = {}
+    sizes: dict[tuple[str, int], None] = {}
+    for name in replknet.PRESETS:
+        own = [entry.image_size for entry in replknet.PUBLISHED.values() if entry.architecture == name]
+        sizes |= dict.fromkeys((name, size) for size in own or [64 if name in replknet.SHIPPED else 224])
+    rows: list[tuple[str, int, dict[str, Any]]] = [(*row, {}) for row in sizes] + [("replknet_31b", 224, three)]
     for name, size, overrides in rows:
-        with torch.device("meta"):
-            model = replknet.create_model(name, **overrides).eval()
         label = name + (" 3-3-3-3" if overrides else "")
-        forms = (model, replknet.reparameterize(model, level="kernels"))
-        parameters = [f"{num_parameters(form):,}" for form in forms]
-        macs = [f"{num_macs(form, (size, size)):,}" for form in forms]
-        table.add_row(label, str(size), *parameters, *macs)
-        counts[label, size] = (parameters[0], macs[0])
+        training, merged = _costs(name, size, **overrides)
+        table.add_row(label, str(size), training[0], merged[0], training[1], merged[1])
     print_table(table)
     columns = ("model", "trained on", "input", "parameters", "MACs", "top-1 (%)", "top-5 (%)", "licence")
     published = Table(*columns, title="Published weights")
     for name, weights in replknet.PUBLISHED.items():
-        accuracies = [f"{value:.2f}" for value in (weights.top1, weights.top5)]
-        cost = counts[weights.architecture, weights.image_size]
+        accuracies = ["-" if value is None else f"{value:.2f}" for value in (weights.top1, weights.top5)]
+        cost = _costs(name, weights.image_size)[0]
         published.add_row(name, weights.training_data, str(weights.image_size), *cost, *accuracies, weights.license)
     for name in replknet.SHIPPED:
-        published.add_row(name, "generated images of this project", "64", *counts[name, 64], "-", "-", "MIT")
+        published.add_row(name, "generated images of this project", "64", *_costs(name, 64)[0], "-", "-", "MIT")
     print_table(published)
-    typer.echo(f"source: {next(iter(replknet.PUBLISHED.values())).source}; ImageNet-1K accuracies as it reports them")
+    for source in dict.fromkeys(weights.source for weights in replknet.PUBLISHED.values()):
+        typer.echo(f"source: {source}; ImageNet-1K accuracies as it reports them")
+
+
+def _costs(name: str, size: int, **overrides: Any) -> list[tuple[str, str]]:
+    """Parameters and multiply-accumulates of a network, and those of it with merged kernels."""
+    with torch.device("meta"):
+        model = replknet.create_model(name, **overrides).eval()
+    forms = (model, replknet.reparameterize(model, level="kernels"))
+    return [(f"{num_parameters(form):,}", f"{num_macs(form, (size, size)):,}") for form in forms]
 
 
 @app.command()
@@ -114,8 +115,8 @@ def export(
 ) -> None:
     """Write a network as ONNX, TorchScript or a program of torch.export.
 
-    RepLKNets are re-parameterised first. The file is run at several batch and image sizes and its outputs are compared
-    before it gets its name; which sizes it takes is printed, and kept in it.
+    Networks of replknet are re-parameterised first. The file is run at several batch and image sizes and its outputs
+    are compared before it gets its name; which sizes it takes is printed, and kept in it.
     """
     from analysis.models.exporting import export_model, format_of
 

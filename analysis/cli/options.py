@@ -20,7 +20,7 @@ from analysis.images.preparing import MEANS, STANDARD_DEVIATIONS
 from analysis.models.libraries import LIBRARIES, names_library
 from analysis.models.loaded import LoadedModel, resolve_device
 from analysis.models.loading import has_weights, load_model
-from analysis.models.replknets import is_replknet
+from analysis.models.replknets import is_own
 from analysis.models.specs import distinct, split_name
 from analysis.models.untrained import calibrated, untrained_copy
 from analysis.runs.identity import describe_device
@@ -237,8 +237,8 @@ class ModelChoice:
 
     Args:
         checkpoint: Weight file of a network by name or of your own function; NAME=FILE where several are named.
-        kernel_sizes: Kernels of a RepLKNet, e.g. 31,29,27,13; may be given several times.
-        small_kernel: Parallel kernel of a RepLKNet; 0 for none.
+        kernel_sizes: Kernels of a network of replknet, one a stage, e.g. 31,29,27,13; may be given several times.
+        small_kernel: Parallel kernel of such a network; 0 for none.
         pretrained: Published weights; otherwise the network's own initialisation, its batch norms calibrated on the
             images.
         trust: Open TorchScript files and exported programs (.pt2), which may run code and write files.
@@ -289,11 +289,11 @@ class ModelChoice:
             if name:
                 own = [number for number, names in enumerate(named) if name in names]
             else:
-                own = [number for number, (_, spec) in enumerate(named) if is_replknet(spec)]
+                own = [number for number, (_, spec) in enumerate(named) if is_own(spec)]
                 own = own or [number for number, (_, spec) in enumerate(named) if not has_weights(spec)]
                 if not own:
                     raise ValueError(f"checkpoint={text}: applies to networks by name only; none was named")
-                if len(own) > 1 and not is_replknet(named[own[0]][1]):
+                if len(own) > 1 and not is_own(named[own[0]][1]):
                     raise ValueError(f"checkpoint={text!r}: expected NAME=FILE, as several networks are named")
             for number in own:
                 if found[number] is not None:
@@ -319,7 +319,7 @@ class ModelChoice:
         return "", text
 
     def load(self, specs: Sequence[str], *, untrained: bool = False) -> list[LoadedModel]:
-        """The networks of these names, a RepLKNet once for each of the kernel sizes.
+        """The networks of these names, one of replknet once for each of the kernel sizes.
 
         Args:
             specs: The names.
@@ -330,16 +330,18 @@ class ModelChoice:
         """
         checkpoints = self.checkpoints(specs)
         given, bare = zip(*map(split_name, specs), strict=True)
-        if not any(map(is_replknet, bare)):
+        if not any(map(is_own, bare)):
             for name in ("kernel_sizes", "small_kernel"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{name}={getattr(self, name)}: applies to RepLKNets by name only; none was named")
-        if not self.pretrained and not any(is_replknet(spec) or names_library(spec) for spec in bare):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)}: applies to networks of replknet by name only; none was named"
+                    )
+        if not self.pretrained and not any(is_own(spec) or names_library(spec) for spec in bare):
             raise ValueError("pretrained=False: applies to networks by name only; none was named")
         loaded: list[LoadedModel] = []
         typed: list[str] = []
         for own, spec, checkpoint in zip(given, bare, checkpoints, strict=True):
-            ours = is_replknet(spec)
+            ours = is_own(spec)
             for sizes in self.kernels() if ours else [None]:
                 item = self._placed(
                     load_model(

@@ -259,7 +259,7 @@ def _save(
 ) -> None:
     """Write the network and the summary; when all steps are done, the state is needed no more."""
     trained = {"recipe_name": name, "recipe": asdict(recipe), "steps_done": result.curve.step[-1]}
-    if isinstance(loaded.module, replknet.RepLKNet):
+    if isinstance(loaded.module, replknet.Network):
         save_network(
             folder.add(_NETWORK),
             loaded.module,

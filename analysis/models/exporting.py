@@ -75,8 +75,8 @@ def export_model(
 ) -> ExportReport:
     """Write a network for another engine, run the file at several batch and image sizes, and compare the outputs.
 
-    A RepLKNet is re-parameterised first. Batch and image sizes stay free where the network and the format let them:
-    the report and the file's own description (`tried`) say which sizes were taken and which refused.
+    A network of `replknet` is re-parameterised first. Batch and image sizes stay free where the network and the format
+    let them: the report and the file's own description (`tried`) say which sizes were taken and which refused.
 
     Args:
         loaded: The model, on the CPU.
@@ -97,7 +97,7 @@ def export_model(
     side = own if size is None else size
     check_number("size", side, (8, 4096, "8 to 4096 pixels"))
     module = loaded.module
-    if isinstance(module, replknet.RepLKNet):
+    if isinstance(module, replknet.Network):
         module = replknet.reparameterize(module)
     images = _batch((2, 3, side, side))
     check_writable(path)

@@ -1,4 +1,4 @@
-"""Networks in files: those of studies, weights of a RepLKNet, TorchScript and programs of torch.export."""
+"""Networks in files: those of studies, weights of a network of `replknet`, TorchScript and programs of torch.export."""
 
 import json
 import warnings
@@ -24,12 +24,11 @@ from analysis.runs.settings import SIDES, check_number
 from analysis.runs.texts import printable
 from analysis.runs.writing import plain, replacing
 from replknet.checkpoints.describing import DESCRIPTION, architecture_of, infer_config
-from replknet.checkpoints.naming import weight_form
 from replknet.checkpoints.programs import check_exported, program_in
 from replknet.checkpoints.reading import CheckpointError, read_metadata, read_tensors, read_weights
 from replknet.checkpoints.writing import write_safetensors
 from replknet.creating import Misfit
-from replknet.networks import build
+from replknet.networks import build, family_of, weight_form
 from replknet.networks.reparameterize import match_form
 
 NETWORK_SUFFIX = ".safetensors"
@@ -44,7 +43,7 @@ SUFFIXES = (NETWORK_SUFFIX, ".pth", ".pt", ".tar", ".bin", ".ckpt", ".ts", ".pt2
 
 
 def family_preparation(architecture: str) -> dict[str, Any]:
-    """The preprocessing of an architecture of this family, as arguments of `LoadedModel`; empty for another.
+    """The preprocessing of an architecture of `replknet`, as arguments of `LoadedModel`; empty for another.
 
     Published weights of one architecture differ in the image size alone, which is left out.
     """
@@ -81,7 +80,7 @@ def _described_classes(content: Mapping[str, Any]) -> tuple[str, ...]:
 
 def save_network(
     path: str | PathLike[str],
-    module: replknet.RepLKNet,
+    module: replknet.Network,
     *,
     classes: Sequence[str],
     input_size: int,
@@ -118,7 +117,9 @@ def save_network(
             "module: it has other layers than its configuration says (parametrized, pruned or replaced ones?), and its "
             f"file could not be read back: {misfit}"
         )
-    content = {"config": asdict(module.config), "classes": list(classes), "input_size": input_size}
+    family = family_of(module.config)
+    content: dict[str, Any] = {} if family.name == "RepLKNet" else {"family": family.name}
+    content |= {"config": asdict(module.config), "classes": list(classes), "input_size": input_size}
     check_normalization(mean, std)
     check_number("input_size", input_size, SIDES)
     content |= {"mean": list(mean), "std": list(std), "crop": crop, "training": dict(training or {})}
@@ -185,7 +186,7 @@ def _load_described(path: Path, description: str) -> LoadedModel:
         return LoadedModel(
             name=_name(path),
             module=module,
-            fresh=lambda: replknet.RepLKNet(module.config),
+            fresh=lambda: build(module.config),
             classes=_described_classes(content),
             training=dict(content["training"]),
             **_described_preparation(content),
@@ -195,7 +196,7 @@ def _load_described(path: Path, description: str) -> LoadedModel:
 
 
 def _load_weights(path: Path) -> LoadedModel:
-    """A RepLKNet's weights in any format, whose architecture is read from their shapes."""
+    """Weights in any format, whose architecture is read from their shapes."""
     try:
         module = replknet.load_checkpoint(path)
     except CheckpointError as error:
@@ -212,7 +213,7 @@ def _load_weights(path: Path) -> LoadedModel:
     return LoadedModel(
         name=_name(path),
         module=module,
-        fresh=lambda: replknet.RepLKNet(module.config),
+        fresh=lambda: build(module.config),
         notes=(
             f"{path.name}: bare weights; the architecture was read from them, images get the preprocessing of its "
             f"family at {size} pixels, and the classes have no names",

@@ -15,15 +15,16 @@ from torch import nn
 from analysis.models.files import SUFFIXES, load_file
 from analysis.models.libraries import from_timm, load_library, names_library
 from analysis.models.loaded import LoadedModel
-from analysis.models.replknets import is_replknet, load_replknet
+from analysis.models.replknets import is_own, load_own
 from analysis.models.specs import near_names, network_in, split_name
 from analysis.models.weights import with_weights
 from analysis.runs.settings import SEEDS, check_number
+from replknet.networks import ANY_FAMILY
 
 SPECS = (
-    "a RepLKNet (replknet models lists them), timm:NAME, torchvision:NAME, hf:NAME (transformers), "
-    "package.module:callable, file.py:callable, a file (weights of a RepLKNet, TorchScript or an exported program, "
-    ".pt2), or the folder of a training"
+    f"{ANY_FAMILY} (replknet models lists them), timm:NAME, torchvision:NAME, hf:NAME (transformers), "
+    "package.module:callable, file.py:callable, a file (weights of one of these families, TorchScript or an exported "
+    "program, .pt2), or the folder of a training"
 )
 """What `load_model` takes, for messages."""
 _INSTALLED = "site-packages"
@@ -60,14 +61,15 @@ def load_model(
             "replknet_31b.in1k_224" or another of `replknet.PUBLISHED`, "timm:NAME", "torchvision:NAME", "hf:NAME" (an
             image classifier of transformers, from the hub or a folder), "package.module:callable" or "file.py:callable"
             (a function without arguments that returns a module or a `LoadedModel`; where no such module is installed,
-            the current folder or that of the file is added to `sys.path`, last), a file: weights of a RepLKNet in
-            any format (`save_network` also describes the network; each network of a study is such a file),
-            TorchScript, or a program of torch.export (.pt2), or the folder of `replknet train` or of a study's cell.
-            With "NAME=" before it, the network is called so.
+            the current folder or that of the file is added to `sys.path`, last), a file: weights of a network of
+            `replknet` in any format (`save_network` also describes the network; each network of a study is such a
+            file), TorchScript, or a program of torch.export (.pt2), or the folder of `replknet train` or of a study's
+            cell. With "NAME=" before it, the network is called so.
         checkpoint: A weight file for a network by name, or of a function; its head may have other classes, but not that
             of a function. It is loaded strictly, whatever wrapper of training codes is around the weights.
-        kernel_sizes: Large kernel of each stage; RepLKNets only. A small kernel that does not fit is left out.
-        small_kernel: Parallel kernel, 0 for none; RepLKNets only. By default the published one.
+        kernel_sizes: Large kernel of each stage; networks of `replknet` only. A small kernel that does not fit is left
+            out.
+        small_kernel: Parallel kernel, 0 for none; networks of `replknet` only. By default the published one.
         pretrained: Load the published weights, or those of the nano networks that come with the package.
         trust: Load TorchScript and programs of torch.export. They may run code and write files, as a callable may;
             weights cannot.
@@ -84,18 +86,18 @@ def load_model(
     """
     given, spec = split_name(spec)
     options = {"kernel_sizes": kernel_sizes, "small_kernel": small_kernel}
-    if not is_replknet(spec):
+    if not is_own(spec):
         for name, value in options.items():
             if value is not None:
-                raise ValueError(f"{name}={value!r}: applies to RepLKNets by name only, not to {spec!r}")
+                raise ValueError(f"{name}={value!r}: applies to networks of replknet by name only, not to {spec!r}")
         if not pretrained and not names_library(spec):
             raise ValueError(f"pretrained=False: applies to networks by name only, not to {spec!r}")
     if checkpoint is not None and not pretrained:
         raise ValueError(f"checkpoint={str(checkpoint)!r}: expected none with pretrained=False")
     check_number("seed", seed, SEEDS)
     torch.manual_seed(seed)
-    if is_replknet(spec):
-        loaded = load_replknet(spec, checkpoint, kernel_sizes, small_kernel, pretrained)
+    if is_own(spec):
+        loaded = load_own(spec, checkpoint, kernel_sizes, small_kernel, pretrained)
     elif checkpoint is None:
         loaded = _load(spec, pretrained, trust)
     elif has_weights(spec):

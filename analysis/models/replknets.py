@@ -1,6 +1,6 @@
-"""Networks of this family by name, to use and to train."""
+"""Networks of this project's families by name, to use and to train."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -17,14 +17,15 @@ from analysis.models.loaded import OWN, RANDOM, LoadedModel
 from analysis.runs.settings import LARGEST_KERNEL, SEEDS, check_number
 from replknet.checkpoints.describing import infer_config
 from replknet.creating import load_into
+from replknet.networks import ANY_FAMILY, build
 
 
-def is_replknet(spec: str) -> bool:
-    """Whether a name is that of an architecture of this family, or of published weights of one."""
+def is_own(spec: str) -> bool:
+    """Whether a name is that of an architecture of a family of `replknet`, or of published weights of one."""
     return spec in replknet.PRESETS or spec in replknet.PUBLISHED
 
 
-def load_replknet(
+def load_own(
     name: str,
     checkpoint: str | PathLike[str] | None,
     kernel_sizes: Sequence[int] | None,
@@ -42,17 +43,16 @@ def load_replknet(
     overrides: dict[str, Any] = {}
     notes, label, initial = [], name, ""
     if kernel_sizes is not None:
-        overrides["kernel_sizes"] = tuple(kernel_sizes)
         label = f"{name} {'-'.join(map(str, kernel_sizes))}"
-    if small_kernel is not None:
-        overrides["small_kernel"] = small_kernel or None
-    elif kernel_sizes is not None and preset.small_kernel and min(kernel_sizes) < preset.small_kernel:
-        overrides["small_kernel"] = None
-        notes.append(f"{label}: the parallel {preset.small_kernel}x{preset.small_kernel} kernel does not fit, left out")
+    if not as_published:
+        changed, left_out = preset.with_kernels(kernel_sizes, small_kernel)
+        overrides = changes(preset, changed)
+        notes += [f"{label}: {left_out}"] if left_out else []
     preparation = family_preparation(architecture)
     if weights is not None:
         preparation["input_size"] = weights.image_size
     published: dict[str, float] = {}
+    trained = False
     if checkpoint is not None:
         # Any head will do for features, so the file decides how large it is, and what a backbone gives.
         found = infer_config(replknet.load_state_dict(checkpoint))
@@ -62,26 +62,36 @@ def load_replknet(
     elif weights is not None and pretrained:
         if not as_published:
             raise ValueError(
-                f"model={name!r}: these weights have the kernels {preset.kernel_sizes} and small kernel "
-                f"{preset.small_kernel}; for others name {architecture!r}"
+                f"model={name!r}: these weights have the kernels of {architecture!r} "
+                f"({_listed(preset.kernels(merged=False))}); for others name that"
             )
-        published = {"top1": weights.top1, "top5": weights.top5}
+        published = weights.accuracies
+        trained = True
     else:
         label += RANDOM
         initial = OWN
-    if checkpoint is None and not published and pretrained:
+    if checkpoint is None and not trained and pretrained:
         known = [full for full, entry in replknet.PUBLISHED.items() if entry.architecture == architecture]
         notes.append(f"{label}: no weights were named; published ones are {', '.join(known) or 'none for this form'}")
-    module = replknet.create_model(name, pretrained=bool(published), checkpoint=checkpoint, **overrides)
+    module = replknet.create_model(name, pretrained=trained, checkpoint=checkpoint, **overrides)
     return LoadedModel(
         name=label,
         module=module,
-        fresh=lambda: replknet.RepLKNet(module.config),
+        fresh=lambda: build(module.config),
         initial=initial,
         published=published,
         notes=tuple(notes),
         **preparation,
     )
+
+
+def changes(preset: Any, changed: Any) -> dict[str, Any]:
+    """The fields in which a configuration differs from a preset."""
+    return {name: value for name, value in vars(changed).items() if value != getattr(preset, name)}
+
+
+def _listed(kernels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in kernels.items())
 
 
 def _check_kernels(sizes: Sequence[int] | None) -> None:
@@ -112,28 +122,27 @@ def new_model(
         drop_path_rate: Of the last pair of blocks.
         gradient_checkpointing: Recompute activations in the backward pass.
         checkpoint: Weights to begin with.
-        kernel_sizes: Large kernel of each stage; RepLKNets only. A small kernel that does not fit is left out.
-        small_kernel: Parallel kernel, 0 for none; RepLKNets only.
+        kernel_sizes: Large kernel of each stage; networks of `replknet` only. A small kernel that does not fit is left
+            out.
+        small_kernel: Parallel kernel, 0 for none; networks of `replknet` only.
         seed: Of the first weights.
 
     Raises:
         ValueError: If the name is unknown, an option does not apply to it, or its weights cannot be had.
     """
-    import timm
-
-    from replknet import timm_models  # noqa: F401  the family among timm's own
+    from replknet import timm_models
 
     check_number("seed", seed, SEEDS)
     _check_kernels(kernel_sizes)
     architecture, _, tag = spec.partition(".")
     if checkpoint is not None and pretrained:
         raise ValueError(f"checkpoint={str(checkpoint)!r}: expected none with pretrained=True")
-    if checkpoint is not None and tag:
+    if checkpoint is not None and is_own(spec) and tag:
         raise ValueError(f"checkpoint={str(checkpoint)!r}: expected none, or {architecture!r} without its tag")
     pretrained = pretrained or bool(tag)
-    if not is_replknet(spec):
+    if not is_own(spec):
         if kernel_sizes or small_kernel is not None:
-            raise ValueError(f"model={spec!r}: expected a RepLKNet beside kernel_sizes or small_kernel")
+            raise ValueError(f"model={spec!r}: expected {ANY_FAMILY} beside kernel_sizes or small_kernel")
         return new_library_model(
             spec,
             num_classes=num_classes,
@@ -147,12 +156,10 @@ def new_model(
     notes: tuple[str, ...] = ()
     torch.manual_seed(seed)
     try:
-        small = replknet.PRESETS[architecture].small_kernel
-        if kernel_sizes is not None:
-            options["kernel_sizes"] = tuple(kernel_sizes)
-            small = small if small and min(kernel_sizes) >= small else None
-        options["small_kernel"] = small if small_kernel is None else small_kernel or None
-        module = timm.create_model(spec, pretrained=pretrained, **options)
+        preset = replknet.PRESETS[architecture]
+        if kernel_sizes is not None or small_kernel is not None:
+            options |= changes(preset, preset.with_kernels(kernel_sizes, small_kernel)[0])
+        module: Any = timm_models.create(spec, pretrained=pretrained, **options)
         if checkpoint is not None:
             notes = _put_weights(module, checkpoint)
         if gradient_checkpointing:
@@ -170,7 +177,7 @@ def new_model(
 
 
 def _put_weights(module: nn.Module, checkpoint: str | PathLike[str]) -> tuple[str, ...]:
-    """Load a RepLKNet's weights, but for a head of another size; returns what to tell the user."""
+    """Load weights, but for a head of another size; returns what to tell the user."""
     state = replknet.load_state_dict(checkpoint)
     own = module.state_dict()
     heads = [key for key in ("head.weight", "head.bias") if key in own]

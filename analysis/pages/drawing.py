@@ -52,7 +52,8 @@ class Drawing:
 @contextmanager
 def _ink() -> Iterator[None]:
     names = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    with paper_style(), mpl.rc_context(dict.fromkeys(names, _INK)):
+    style: dict[Any, Any] = dict.fromkeys(names, _INK)
+    with paper_style(), mpl.rc_context(style):
         yield
 
 

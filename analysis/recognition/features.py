@@ -78,9 +78,9 @@ def extract_features(
     Args:
         model: What `load_model` returns or takes, or a module, fed with ImageNet's mean and standard deviation.
         images: Files, folders, patterns, pictures, pixels or normalised tensors; see `analysis.images.inputs.Images`.
-        stages: Numbers of stages (RepLKNets and timm's models; before the transition to the next stage), names of
-            layers as in `model.named_modules()`, and "pooled": what enters the last linear layer, or the output of a
-            network without one.
+        stages: Numbers of stages (networks of `replknet` and timm's models; before the transition to the next stage),
+            names of layers as in `model.named_modules()`, and "pooled": what enters the last linear layer, or the
+            output of a network without one.
         average: Average maps over their positions, to shape (N, C): over rows and columns, or the tokens of patches.
         size: Side of the input in pixels, with RepLKNet's resizing; by default the model's own preparation.
         batch_size: Images in one forward pass.

@@ -12,6 +12,7 @@ from scipy import optimize
 
 from analysis.figures import DASHES, MARKERS, OKABE_ITO, axes_or_new
 from analysis.study.measures import MEASURES
+from analysis.study.posthoc import Variant
 from analysis.study.result import ByKernel, CellResult, by_kernel, psychometric_curves, settings_of
 
 LINE_OF_NAMES, ROOM_BELOW = 0.14, 0.7
@@ -229,14 +230,17 @@ def plot_curves(results: Sequence[CellResult], *, ax: Axes | None = None) -> Axe
 def plot_posthoc(table: pd.DataFrame, measure: str, label: str, *, scale: float = 1.0, ax: Axes | None = None) -> Axes:
     """A measure against the side to which kernels are cropped, at all stages and at one at a time.
 
-    The horizontal line is the network as it is, the dotted one the network without its small branch.
+    The horizontal line is the network as it is, a dotted one the network without one of its branches.
     """
     ax = axes_or_new(ax)
-    whole = table[table["kernel"].isna() & table["small_branch"]]
+    whole = table[table["variant"] == Variant().name]
     ax.axhline(scale * float(whole[measure].iloc[0]), color="0.5", lw=0.8, zorder=0, label="whole kernels")
-    without = table[~table["small_branch"]]
-    if len(without):
-        ax.axhline(scale * float(without[measure].iloc[0]), color="0.5", lw=0.9, ls=":", label="no small branch")
+    for number, row in enumerate(
+        table[table["kernel"].isna() & (table["variant"] != Variant().name)].to_dict("records")
+    ):
+        branch = "small" if pd.isna(row["without"]) else row["without"]
+        style = (0, (1, 1 + number))
+        ax.axhline(scale * float(row[measure]), color="0.5", lw=0.9, ls=style, label=f"no {branch} branch")
     cropped = table[table["kernel"].notna()]
     stages = sorted(set(cropped["stage"].dropna()))
     series: list[tuple[str, pd.DataFrame]] = [("all stages", cropped[cropped["stage"].isna()])]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,10 @@ from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, prep
 from analysis.study.design import Study
 from analysis.study.images import StudyImages
 from analysis.training.loop import accuracy
-from replknet.networks.folding import copy_of, is_foldable, is_reparametrized
+from replknet.networks import ANY_FAMILY
+from replknet.networks.folding import copy_of
+
+_NetworkT = TypeVar("_NetworkT", bound=replknet.Network)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,46 +46,44 @@ class Variant:
         kernel: Side to which large kernels are cropped; None leaves them whole.
         stage: The only stage whose kernels are changed, from 0; None for all.
         small_branch: Keep the parallel small kernels.
+        without: Another branch that is left out, of those that the large kernels of its family have.
     """
 
     kernel: int | None = None
     stage: int | None = None
     small_branch: bool = True
+    without: str | None = None
 
     @property
     def name(self) -> str:
         """Of its folder."""
         where = "" if self.stage is None else f"_stage{self.stage + 1}"
         what = "whole" if self.kernel is None else f"crop{self.kernel}"
-        return f"{what}{where}{'' if self.small_branch else '_nosmall'}"
+        return what + where + "".join(f"_no{branch}" for branch in self.dropped)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The branches that are left out."""
+        return (() if self.small_branch else ("small",)) + (() if self.without is None else (self.without,))
 
 
-def large_kernels(model: replknet.RepLKNet) -> list[list[torch.nn.Conv2d]]:
+def large_kernels(model: replknet.Network) -> list[list[torch.nn.Conv2d]]:
     """The large depthwise convolutions of each stage, merged or not.
 
     Raises:
         ValueError: If one is parametrized, pruned or replaced: its kernel is then not its weight.
     """
     found: list[list[torch.nn.Conv2d]] = []
-    for number, stage in enumerate(model.stages, 1):
-        own = []
-        for module in stage.modules():
-            if isinstance(module, replknet.ReparamLargeKernelConv):
-                layer: Any = module.lkb_reparam
-                if module.lkb_origin is not None:
-                    layer = getattr(module.lkb_origin, "conv", None)
-                own.append(layer)
-                if layer is None or not is_foldable(layer) or is_reparametrized(layer):
-                    raise ValueError(
-                        f"model: a large kernel of stage {number} is parametrized, pruned or replaced by another "
-                        "module, so that its weight cannot be read or cropped; make it a plain convolution first"
-                    )
-        found.append(own)
+    for number, stage in enumerate(model.large_kernels(), 1):
+        try:
+            found.append([layer for part in stage for layer in part.convolutions()])
+        except ValueError as error:
+            raise ValueError(f"model: a large kernel of stage {number} {error}") from error
     return found
 
 
 @torch.no_grad()
-def apply_variant(model: replknet.RepLKNet, variant: Variant) -> replknet.RepLKNet:
+def apply_variant(model: _NetworkT, variant: Variant) -> _NetworkT:
     """A copy of the network with the variant's taps set to zero.
 
     In a network whose branches are merged, the merged kernels are cropped.
@@ -99,19 +100,15 @@ def apply_variant(model: replknet.RepLKNet, variant: Variant) -> replknet.RepLKN
     large_kernels(model)  # refuses before anything is copied
     changed = copy_of(model)
     chosen = range(len(model.stages)) if stage is None else [stage]
-    for index in chosen:
-        for layer in large_kernels(changed)[index]:
-            margin = 0 if kernel is None else (layer.weight.shape[-1] - kernel) // 2
-            if margin > 0:
-                mask = torch.zeros_like(layer.weight)
-                mask[..., margin:-margin, margin:-margin] = 1
-                layer.weight.mul_(mask)
-        if not variant.small_branch:
-            for module in changed.stages[index].modules():
-                if isinstance(module, replknet.ReparamLargeKernelConv):
-                    if module.small_conv is None:
-                        raise ValueError("small_branch=False: this network has no separate small kernels")
-                    module.small_conv = None
+    for part in (part for index in chosen for part in changed.large_kernels()[index]):
+        if kernel is not None:
+            part.crop(kernel)
+        for branch in variant.dropped:
+            if branch not in part.branches():
+                option = "small_branch=False" if branch == "small" else f"without={branch!r}"
+                own = ", ".join(part.branches()) or "none"
+                raise ValueError(f"{option}: this network has no separate {branch} kernels (those it has: {own})")
+            part.drop(branch)
     return changed
 
 
@@ -121,15 +118,21 @@ def _check_kernel(kernel: int, name: str = "kernel") -> None:
         raise ValueError(f"{name}={kernel}: expected an odd positive number")
 
 
-def has_small_branch(model: replknet.RepLKNet) -> bool:
+def branches_of(model: replknet.Network) -> tuple[str, ...]:
+    """The branches beside large kernels that are not merged, and can be left out."""
+    parts = [part for stage in model.large_kernels() for part in stage]
+    return tuple(dict.fromkeys(branch for part in parts for branch in part.branches()))
+
+
+def has_small_branch(model: replknet.Network) -> bool:
     """Whether there are parallel small kernels that are not merged."""
-    return any(m.small_conv is not None for m in model.modules() if isinstance(m, replknet.ReparamLargeKernelConv))
+    return "small" in branches_of(model)
 
 
 def default_variants(
-    model: replknet.RepLKNet, kernels: Sequence[int] | None = None, *, by_stage: bool = True
+    model: replknet.Network, kernels: Sequence[int] | None = None, *, by_stage: bool = True
 ) -> list[Variant]:
-    """The network as it is, cropped at all stages and at one stage at a time, and without its small branch.
+    """The network as it is, cropped at all stages and at one stage at a time, and without each of its branches.
 
     Args:
         model: To be cropped.
@@ -140,7 +143,7 @@ def default_variants(
     Raises:
         ValueError: If a kernel is not odd and positive, given twice, or none that the network's are larger than.
     """
-    sizes = [max((layer.weight.shape[-1] for layer in own), default=1) for own in large_kernels(model)]
+    sizes = [max((max(layer.weight.shape[2:]) for layer in own), default=1) for own in large_kernels(model)]
     largest = max(sizes)
     for kernel in kernels or ():
         _check_kernel(kernel, "kernels")
@@ -160,13 +163,13 @@ def default_variants(
             for kernel in sorted(set(kernels))
             if kernel < size
         ]
-    if has_small_branch(model):
-        variants.append(Variant(small_branch=False))
+    for branch in branches_of(model):
+        variants.append(Variant(small_branch=False) if branch == "small" else Variant(without=branch))
     return variants
 
 
 @torch.no_grad()
-def kernel_energy(model: replknet.RepLKNet) -> pd.DataFrame:
+def kernel_energy(model: replknet.Network) -> pd.DataFrame:
     """Where the energy of the large kernels lies: one row for each stage and radius.
 
     The radius of a tap is its larger coordinate distance from the centre; a crop to k keeps the radii up to
@@ -175,10 +178,11 @@ def kernel_energy(model: replknet.RepLKNet) -> pd.DataFrame:
     """
     merged = replknet.reparameterize(model, level="kernels")
     rows = []
-    for stage, layers in enumerate(large_kernels(merged)):
+    large_kernels(merged)  # refuses
+    for stage, parts in enumerate(merged.large_kernels()):
         shares = []
-        for layer in layers:
-            power = layer.weight.detach().cpu().double().square()[:, 0]  # (C, K, K)
+        for part in parts:
+            power = part.dense_kernel().cpu().square()  # (C, K, K)
             half = power.shape[-1] // 2
             distance = torch.arange(-half, half + 1).abs()
             radius = torch.maximum(distance[:, None], distance[None, :]).flatten()
@@ -186,6 +190,8 @@ def kernel_energy(model: replknet.RepLKNet) -> pd.DataFrame:
             rings.index_add_(1, radius, power.flatten(1))
             total = rings.sum(1, keepdim=True)
             shares.append((rings / total)[total[:, 0] > 0])  # a channel without any tap has no share
+        if not parts:  # small kernels only
+            continue
         mean = torch.cat(shares).mean(0).numpy()
         for radius_value, (energy, total) in enumerate(zip(mean, mean.cumsum(), strict=True)):
             rows.append({"stage": stage + 1, "radius": radius_value, "energy": energy, "cumulative": total})
@@ -259,7 +265,7 @@ def materials_for(
     """Images for a network: what is given, and for a network of a study on generated images its own kind.
 
     Args:
-        loaded: A RepLKNet and its preprocessing.
+        loaded: A network of `replknet` and its preprocessing.
         data: Image folder with `val` (or `test`), for the accuracy.
         stimuli: Folder of cue-conflict stimuli, for the shape bias.
         mapping: From outputs to categories; by default ImageNet's, or that of generated images.
@@ -269,11 +275,11 @@ def materials_for(
         seed: Of their draw.
 
     Raises:
-        ValueError: If the network is no RepLKNet, or cannot answer the stimuli, or its classes are others.
+        ValueError: If the network is none of `replknet`, or cannot answer the stimuli, or its classes are others.
     """
     module = loaded.module
-    if not isinstance(module, replknet.RepLKNet):
-        raise ValueError(f"model={loaded.name!r}: expected a RepLKNet, not {type(module).__name__}")
+    if not isinstance(module, replknet.Network):
+        raise ValueError(f"model={loaded.name!r}: expected {ANY_FAMILY}, not {type(module).__name__}")
     for argument, value, allowed in (("seed", seed, SEEDS), ("num_images", num_images, COUNTS)):
         check_number(argument, value, allowed)
     trained = loaded.training
@@ -293,7 +299,7 @@ def materials_for(
             Study(
                 size=loaded.input_size or 64,
                 layers=module.config.layers,
-                channels=module.config.channels,
+                channels=module.config.widths,
                 train_balance=trained.get("train_balance"),
                 texture_region=trained.get("texture_region", "image"),
                 texture_scale=trained.get("texture_scale", 1.0),
@@ -332,7 +338,7 @@ def measure_variants(
     """Accuracy, shape bias and effective receptive field of each variant; finished ones are read from `directory`.
 
     Args:
-        loaded: A RepLKNet and its preprocessing.
+        loaded: A network of `replknet` and its preprocessing.
         variants: Of it, as `default_variants` makes them.
         directory: Gets one folder for each variant.
         erf_images: Normalised for the network.
@@ -345,11 +351,11 @@ def measure_variants(
         progress: Called with the variants done, their number, and the name of the one at work.
 
     Raises:
-        ValueError: If the network is no RepLKNet.
+        ValueError: If the network is none of `replknet`.
     """
     model = loaded.module
-    if not isinstance(model, replknet.RepLKNet):
-        raise ValueError(f"model={loaded.name!r}: expected a RepLKNet, not {type(model).__name__}")
+    if not isinstance(model, replknet.Network):
+        raise ValueError(f"model={loaded.name!r}: expected {ANY_FAMILY}, not {type(model).__name__}")
     recorded = plain({"weights": hash_weights(model), **(settings or {})})
     clear_leftovers(Path(directory))
     results = []
@@ -381,7 +387,7 @@ def measure_variants(
 
 def _measured(
     loaded: LoadedModel,
-    fast: replknet.RepLKNet,
+    fast: replknet.Network,
     variant: Variant,
     erf: ErfResult,
     labelled: LabelledImages | None,

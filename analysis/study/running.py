@@ -44,6 +44,7 @@ from analysis.training.loop import accuracy, train
 from analysis.training.parallel import check_division
 from analysis.training.progress import Curve
 from analysis.training.state import remove_state
+from replknet.networks import build
 
 _STATE = "checkpoint.pt"
 _CALIBRATION_IMAGES = 256
@@ -262,7 +263,7 @@ def _holds(record: Path, settings: dict[str, Any]) -> bool:
 
 
 def _save_training(
-    target: Path, network: replknet.RepLKNet, classes: tuple[str, ...], study: Study, curve: Curve
+    target: Path, network: replknet.Network, classes: tuple[str, ...], study: Study, curve: Curve
 ) -> None:
     save_network(
         target / "network.safetensors", network, classes=classes, input_size=study.size, training=_described(study)
@@ -289,14 +290,14 @@ def _described(study: Study) -> dict[str, Any]:
     return {name: getattr(study, name) for name in names} | {"recipe": asdict(study.recipe)}
 
 
-def _new_network(study: Study, cell: Cell, num_classes: int) -> replknet.RepLKNet:
+def _new_network(study: Study, cell: Cell, num_classes: int) -> replknet.Network:
     """With the first weights of the cell's seed."""
     with random_state(torch.device("cpu")) as seed:
         seed(cell.seed)
-        return replknet.RepLKNet(study.config(cell, num_classes))
+        return build(study.config(cell, num_classes))
 
 
-def _calibrated_copy(network: replknet.RepLKNet, images: StudyImages) -> replknet.RepLKNet:
+def _calibrated_copy(network: replknet.Network, images: StudyImages) -> replknet.Network:
     """A copy whose batch norms know the statistics of its own maps, all else untrained."""
     copied = copy.deepcopy(network)
     device = next(network.parameters()).device
@@ -310,6 +311,6 @@ def _calibrated_copy(network: replknet.RepLKNet, images: StudyImages) -> replkne
     return copied
 
 
-def _measure_erf(network: replknet.RepLKNet, images: StudyImages, name: str, num_workers: int = 0) -> ErfResult:
+def _measure_erf(network: replknet.Network, images: StudyImages, name: str, num_workers: int = 0) -> ErfResult:
     # The same map as the network's own in training form, in less time.
     return effective_receptive_field(replknet.reparameterize(network), images.erf, name=name, num_workers=num_workers)

@@ -1,6 +1,5 @@
 """Other people's names for the same weights: the only module that knows them."""
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import reduce
 from itertools import product
@@ -8,7 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from replknet.networks.reparameterize import Form
+from replknet.networks import FAMILIES, family_in
+from replknet.networks.family import stage_of
 
 Naming = Literal["official", "mmpretrain"]
 
@@ -22,14 +22,12 @@ _HOLDERS = ("backbone.", "model.", "network.", "net.", "encoder.")
 """Prefixes of a network inside one that trains it."""
 _MOST_HOLDERS = 2
 _HEAD_OF_MMPRETRAIN = "head.fc."
-MOST_STAGES = 100
-"""Far more than there can be: each one halves the maps."""
-_STAGE = re.compile(r"stages\.(0|[1-9][0-9]?)\.")
 
 
-def naming_of(keys: Iterable[str]) -> Naming:
-    """Whose names these are."""
-    return "mmpretrain" if any(key.startswith(("backbone.", "head.fc.")) for key in keys) else "official"
+def naming_of(state: Mapping[str, Tensor]) -> Naming:
+    """Whose names these are: mmpretrain's begin like those of dense prediction with other families' own code."""
+    theirs = any(key.startswith(("backbone.", "head.fc.")) for key in state)
+    return "mmpretrain" if theirs and family_in(_to_official(state)) is FAMILIES[0] else "official"
 
 
 def strip_parallel(key: str) -> str:
@@ -80,12 +78,12 @@ def convert_state_dict(state: Mapping[str, Tensor], to: Naming) -> dict[str, Ten
     """The same tensors under another code base's key names.
 
     Args:
-        state: Weights of a RepLKNet in either naming, training or merged form.
+        state: Weights of a network in either naming, training or merged form; mmpretrain has RepLKNets only.
         to: "official" or "mmpretrain". Converting there and back gives the same keys in the same order.
 
     Raises:
-        ValueError: If `to` is unknown, two weights would get the same name, or the norms cannot be named in
-            mmpretrain's way: it has one place for the norm on the last stage's map and the norm before the head.
+        ValueError: If `to` is unknown, two weights would get the same name, or mmpretrain has no such network or no
+            names for its norms: it has one place for the norm on the last stage's map and the norm before the head.
 
     Example:
         >>> import torch
@@ -97,6 +95,9 @@ def convert_state_dict(state: Mapping[str, Tensor], to: Naming) -> dict[str, Ten
     official = _to_official(state)
     if to == "official":
         return official
+    family = family_in(official)
+    if family is not FAMILIES[0]:
+        raise ValueError(f"to='mmpretrain': its code has no {family.name}; expected 'official'")
     last = _last_stage(official)
     if any(key.startswith("norm.") for key in official) and any(key.startswith(f"{last}.norm.") for key in official):
         raise ValueError(f"to='mmpretrain': it calls both 'norm' and '{last}.norm' '{last}.norm'; drop one of them")
@@ -130,18 +131,5 @@ def _to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: state[given] for key, given in sources.items()}
 
 
-def stage_of(key: str) -> int | None:
-    """The stage that an official-named weight belongs to, if it is one's."""
-    found = _STAGE.match(key)
-    return int(found[1]) if found else None
-
-
 def _last_stage(state: Iterable[str]) -> str:
     return f"stages.{max((stage for stage in map(stage_of, state) if stage is not None), default=0)}"
-
-
-def weight_form(state: Mapping[str, Tensor]) -> Form:
-    """Whether official-named weights are in training form, have merged kernels, or have every batch norm folded."""
-    if not any(".lkb_reparam." in key for key in state):
-        return "training"
-    return "folded" if "stem.0.conv.bias" in state else "merged"

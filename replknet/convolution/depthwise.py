@@ -61,16 +61,18 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Args:
         channels: Input and output channels.
-        kernel_size: Odd side of the kernels.
+        kernel_size: Odd side of the kernels, or their height and width.
         bias: Whether there is one.
     """
 
-    def __init__(self, channels: int, kernel_size: int, bias: bool = False) -> None:
+    def __init__(self, channels: int, kernel_size: int | tuple[int, int], bias: bool = False) -> None:
         if channels < 1:
             raise ValueError(f"channels={channels}: expected at least 1")
-        if kernel_size % 2 == 0 or kernel_size < 1:
-            raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
+        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        if min(height, width) < 1 or not height & width & 1:
+            raise ValueError(f"kernel_size={kernel_size}: expected an odd number, or two of them")
+        padding = (height // 2, width // 2)
+        super().__init__(channels, channels, (height, width), padding=padding, groups=channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return _depthwise_conv2d(x, self.weight, self.bias)

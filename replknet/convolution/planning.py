@@ -47,7 +47,8 @@ class Processor:
     """Nanoseconds of one thread per multiply-add of conv2d, per point of the FFTs, per value moved.
 
     Attributes:
-        blocked_reach: Largest reach (K // 2) for which oneDNN has a fast kernel for contiguous maps.
+        blocked_reach: Largest horizontal reach (Kw // 2) for which oneDNN has a fast kernel for contiguous maps. It
+            takes kernels of any height.
         channels_last_13x13: Of channels_last maps whose channels come in 32s, for kernels of reach 6.
         fft_short, fft_line, fft_plane: Of an image, there and back, for lines that leave the first-level cache room for
             others (`SHORT_LINE`), longer ones, and transforms in two dimensions.
@@ -132,6 +133,7 @@ class Plan:
         arrangement: The layout of the maps in which "direct" computes.
         keeps_spectra: Whether those of the maps are kept for the weight gradient.
         precision: Of products of float32 in `toeplitz`.
+        output_time: Nanoseconds that the output promises to take; 0 where nothing was counted.
     """
 
     output: Way = "native"
@@ -142,6 +144,7 @@ class Plan:
     arrangement: torch.memory_format = torch.contiguous_format
     keeps_spectra: bool = False
     precision: toeplitz.Precision = "exact"
+    output_time: float = 0.0
 
 
 def plan_of(x: Tensor, weight: Tensor, method: str, *, input_gradient: bool, weight_gradient: bool) -> Plan:
@@ -161,6 +164,12 @@ def plan_of(x: Tensor, weight: Tensor, method: str, *, input_gradient: bool, wei
         return _plan_on_gpu(x.shape, weight.shape, x.dtype, usable, tf32, channels_last, method, needs)
     threads, device = torch.get_num_threads(), x.device.type
     return _plan(x.shape, weight.shape, x.dtype, device, channels_last, threads, method, needs)
+
+
+def output_time(x: Tensor, kernel: torch.Size) -> float:
+    """Nanoseconds that the output of maps on a CPU with kernels of shape (C, 1, Kh, Kw) promises to take."""
+    channels_last, threads = layout(x) is torch.channels_last, torch.get_num_threads()
+    return _plan(x.shape, kernel, x.dtype, x.device.type, channels_last, threads, "auto", (False, False)).output_time
 
 
 def _allows_tf32() -> bool:
@@ -186,8 +195,9 @@ def _plan(
         return Plan()
     height, width = shape[2:]
     sides = (min(kernel[2], 2 * height - 1), min(kernel[3], 2 * width - 1))
-    cpu, wide = processor(dtype), max(sides) // 2 > processor(dtype).blocked_reach
+    cpu, wide = processor(dtype), sides[1] // 2 > processor(dtype).blocked_reach
     arranged = wide or (channels_last and dtype != torch.float64)
+    time = 0.0
     if method == "fft":
         ways: tuple[Way, Way, Way] = ("fft", "fft", "fft")
     elif method == "direct":
@@ -195,7 +205,7 @@ def _plan(
     elif method == "toeplitz":
         ways = ("toeplitz", "toeplitz", "toeplitz")
     else:
-        ways = _fastest(shape, sides, dtype, channels_last, threads, cpu, wide, arranged)
+        ways, time = _fastest(shape, sides, dtype, channels_last, threads, cpu, wide, arranged)
     plain = all(way == "native" for way, needed in zip(ways, (True, *needs), strict=True) if needed)
     return Plan(
         *ways,
@@ -204,6 +214,7 @@ def _plan(
         crops=sides != (kernel[2], kernel[3]) and not (plain and channels_last and not needs[1]),
         arrangement=torch.channels_last if arranged else torch.contiguous_format,
         keeps_spectra=needs[1] and ways[0] == ways[2] == "fft",
+        output_time=time,
     )
 
 
@@ -216,8 +227,8 @@ def _fastest(
     cpu: Processor,
     wide: bool,
     arranged: bool,
-) -> tuple[Way, Way, Way]:
-    """The ways of output, input gradient and weight gradient that promise to take the least time."""
+) -> tuple[tuple[Way, Way, Way], float]:
+    """The ways of output, input gradient and weight gradient that promise to take the least time; the output's time."""
     num_images, channels, height, width = shape
     geom = geometry(height, width, *sides)
     values = num_images * channels * height * width
@@ -238,20 +249,21 @@ def _fastest(
     of_point = cpu.fft_plane if len(geom.length) == 2 else cpu.fft_line if geom.points > SHORT_LINE else cpu.fft_short
     fft = num_images * points * of_point + points * cpu.fft_kernel + values * cpu.fft_channels_last * channels_last
 
-    def fastest(native: float, direct: float, safe: bool = True) -> Way:
+    # oneDNN's large kernels of half precision do not always return; "direct" computes in float32.
+    unsafe = dtype in HALF and max(geom.reach) > cpu.blocked_reach
+
+    def fastest(native: float, direct: float, safe: bool = True) -> tuple[Way, float]:
         native, direct = native / threads, direct / threads + DIRECT_OVERHEAD
         spectral = fft / threads + FFT_OVERHEAD
-        # oneDNN's wide kernels of half precision do not always return; "direct" computes in float32.
-        if safe and not (wide and dtype in HALF) and min(direct, spectral) > native / MARGIN:
-            return "native"
-        return "direct" if direct <= spectral else "fft"
+        if safe and not unsafe and min(direct, spectral) > native / MARGIN:
+            return "native", native
+        return ("direct", direct) if direct <= spectral else ("fft", spectral)
 
-    return (
-        fastest(multiply_adds * of_layout, direct),
-        fastest(multiply_adds * cpu.input_gradient, direct),
-        # Not oneDNN's own for one channel (`rearranged.plain_gradients`).
-        fastest(own_weight, own_weight, safe=channels > 1),
-    )
+    output, time = fastest(multiply_adds * of_layout, direct)
+    input_gradient, _ = fastest(multiply_adds * cpu.input_gradient, direct)
+    # Not oneDNN's own for one channel (`rearranged.plain_gradients`).
+    weight_gradient, _ = fastest(own_weight, own_weight, safe=channels > 1)
+    return (output, input_gradient, weight_gradient), time
 
 
 def _meeting_taps(size: int, reach: int) -> float:

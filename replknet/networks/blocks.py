@@ -4,7 +4,8 @@ A block has one forward pass; where it is folded and nobody needs what is in bet
 the same by fewer operators. Any layer of a block may be replaced by another module.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
@@ -16,11 +17,11 @@ from replknet.networks.folding import (
     batch_norm_affine,
     embed_kernel,
     fold_norm_after,
-    fold_norm_before,
     in_float64,
     is_foldable,
     is_foldable_norm,
 )
+from replknet.networks.parts import LargeKernel, Mergeable, crop_weight, fold_before, values_of
 
 
 class DropPath(nn.Module):
@@ -41,14 +42,14 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.4g}"
 
 
-class ConvBN(nn.Module):
+class ConvBN(Mergeable):
     """A convolution without bias, its batch norm, and an activation."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         *,
         stride: int = 1,
         groups: int = 1,
@@ -61,9 +62,9 @@ class ConvBN(nn.Module):
         elif groups == kernel_size == stride == 1:
             self.conv = PointwiseConv2d(in_channels, out_channels, bias=False)
         else:
-            self.conv = nn.Conv2d(
-                in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
-            )
+            sides = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+            padding = (sides[0] // 2, sides[1] // 2)
+            self.conv = nn.Conv2d(in_channels, out_channels, sides, stride, padding, groups=groups, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(out_channels)
         self.nonlinear = nn.Identity() if activation is None else activation
 
@@ -81,12 +82,18 @@ class ConvBN(nn.Module):
             assign(self.conv, *fold_norm_after(self.conv.weight, self.conv.bias, *batch_norm_affine(self.bn)))
             self.bn = nn.Identity().train(self.bn.training)
 
+    def changed(self) -> Iterator[nn.Module]:
+        if is_foldable_norm(self.bn) and is_foldable(self.conv):
+            yield from (self.conv, self.bn)
 
-class ReparamLargeKernelConv(nn.Module):
+
+class ReparamLargeKernelConv(LargeKernel):
     """A large depthwise convolution and a parallel small one, each with its batch norm; their outputs are summed.
 
     After `reparameterize` both branches are one biased convolution, `lkb_reparam`.
     """
+
+    MERGES_KERNELS: ClassVar[bool] = True
 
     def __init__(self, channels: int, kernel_size: int, small_kernel: int | None) -> None:
         super().__init__()
@@ -120,14 +127,37 @@ class ReparamLargeKernelConv(nn.Module):
         if not all(_is_one_convolution(branch) for branch in branches):
             return
         large = branches[0].conv
-        weight, bias = _values(large)
+        weight, bias = values_of(large)
         for branch in branches[1:]:
-            small_weight, small_bias = _values(branch.conv)
+            small_weight, small_bias = values_of(branch.conv)
             weight, bias = weight + embed_kernel(small_weight, weight.shape[-1]), bias + small_bias
         assign(large, weight, bias)
         self.lkb_reparam = large
         self.lkb_origin = None
         self.small_conv = None
+
+    def changed(self) -> Iterator[nn.Module]:
+        if self.lkb_reparam is None:
+            yield from list(self.modules())[1:]
+
+    def large_layers(self) -> list[nn.Module | None]:
+        if self.lkb_origin is None:
+            return [self.lkb_reparam]
+        return [self.lkb_origin.conv if isinstance(self.lkb_origin, ConvBN) else None]
+
+    def branches(self) -> tuple[str, ...]:
+        return () if self.small_conv is None else ("small",)
+
+    def drop(self, branch: str) -> None:
+        self.small_conv = None
+
+    def crop(self, size: int) -> None:
+        """The parallel small kernel stays as it is."""
+        for layer in self.convolutions():
+            crop_weight(layer, size)
+
+    def dense_kernel(self) -> Tensor:
+        return in_float64(self.convolutions()[0].weight)[:, 0]
 
 
 def _is_one_convolution(branch: ConvBN) -> bool:
@@ -135,21 +165,7 @@ def _is_one_convolution(branch: ConvBN) -> bool:
     return is_foldable(branch.conv) and all(type(part) is nn.Identity for part in parts)
 
 
-def _values(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias in float64."""
-    weight = in_float64(conv.weight)
-    return weight, weight.new_zeros(conv.out_channels) if conv.bias is None else in_float64(conv.bias)
-
-
-def fold_before(norm: nn.Module, layer: nn.Module) -> nn.Module:
-    """Fold a batch norm into the pointwise layer after it, if that is an ordinary one; returns what takes its place."""
-    if not is_foldable_norm(norm) or not is_foldable(layer):
-        return norm
-    assign(layer, *fold_norm_before(layer.weight.detach(), layer.bias, *batch_norm_affine(norm)))
-    return nn.Identity().train(norm.training)
-
-
-class RepLKBlock(nn.Module):
+class RepLKBlock(Mergeable):
     """Residual block round a large depthwise convolution: BN, 1x1, depthwise, 1x1."""
 
     def __init__(
@@ -194,6 +210,9 @@ class RepLKBlock(nn.Module):
         if isinstance(self.pw1, ConvBN):
             self.prelkb_bn = fold_before(self.prelkb_bn, self.pw1.conv)
 
+    def changed(self) -> Iterator[nn.Module]:
+        return _changed_by_folding(self.prelkb_bn, self.pw1)
+
 
 _FOLDED_BLOCK = (
     RepLKBlock,
@@ -204,7 +223,7 @@ _FOLDED_BLOCK = (
 )
 
 
-class ConvFFN(nn.Module):
+class ConvFFN(Mergeable):
     """Residual feed-forward block of two 1x1 convolutions with GELU between them."""
 
     def __init__(self, channels: int, hidden_channels: int, drop_path: float) -> None:
@@ -235,6 +254,15 @@ class ConvFFN(nn.Module):
         if isinstance(self.pw1, ConvBN):
             self.preffn_bn = fold_before(self.preffn_bn, self.pw1.conv)
 
+    def changed(self) -> Iterator[nn.Module]:
+        return _changed_by_folding(self.preffn_bn, self.pw1)
+
+
+def _changed_by_folding(norm: nn.Module, layer: nn.Module) -> Iterator[nn.Module]:
+    """By a norm that goes into the 1x1 convolution after it."""
+    if isinstance(layer, ConvBN) and is_foldable_norm(norm) and is_foldable(layer.conv):
+        yield from (norm, layer, layer.conv)
+
 
 _FOLDED_FFN = (
     ConvFFN,
@@ -243,33 +271,3 @@ _FOLDED_FFN = (
     *(ConvBN, PointwiseConv2d, nn.Identity, nn.Identity),
     DropPath,
 )
-
-
-class Classifier(nn.Module):
-    """A network that ends in a norm, global average pooling and a linear head; a subclass sets both modules."""
-
-    if TYPE_CHECKING:  # TorchScript would take them for attributes of its own types
-        norm: nn.Module
-        head: nn.Module
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Final norm, global average pooling and the linear head.
-
-        Args:
-            x: The output of `forward_features`, shape (N, C, H, W).
-            pre_logits: Stop after the pooling.
-
-        Returns:
-            Logits, shape (N, num_classes); or pooled features, shape (N, C), with `pre_logits` or where there is no
-            head.
-        """
-        pooled: Tensor = self.norm(x).mean((2, 3))
-        if pre_logits:
-            return pooled
-        logits: Tensor = self.head(pooled)
-        return logits
-
-    def fold_final_norm(self) -> None:
-        """Fold the norm into the head. Average pooling commutes with an affine map of each channel."""
-        if isinstance(self.head, nn.Linear):
-            self.norm = fold_before(self.norm, self.head)

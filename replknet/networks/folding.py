@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from replknet.convolution.depthwise import DepthwiseConv2d
+from replknet.convolution.dilated import DilatedConv2d
 from replknet.convolution.pointwise import PointwiseConv2d
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-_FOLDABLE = (nn.Conv2d, nn.Linear, DepthwiseConv2d, PointwiseConv2d)
+_FOLDABLE = (nn.Conv2d, nn.Linear, DepthwiseConv2d, DilatedConv2d, PointwiseConv2d)
 
 
 def is_foldable(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
@@ -86,9 +87,17 @@ def fold_norm_before(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: 
 
 
 def embed_kernel(small: Tensor, size: int) -> Tensor:
-    """A depthwise kernel of shape (C, 1, k, k) centred in zeros, shape (C, 1, size, size); both sides odd."""
-    margin = (size - small.shape[-1]) // 2
-    return F.pad(small, [margin] * 4)
+    """A depthwise kernel of shape (C, 1, kh, kw) centred in zeros, shape (C, 1, size, size); all sides odd."""
+    rows, columns = ((size - side) // 2 for side in small.shape[2:])
+    return F.pad(small, [columns, columns, rows, rows])
+
+
+def spread_kernel(kernel: Tensor, dilation: int) -> Tensor:
+    """A depthwise kernel of shape (C, 1, k, k) with `dilation - 1` zeros between its taps; differentiable."""
+    channels, _, side, _ = kernel.shape
+    spread = F.pad(kernel[..., None, :, None], [0, dilation - 1, 0, 0, 0, dilation - 1])  # (C, 1, k, r, k, r), below
+    spread = spread.reshape(channels, 1, side * dilation, side * dilation)
+    return spread[..., : dilation * (side - 1) + 1, : dilation * (side - 1) + 1]
 
 
 def assign(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> None:

@@ -1,17 +1,16 @@
 """Re-parameterisation: merge parallel kernels and fold batch norms, changing no output in evaluation mode.
 
-Each block knows how to merge itself (`blocks`); `reparameterize` walks over those of a model.
+Each part knows how to merge itself (`parts`); `reparameterize` walks over those of a model.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from replknet.convolution.pointwise import is_hooked
-from replknet.networks.blocks import Classifier, ConvBN, ConvFFN, ReparamLargeKernelConv, RepLKBlock
 from replknet.networks.folding import ModuleT, copy_of, is_foldable, is_foldable_norm, is_reparametrized
+from replknet.networks.parts import Classifier, Mergeable
 
 Form = Literal["training", "merged", "folded"]
 
@@ -20,7 +19,7 @@ def reparameterize(model: ModuleT, *, level: Literal["kernels", "full"] = "full"
     """The same function of an image with fewer layers, for evaluation.
 
     Args:
-        model: A RepLKNet, or any module that contains one. Batch norms may be `SyncBatchNorm`.
+        model: A network of any family, or any module that contains one. Batch norms may be `SyncBatchNorm`.
         level: "kernels" merges each large kernel with its batch norm and its parallel small branch: the official
             deploy form, whose `state_dict` loads in the official and mmpretrain code. "full" folds every other batch
             norm too: those before 1x1 convolutions and the final one into the head. Norms on intermediate feature
@@ -48,25 +47,32 @@ def reparameterize(model: ModuleT, *, level: Literal["kernels", "full"] = "full"
     """
     if level not in ("kernels", "full"):
         raise ValueError(f"level={level!r}: expected 'kernels' or 'full'")
-    parts = ReparamLargeKernelConv if level == "kernels" else (ReparamLargeKernelConv, ConvBN, RepLKBlock, ConvFFN)
-    _refuse_what_cannot_be_folded(model, parts, with_head=level == "full")
+    everything = level == "full"
+    _refuse_what_cannot_be_folded(model, everything)
     if not inplace:
         model = copy_of(model)
     for module in list(model.modules()):
-        if isinstance(module, parts):
+        if _takes_part(module, everything):
             module.reparameterize()
-        elif level == "full" and isinstance(module, Classifier):
+        elif everything and isinstance(module, Classifier):
             module.fold_final_norm()
     return model
 
 
-def _refuse_what_cannot_be_folded(
-    model: nn.Module, parts: type[nn.Module] | tuple[type[nn.Module], ...], *, with_head: bool
-) -> None:
+def _takes_part(module: nn.Module, everything: bool) -> TypeGuard[Mergeable]:
+    return isinstance(module, Mergeable) and (everything or module.MERGES_KERNELS)
+
+
+def _refuse_what_cannot_be_folded(model: nn.Module, everything: bool) -> None:
     for name, module in model.named_modules():
-        within = [module] if isinstance(module, parts) else []
-        if with_head and isinstance(module, Classifier):
-            within = [module.norm, module.head]
+        within: tuple[nn.Module, ...] = ()
+        changed: list[nn.Module] = []
+        if _takes_part(module, everything):
+            within, changed = (module,), list(module.changed())
+        elif everything and isinstance(module, Classifier):
+            within = module.folded_at_the_end()
+            if within and is_foldable_norm(module.norm) and is_foldable(module.head):
+                changed = [module.norm, module.head]
         for layer in (layer for part in within for layer in part.modules()):
             if is_reparametrized(layer):
                 raise ValueError(
@@ -76,26 +82,12 @@ def _refuse_what_cannot_be_folded(
                 )
             if isinstance(layer, _BatchNorm) and layer.running_mean is None:
                 raise ValueError(f"model: a batch norm in {name or 'it'} keeps no running statistics to be folded")
-        for layer in _changed(module) if within else ():
+        for layer in changed:
             if is_hooked(layer):
                 raise ValueError(
                     f"model: a {type(layer).__name__} in {name or 'it'} has hooks or a forward pass of its own, and "
                     "would vanish or be given other values; remove them first"
                 )
-
-
-def _changed(part: nn.Module) -> Iterator[nn.Module]:
-    """Layers that merging this part removes or gives another input, weight or output; those of its parts aside."""
-    if isinstance(part, ConvBN) and is_foldable_norm(part.bn) and is_foldable(part.conv):
-        yield from (part.conv, part.bn)
-    elif isinstance(part, ReparamLargeKernelConv) and part.lkb_reparam is None:
-        yield from list(part.modules())[1:]
-    elif isinstance(part, (RepLKBlock, ConvFFN)) and isinstance(part.pw1, ConvBN):
-        norm = part.prelkb_bn if isinstance(part, RepLKBlock) else part.preffn_bn
-        if is_foldable_norm(norm) and is_foldable(part.pw1.conv):
-            yield from (norm, part.pw1, part.pw1.conv)
-    elif isinstance(part, Classifier) and is_foldable_norm(part.norm) and is_foldable(part.head):
-        yield from (part.norm, part.head)
 
 
 def match_form(model: nn.Module, form: Form) -> None:

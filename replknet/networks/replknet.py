@@ -1,25 +1,33 @@
 """RepLKNet: its configuration, its layers and the published sizes (Ding et al. 2022, arXiv:2203.06717)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
-from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from replknet.convolution.depthwise import DepthwiseConv2d
 from replknet.convolution.layouts import inference_layout
 from replknet.convolution.pointwise import PointwiseConv2d, in_parts, takes_fast_path
-from replknet.networks.blocks import Classifier, ConvBN, ConvFFN, RepLKBlock
-from replknet.networks.reparameterize import reparameterize
+from replknet.networks.blocks import ConvBN, ConvFFN, RepLKBlock
+from replknet.networks.family import Configuration, Family, Network, PublishedWeights, is_int, run_block, stage_of
+from replknet.networks.reparameterize import Form
 
 torch.fx.wrap("inference_layout")  # one node of a symbolic trace, which has no devices
+_TENSORS_OF_A_PAIR = 8
+"""At least; with every batch norm folded it has ten, weight and bias of five convolutions."""
+_BLOCKS_IN_A_GROUP = 4
+_MERGE_WITH_PREVIOUS = 99999
+"""timm's mark for a group of parameters that joins the one before it."""
+_HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepLKNetConfig:
+class RepLKNetConfig(Configuration):
     """Architecture of a RepLKNet, validated when it is made.
 
     Args:
@@ -61,24 +69,7 @@ class RepLKNetConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("layers", "channels", "kernel_sizes", "out_indices"):
-            value = getattr(self, name)
-            if value is None and name == "out_indices":
-                continue
-            if isinstance(value, str) or not isinstance(value, Iterable) or not all(_is_int(item) for item in value):
-                raise ValueError(f"{name}={value!r}: expected a sequence of integers")
-            object.__setattr__(self, name, tuple(value))
-        if not self.layers:
-            raise ValueError(f"layers={self.layers}: expected at least one stage")
-        for name in ("channels", "kernel_sizes"):
-            if len(getattr(self, name)) != len(self.layers):
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: expected {len(self.layers)} values, one per stage of "
-                    f"layers={self.layers}"
-                )
-        for name in ("layers", "channels"):
-            if min(getattr(self, name)) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected positive integers")
+        self.check_stages(per_stage=("layers", "channels", "kernel_sizes"))
         if any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
             raise ValueError(f"kernel_sizes={self.kernel_sizes}: expected odd positive integers")
         self._validate_small_kernel()
@@ -88,22 +79,13 @@ class RepLKNetConfig:
                 raise ValueError(f"{name}={ratio!r}: expected a positive number")
             if int(min(self.channels) * ratio) < 1:
                 raise ValueError(f"{name}={ratio!r}: leaves no channel of a stage of width {min(self.channels)}")
-        for name in ("shortcut", "norm_intermediate_features", "gradient_checkpointing"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
-        if not isinstance(self.drop_path_rate, (int, float)) or not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate={self.drop_path_rate!r}: expected a number in [0, 1)")
-        if not _is_int(self.in_channels) or self.in_channels < 1:
-            raise ValueError(f"in_channels={self.in_channels!r}: expected a positive integer")
-        if not _is_int(self.num_classes) or self.num_classes < 0:
-            raise ValueError(f"num_classes={self.num_classes!r}: expected a non-negative integer (0: no head)")
-        self._validate_out_indices()
+        self.check_common("shortcut")
 
     def _validate_small_kernel(self) -> None:
         small = self.small_kernel
         if small is None:
             return
-        if not _is_int(small) or small < 1 or small % 2 == 0:
+        if not is_int(small) or small < 1 or small % 2 == 0:
             raise ValueError(f"small_kernel={small!r}: expected an odd positive integer or None")
         if small > min(self.kernel_sizes):
             raise ValueError(
@@ -111,26 +93,34 @@ class RepLKNetConfig:
                 "or None for no parallel kernel"
             )
 
-    def _validate_out_indices(self) -> None:
-        indices = self.out_indices
-        if indices is None:
-            return
-        stages = len(self.layers)
-        if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= stages:
-            raise ValueError(
-                f"out_indices={indices}: expected distinct increasing stage numbers from 0 to {stages - 1}, "
-                "or None for logits"
-            )
-
     @property
     def drop_path_rates(self) -> tuple[float, ...]:
         """Drop-path probability of each pair, from 0 to `drop_path_rate`."""
         pairs = sum(self.layers)
-        return tuple(self.drop_path_rate * pair / max(pairs - 1, 1) for pair in range(pairs))
+        return tuple(self.drop_path_of(pair, pairs) for pair in range(pairs))
 
+    def kernels(self, *, merged: bool) -> dict[str, str]:
+        small = "merged or none" if merged else str(self.small_kernel)
+        return {"large kernels": "-".join(map(str, self.kernel_sizes)), "small kernel": small}
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    def with_kernels(
+        self, kernel_sizes: Sequence[int] | None, small_kernel: int | None
+    ) -> tuple["RepLKNetConfig", str]:
+        sizes = self.kernel_sizes if kernel_sizes is None else tuple(kernel_sizes)
+        own, left_out = self.small_kernel, ""
+        if small_kernel is not None:
+            own = small_kernel or None
+        elif kernel_sizes is not None and own and min(sizes, default=own) < own:
+            own, left_out = None, f"the parallel {own}x{own} kernel does not fit, left out"
+        return replace(self, kernel_sizes=sizes, small_kernel=own), left_out
+
+    def least_size(self) -> tuple[int, float]:
+        first, last = self.channels[0], self.channels[-1]
+        numbers: float = 9 * self.in_channels * first + last * self.num_classes
+        for layers, width, size in zip(self.layers, self.channels, self.kernel_sizes, strict=True):
+            large, hidden = int(width * self.dw_ratio), int(width * self.ffn_ratio)
+            numbers += layers * (2 * width * (large + hidden) + large * size**2)
+        return _TENSORS_OF_A_PAIR * sum(self.layers), numbers
 
 
 class Stage(nn.Module):
@@ -164,13 +154,8 @@ class Stage(nn.Module):
             if is_scripting():  # noqa: SIM108  TorchScript leaves such a branch out
                 x = block(x)
             else:
-                x = self._run(block, x)
+                x = run_block(block, x, self.gradient_checkpointing)
         return x
-
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        recomputes = self.gradient_checkpointing and torch.is_grad_enabled()
-        out: Tensor = recompute_in_backward(block, x, use_reentrant=False) if recomputes else block(x)
-        return out
 
 
 _FOLDED_STEM = (
@@ -182,7 +167,7 @@ _FOLDED_STEM = (
 )
 
 
-class RepLKNet(Classifier):
+class RepLKNet(Network):
     """RepLKNet: a convolutional network with a few very large depthwise kernels.
 
     Args:
@@ -223,34 +208,9 @@ class RepLKNet(Classifier):
         if config.num_classes > 0:
             self.head = nn.Linear(config.channels[-1], config.num_classes)
 
-    def forward_intermediates(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
-        """Stage maps, before the transition to the next stage.
-
-        Args:
-            x: Normalised images, shape (N, in_channels, H, W).
-            indices: Stage numbers, increasing; None for all stages.
-
-        Returns:
-            One map per index, shape (N, channels[i], H / stride, W / stride), after the stage's own norm where the
-            configuration asks for normalised intermediate features.
-
-        Raises:
-            ValueError: If `indices` names a stage that does not exist, or is empty.
-        """
-        wanted = range(len(self.stages)) if indices is None else indices
-        if len(wanted) == 0 or not set(wanted) <= set(range(len(self.stages))):
-            raise ValueError(f"indices={indices}: expected stage numbers from 0 to {len(self.stages) - 1}")
-        maps = []
-        x = self._forward_stem(x)
-        for stage in range(max(wanted) + 1):
-            x = self._forward_stage(x, stage)
-            if stage in wanted:
-                maps.append(self.stages[stage].get_submodule("norm")(x))
-        return maps
-
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map before the final norm, shape (N, channels[-1], H/32, W/32) with four stages."""
-        x = self._forward_stem(x)
+        x = self.forward_stem(x)
         for index, stage in enumerate(self.stages):
             for before, transition in enumerate(self.transitions):  # TorchScript finds no module by a variable's value
                 if before + 1 == index:
@@ -258,13 +218,7 @@ class RepLKNet(Classifier):
             x = stage(x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Logits, or the list of stage maps named by `config.out_indices`."""
-        if self.config.out_indices is not None:
-            return self.forward_intermediates(x, self.config.out_indices)
-        return self.forward_head(self.forward_features(x))
-
-    def _forward_stem(self, x: Tensor) -> Tensor:
+    def forward_stem(self, x: Tensor) -> Tensor:
         x = inference_layout(x, self.training)
         if not is_scripting():  # noqa: SIM102
             if takes_fast_path(self.stem, x, _FOLDED_STEM):
@@ -280,34 +234,75 @@ class RepLKNet(Classifier):
             x = layer(x)
         return x
 
-    def _forward_stage(self, x: Tensor, stage: int) -> Tensor:
+    def forward_stage(self, x: Tensor, stage: int) -> Tensor:
         if stage > 0:
             x = self.transitions[stage - 1](x)
         out: Tensor = self.stages[stage](x)
         return out
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a new one, freshly initialised; 0 removes it.
+    def normed_map(self, x: Tensor, stage: int) -> Tensor:
+        out: Tensor = self.stages[stage].get_submodule("norm")(x)
+        return out
 
-        Raises:
-            ValueError: If `num_classes` is negative, or the final norm was already folded into the old head.
+    def keep_stages(self, count: int) -> None:
+        self.stages = self.stages[:count]
+        self.transitions = self.transitions[: count - 1]
+
+    def layer_groups(self, coarse: bool) -> dict[str, Any]:
+        """By stage, or else, as in the official training code, by two pairs of blocks, which makes twelve groups of the
+        published networks beside stem and head; a transition joins the group before it.
         """
-        config = replace(self.config, num_classes=num_classes)
-        if num_classes > 0 and isinstance(self.norm, nn.Identity):
-            raise ValueError(
-                f"num_classes={num_classes}: this network has no final norm of its own any more (folded into its old "
-                "head, or built without one); reset the classifier before re-parameterising"
-            )
-        self.config = config
-        reference = next(self.parameters())
-        self.head = nn.Identity().train(self.training)
-        if num_classes > 0:
-            head = nn.Linear(self.config.channels[-1], num_classes, device=reference.device, dtype=reference.dtype)
-            self.head = head.train(self.training)
+        blocks: list[tuple[str, tuple[int, ...] | None]] = [(r"^stages\.(\d+)", None)]
+        if not coarse:
+            blocks = []
+            for stage, layers in enumerate(self.config.layers):
+                for group, first in enumerate(range(0, 2 * layers, _BLOCKS_IN_A_GROUP)):
+                    own = "|".join(map(str, range(first, min(first + _BLOCKS_IN_A_GROUP, 2 * layers))))
+                    blocks.append((rf"^stages\.{stage}\.blocks\.(?:{own})\.", (stage, group)))
+        return {"stem": r"^stem", "blocks": [*blocks, (r"^transitions\.(\d+)", (_MERGE_WITH_PREVIOUS,))]}
 
-    def switch_to_deploy(self) -> None:
-        """Merge the parallel kernels and fold every batch norm, in place (`reparameterize(self, inplace=True)`)."""
-        reparameterize(self, inplace=True)
+    @classmethod
+    def owns(cls, state: Mapping[str, Tensor]) -> bool:
+        return "stem.0.conv.weight" in state or any(".large_kernel.lkb_" in key and ".blocks." in key for key in state)
+
+    @classmethod
+    def form_of(cls, state: Mapping[str, Tensor]) -> Form:
+        if not any(".lkb_reparam." in key for key in state):
+            return "training"
+        return "folded" if "stem.0.conv.bias" in state else "merged"
+
+    @classmethod
+    def infer_config(cls, state: Mapping[str, Tensor]) -> RepLKNetConfig | None:
+        """The drop-path rate is not in the weights and stays 0; nor is the small kernel after a merge, which then is
+        None. Nor are the stages whose maps a backbone (no final norm and no head) gives: it gets all of them.
+        """
+        large = {}
+        for key, value in state.items():
+            if key.endswith(("large_kernel.lkb_origin.conv.weight", "large_kernel.lkb_reparam.weight")):
+                large[key.partition(".large_kernel.")[0]] = value
+        layers = Counter(map(stage_of, large))
+        try:
+            num_stages = len(layers)
+            firsts = [f"stages.{stage}.blocks.0" for stage in range(num_stages)]
+            channels = [state[f"{block}.pw1.conv.weight"].shape[1] for block in firsts]
+            smalls = [
+                value.shape[-1] for key, value in state.items() if key.endswith("large_kernel.small_conv.conv.weight")
+            ]
+            norms = [f"stages.{stage}.norm.weight" in state for stage in range(num_stages)]
+            return RepLKNetConfig(
+                layers=tuple(layers[stage] for stage in range(num_stages)),
+                channels=tuple(channels),
+                kernel_sizes=tuple(large[block].shape[-1] for block in firsts),
+                small_kernel=smalls[0] if smalls else None,
+                dw_ratio=large[firsts[0]].shape[0] / channels[0],
+                ffn_ratio=state["stages.0.blocks.1.pw1.conv.weight"].shape[0] / channels[0],
+                in_channels=state["stem.0.conv.weight"].shape[1],
+                num_classes=state["head.weight"].shape[0] if "head.weight" in state else 0,
+                out_indices=None if {"norm.weight", "head.weight"} & state.keys() else tuple(range(num_stages)),
+                norm_intermediate_features=all(norms),
+            )
+        except (ArithmeticError, KeyError, ValueError, IndexError):
+            return None
 
 
 def _nano(kernel_sizes: tuple[int, ...]) -> RepLKNetConfig:
@@ -337,3 +332,77 @@ PRESETS: Mapping[str, RepLKNetConfig] = MappingProxyType(
 )
 """Architectures by name: the published ones (Ding et al. 2022, Table 5 and section 4.2), and two small networks for
 images of 64 pixels, whose trained weights come with the package."""
+
+
+def _published(**entry: Any) -> PublishedWeights:
+    return PublishedWeights(
+        folder="https://download.openmmlab.com/mmclassification/v0/replknet/",
+        source="Ding et al. 2022, github.com/DingXiaoH/RepLKNet-pytorch, as converted by mmpretrain",
+        **entry,
+    )
+
+
+FAMILY = Family(
+    name="RepLKNet",
+    network=RepLKNet,
+    config=RepLKNetConfig,
+    presets=PRESETS,
+    published={
+        "replknet_31b.in1k_224": _published(
+            architecture="replknet_31b",
+            file="replknet-31B_3rdparty_in1k_20221118-fd08e268.pth",
+            training_data="ImageNet-1K",
+            image_size=224,
+            top1=83.48,
+            top5=96.57,
+        ),
+        "replknet_31b.in1k_384": _published(
+            architecture="replknet_31b",
+            file="replknet-31B_3rdparty_in1k-384px_20221118-03a170ce.pth",
+            training_data="ImageNet-1K",
+            image_size=384,
+            top1=84.84,
+            top5=97.34,
+        ),
+        "replknet_31b.in22k_ft_in1k_224": _published(
+            architecture="replknet_31b",
+            file="replknet-31B_in21k-pre_3rdparty_in1k_20221118-54ed5c46.pth",
+            training_data="ImageNet-22K, ImageNet-1K",
+            image_size=224,
+            top1=85.20,
+            top5=97.56,
+        ),
+        "replknet_31b.in22k_ft_in1k_384": _published(
+            architecture="replknet_31b",
+            file="replknet-31B_in21k-pre_3rdparty_in1k-384px_20221118-76c92b24.pth",
+            training_data="ImageNet-22K, ImageNet-1K",
+            image_size=384,
+            top1=85.99,
+            top5=97.75,
+        ),
+        "replknet_31l.in22k_ft_in1k_384": _published(
+            architecture="replknet_31l",
+            file="replknet-31L_in21k-pre_3rdparty_in1k-384px_20221118-dc3fc07c.pth",
+            training_data="ImageNet-22K, ImageNet-1K",
+            image_size=384,
+            top1=86.63,
+            top5=98.00,
+        ),
+        "replknet_xl.meg73m_ft_in1k_320": _published(
+            architecture="replknet_xl",
+            file="replknet-XL_meg73m-pre_3rdparty_in1k-320px_20221118-88259b1d.pth",
+            training_data="MegData73M, ImageNet-1K",
+            image_size=320,
+            top1=87.57,
+            top5=98.39,
+            mean=_HALF,
+            std=_HALF,
+        ),
+    },
+    authors="Ding et al. 2022",
+    paper="2203.06717",
+    origin="https://github.com/DingXiaoH/RepLKNet-pytorch",
+    license="mit",
+    first_layer="stem.0.conv",
+)
+"""Accuracies and file names: mmpretrain, configs/replknet. Preprocessing: the official repository."""

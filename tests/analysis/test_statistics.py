@@ -1,5 +1,6 @@
 import math
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,11 +119,15 @@ def test_no_interval_has_an_impossible_confidence(confidence: float) -> None:
 
 
 def test_draws_are_a_positive_number_from_a_seed_that_can_be_one() -> None:
-    for options, message in (({"num_resamples": 0}, "num_resamples=0: expected"), ({"seed": -1}, "seed=-1: expected")):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"num_resamples": 0}, "num_resamples=0: expected"),
+        ({"seed": -1}, "seed=-1: expected"),
+    ]
+    for options, message in cases:
         with pytest.raises(ValueError, match=message):
             bootstrap_interval(lambda drawn: float(drawn.mean()), 3, **options)
         with pytest.raises(ValueError, match=message):
-            next(cluster_weights([np.arange(3)], **{"num_resamples": 5, "seed": 0} | options))
+            next(cluster_weights([np.arange(3)], **({"num_resamples": 5, "seed": 0} | options)))
 
 
 # Sequences ------------------------------------------------------------------------------------------------------------

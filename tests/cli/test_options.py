@@ -126,7 +126,7 @@ def test_the_choice_of_a_model() -> None:
     assert small.module.config.kernel_sizes == (3, 3, 3, 3)  # type: ignore[union-attr]
     assert ModelChoice(device="cpu").computed_on() == {}
     assert ModelChoice(device="meta", dtype="float16").computed_on() == {"device": "meta", "dtype": "float16"}
-    with pytest.raises(ValueError, match="small_kernel=3: applies to RepLKNets by name only"):
+    with pytest.raises(ValueError, match="small_kernel=3: applies to networks of replknet by name only"):
         ModelChoice(small_kernel=3).load(["timm:resnet18"])
     with pytest.raises(ValueError, match="pretrained=False: applies to networks by name only"):
         ModelChoice(pretrained=False).load(["weights.pth"])

@@ -162,8 +162,8 @@ def small_weights(words: Sequence[str]) -> None:
     """Let the file that is here stand for the published weights."""
     os.environ["TORCH_HOME"] = str(Path("out").resolve())
     (source,) = (Path(word.removeprefix("file://")) for word in words if word.startswith("file://"))
-    entry = replace(published.PUBLISHED[_WEIGHTS], file=f"small-{sha256_of(source)[:8]}.pth")
-    published.PUBLISHED = {**published.PUBLISHED, _WEIGHTS: entry}
+    entry = replace(replknet.PUBLISHED[_WEIGHTS], file=f"small-{sha256_of(source)[:8]}.pth")
+    vars(published)["PUBLISHED"] = {**replknet.PUBLISHED, _WEIGHTS: entry}
 
 
 def few_stimuli(words: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from analysis.receptive_field.result import ErfResult
 from analysis.shape_bias.page import shape_bias_page
 from analysis.shape_bias.result import ShapeBiasResult
 from analysis.study import record, report
-from analysis.study.running import run_study
+from analysis.study.sweeping import run_study
 from tests.analysis.study.test_running import TINY
 from tests.cli.command import run
 from tests.pages.browser import Tab, browsing

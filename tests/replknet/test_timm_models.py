@@ -9,13 +9,14 @@ import pytest
 import timm
 import torch
 from timm.models import load_pretrained
+from timm.models._manipulate import group_with_matcher
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
 import replknet
 from replknet import timm_models
 from replknet.timm_models import TimmRepLKNet
-from tests.networks import TINY, randomize_norms
+from tests.networks import TINY, TINY_UNIREPLKNET, randomize_norms, tiny_unireplknet
 
 NAMES = ("replknet_31b", "replknet_31l", "replknet_xl", "replknet_nano_k3", "replknet_nano_k31")
 SMALL = ("replknet_nano_k3", "replknet_nano_k31")
@@ -29,7 +30,9 @@ def small(**options: Any) -> Any:
 
 def test_the_family_is_registered() -> None:
     assert set(NAMES) <= set(timm.list_models("replknet*"))
-    assert set(replknet.PUBLISHED) | {f"{name}.synthetic" for name in SMALL} == set(timm.list_pretrained("replknet*"))
+    published = {name for name in replknet.PUBLISHED if name.startswith("replknet")}
+    assert published | {f"{name}.synthetic" for name in SMALL} == set(timm.list_pretrained("replknet*"))
+    assert set(replknet.PUBLISHED) <= set(timm.list_pretrained())
     assert timm.is_model("replknet_31b")
     assert timm.list_modules().count("timm_models") == 1
 
@@ -335,3 +338,59 @@ def test_segmentation_models_pytorch_trains_on_the_encoder(architecture: str) ->
         losses.append(loss.item())
     assert losses[1] < losses[0]
     assert all(parameter.grad is not None for parameter in model.encoder.parameters())
+
+
+def test_a_network_of_timm_with_our_name_stays(tmp_path: Path) -> None:
+    """A later timm may bring its own; whoever asks timm gets that, and is told so."""
+    code = """
+import warnings
+import timm
+from timm.models import register_model
+from torch import nn
+
+def unireplknet_t(pretrained=False, **kwargs):
+    return nn.Identity()
+
+register_model(unireplknet_t)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from replknet import timm_models
+print([str(w.message) for w in caught if "replknet" in str(w.message)])
+print(type(timm.create_model("unireplknet_t")).__name__, type(timm.create_model("unireplknet_a")).__name__)
+print(type(timm_models.create("unireplknet_t", num_classes=3)).__name__)
+from analysis.models.replknets import new_model
+print(type(new_model("unireplknet_t", num_classes=3).module).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told, theirs, ours, trained = done.stdout.strip().splitlines()
+    assert "timm has networks of its own called unireplknet_t, which stay" in told
+    assert theirs == "Identity TimmUniRepLKNet"
+    assert (ours, trained) == ("TimmUniRepLKNet", "TimmUniRepLKNet")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*TorchScript:DeprecationWarning")
+@pytest.mark.parametrize("form", ["training", "merged"])
+def test_unireplknet_scripts_and_has_the_methods_of_timm(form: str) -> None:
+    model = timm.create_model("unireplknet_t", **TINY_UNIREPLKNET)
+    model.load_state_dict(tiny_unireplknet().state_dict())
+    model.eval()
+    if form == "merged":
+        model = timm.utils.reparameterize_model(model)
+    images = torch.randn(2, 3, 64, 64)
+    wanted = tiny_unireplknet().float()(images)
+    with torch.no_grad():
+        for network in (model, torch.jit.script(model), torch.fx.symbolic_trace(model)):
+            assert torch.allclose(network(images), wanted, atol=1e-5)
+    final, maps = model.forward_intermediates(images)
+    assert [tuple(found.shape[1:]) for found in maps] == [(8, 16, 16), (16, 8, 8), (24, 4, 4), (32, 2, 2)]
+    assert torch.allclose(model.forward_head(final), wanted, atol=1e-5)
+    unpooled = timm.create_model("unireplknet_t", **TINY_UNIREPLKNET, global_pool="").eval()
+    assert unpooled(images).shape == (2, 10, 2, 2)
+    with pytest.raises(ValueError, match=r"global_pool='catavgmax'.*a norm after the pooling"):
+        timm.create_model("unireplknet_t", **(TINY_UNIREPLKNET | {"num_classes": 0}), global_pool="catavgmax")
+    groups = group_with_matcher(model.named_parameters(), model.group_matcher())
+    order = [next(iter(names)) for _, names in sorted(groups.items())]
+    assert order[0].startswith("downsample_layers.0")
+    assert [name.split(".")[1] for name in order[2:5]] == ["1", "2", "3"]
+    model.prune_intermediate_layers([1])
+    assert (len(model.stages), len(model.downsample_layers)) == (2, 2)

@@ -332,8 +332,8 @@ class _Network:
 
 
 def _merged(loaded: LoadedModel, level: Literal["kernels", "full"] = "full") -> LoadedModel:
-    """A RepLKNet with its kernels, or with all that can be, merged; any other network as it is."""
-    if not isinstance(loaded.module, replknet.RepLKNet):
+    """A network of `replknet` with its kernels, or with all that can be, merged; any other network as it is."""
+    if not isinstance(loaded.module, replknet.Network):
         return loaded
     return replace(loaded, module=replknet.reparameterize(loaded.module, level=level))
 

@@ -38,7 +38,7 @@ class NetworkResult(Result):
     missing: dict[str, str] = field(default_factory=dict)
     """By the name of a measurement why there is none."""
     parameters: float = _NOTHING
-    """With the kernels merged, where the network is a RepLKNet; as the next."""
+    """With the kernels merged, where the network is one of `replknet`; as the next."""
     macs: float = _NOTHING
     """Multiply-accumulates for one image."""
     inference_ms: float = _NOTHING

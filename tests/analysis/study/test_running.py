@@ -24,6 +24,7 @@ from analysis.study.sweeping import run_study
 from analysis.training import loop
 from analysis.training.loop import accuracy
 from analysis.training.recipe import Recipe
+from replknet import RepLKNet
 
 TINY = Study(
     kernels=(3, 5),
@@ -125,6 +126,7 @@ def test_untrained_networks_are_calibrated(finished: tuple[Path, list[Outcome]])
     calibrated = running._calibrated_copy(raw, images)
     assert all(torch.equal(p, q) for p, q in zip(raw.parameters(), calibrated.parameters(), strict=True))
     batch = normalize(torch.stack([torch.from_numpy(images.train[i][0]).permute(2, 0, 1) for i in range(48)]))
+    assert isinstance(raw, RepLKNet) and isinstance(calibrated, RepLKNet)
     with torch.no_grad():
         stem = calibrated.stem[0].eval()(batch)
         expected = raw.stem[0].train()(batch)  # normalised by the batch itself: the same 48 images

@@ -11,7 +11,7 @@ import torch
 import replknet
 from replknet import DownloadError
 from replknet.checkpoints.published import sha256_of
-from tests.networks import TINY, randomize_norms
+from tests.networks import TINY, randomize_norms, tiny_unireplknet
 from tests.server import Server, serving
 
 NAME = "replknet_31b.in1k_224"
@@ -32,9 +32,8 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple
     torch.save({"meta": {}, "state_dict": state}, tmp_path / "source.pth")
     file = f"replknet-31B_3rdparty_in1k_20221118-{sha256_of(tmp_path / 'source.pth')[:8]}.pth"
     with serving({file: (tmp_path / "source.pth").read_bytes()}) as server:
-        entry = replace(replknet.PUBLISHED[NAME], file=file)
+        entry = replace(replknet.PUBLISHED[NAME], file=file, folder=server.url + "/")
         monkeypatch.setattr("replknet.checkpoints.published.PUBLISHED", {**replknet.PUBLISHED, NAME: entry})
-        monkeypatch.setattr("replknet.checkpoints.published.BASE_URL", server.url + "/")
         yield server, file
 
 
@@ -68,7 +67,8 @@ def test_what_goes_wrong_is_one_line_and_leaves_nothing(fault: str, hub: Path, p
 
 
 def test_without_a_network_the_address_and_the_place_are_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replknet.checkpoints.published.BASE_URL", "http://127.0.0.1:9/")
+    entry = replace(replknet.PUBLISHED[NAME], folder="http://127.0.0.1:9/")
+    monkeypatch.setattr("replknet.checkpoints.published.PUBLISHED", {NAME: entry})
     with pytest.raises(
         DownloadError, match=r"refused.*; fetch http://127.0.0.1:9/replknet-31B\S+ by hand and put it at"
     ):
@@ -120,9 +120,12 @@ def test_what_a_killed_download_left_goes_though_the_file_is_there(hub: Path, pu
 
 
 def test_names_and_files_of_the_published_weights() -> None:
-    assert len(replknet.PUBLISHED) == 6
     for name, weights in replknet.PUBLISHED.items():
         assert name.startswith(weights.architecture + ".")
+        assert weights.url.startswith("https://") and weights.file.endswith(".pth")
+    hashed = {name: weights for name, weights in replknet.PUBLISHED.items() if weights.sha256}
+    assert len(hashed) == 6
+    for name, weights in hashed.items():
         assert weights.file.endswith(f"-{weights.sha256}.pth")
         assert len(weights.sha256) == 8
         assert name.endswith(f"_{weights.image_size}")
@@ -142,8 +145,37 @@ def test_a_full_checkpoint_of_31b_loads_from_the_server(
     torch.save({"meta": {}, "state_dict": state}, source)
     file = f"replknet-31B-{sha256_of(source)[:8]}.pth"
     with serving({file: source.read_bytes()}) as server:
-        entry = replace(replknet.PUBLISHED[NAME], file=file)
+        entry = replace(replknet.PUBLISHED[NAME], file=file, folder=server.url + "/")
         monkeypatch.setattr("replknet.checkpoints.published.PUBLISHED", {**replknet.PUBLISHED, NAME: entry})
-        monkeypatch.setattr("replknet.checkpoints.published.BASE_URL", server.url + "/")
         loaded = replknet.create_model("replknet_31b", pretrained=True, progress=False).state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+
+
+def test_a_file_without_a_published_hash_is_read_and_can_be_pinned(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "unireplknet_a.in1k_224"
+    torch.save({"model": tiny_unireplknet().state_dict()}, tmp_path / "source.pth")
+    digest = sha256_of(tmp_path / "source.pth")
+    file = replknet.PUBLISHED[name].file
+    with serving({file: (tmp_path / "source.pth").read_bytes()}) as server:
+        entry = replace(replknet.PUBLISHED[name], folder=server.url + "/")
+        monkeypatch.setattr("replknet.checkpoints.published.PUBLISHED", {name: entry})
+        server.faults[file] = ["cut"]
+        with pytest.raises(DownloadError, match="arrived cut"):
+            replknet.download_weights(name, progress=False)
+        with pytest.raises(DownloadError, match="arrived cut or is not the published file"):
+            replknet.download_weights(name, sha256="0" * 64, progress=False)
+        assert list(hub.iterdir()) == []
+        path = replknet.download_weights(name, progress=False)
+    assert replknet.download_weights(name, sha256=digest.upper()) == path
+    with pytest.raises(DownloadError, match=f"starts with {digest[:8]}, expected 00000000"):
+        replknet.download_weights(name, sha256="0" * 8)
+    with pytest.raises(ValueError, match="sha256='xyz': expected 8 to 64 hexadecimal digits"):
+        replknet.download_weights(name, sha256="xyz")
+    assert replknet.inspect_checkpoint(path).published is None
+
+
+def test_a_pin_against_the_published_hash_is_refused() -> None:
+    with pytest.raises(ValueError, match="which begins with fd08e268"):
+        replknet.download_weights(NAME, sha256="0" * 64)

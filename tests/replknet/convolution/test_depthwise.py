@@ -150,6 +150,16 @@ def test_state_dict_is_that_of_conv2d() -> None:
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("sides", [(13, 3), (3, 13)])
+def test_a_layer_with_rectangular_kernels(sides: tuple[int, int]) -> None:
+    ours = DepthwiseConv2d(6, sides, bias=True)
+    theirs = torch.nn.Conv2d(6, 6, sides, padding=(sides[0] // 2, sides[1] // 2), groups=6)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 6, 9, 11)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    assert ours.padding == theirs.padding
+
+
 def test_other_devices_get_the_plain_convolution() -> None:
     layer = DepthwiseConv2d(6, 31).to("meta")
     assert layer(torch.empty(2, 6, 9, 9, device="meta")).shape == (2, 6, 9, 9)
@@ -212,6 +222,8 @@ def test_refuses(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], method
         depthwise_conv2d(torch.zeros(x_shape), torch.zeros(weight_shape), method=cast("Method", method))
     with pytest.raises(ValueError, match="kernel_size=4"):
         DepthwiseConv2d(3, 4)
+    with pytest.raises(ValueError, match=r"kernel_size=\(5, 4\)"):
+        DepthwiseConv2d(3, (5, 4))
     with pytest.raises(ValueError, match="channels=0"):
         DepthwiseConv2d(0, 3)
 

@@ -94,3 +94,34 @@ def test_plans_are_looked_up_once() -> None:
     assert plan(*LARGE) is plan(*LARGE)
     assert plan(*LARGE) is not plan(*LARGE, needs=False)
     assert replace(plan(*LARGE), keeps_spectra=False) == plan(*LARGE, needs=False)
+
+
+@pytest.mark.usefixtures("forget")
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
+def test_contiguous_maps_leave_conv2d_for_kernels_that_reach_far_sideways_only(
+    monkeypatch: pytest.MonkeyPatch, capability: str
+) -> None:
+    """oneDNN names its kernels (ONEDNN_VERBOSE=1): jit_dw for 49 x 5, and a product of matrices for 5 x 49."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    planning.processor.cache_clear()
+    planning._plan.cache_clear()
+    tall, wide = (plan((8, 249, 28, 28), (249, 1, *sides)) for sides in ((49, 5), (5, 49)))
+    assert tall.output == "native"
+    assert wide.output != "native" and wide.arrangement is torch.channels_last
+    for found in (tall, wide):  # where it multiplies every zero outside the map
+        assert found.weight_gradient == "fft"
+
+
+def test_taps_of_a_strip_are_cut_along_the_strip() -> None:
+    for memory_format in LAYOUTS:
+        assert plan((1, 499, 14, 14), (499, 1, 47, 5), memory_format).crops
+        assert plan((1, 499, 14, 14), (499, 1, 5, 47), memory_format).crops
+        assert not plan((1, 499, 14, 14), (499, 1, 27, 5), memory_format).crops
+
+
+def test_what_an_output_promises_to_take_grows_with_the_kernel_and_the_images() -> None:
+    x = torch.empty(2, 124, 56, 56)
+    times = [planning.output_time(x, torch.Size((124, 1, *sides))) for sides in ((5, 5), (51, 5), (51, 51))]
+    assert 0 < times[0] < times[1] < times[2]
+    one = planning.output_time(x[:1], torch.Size((124, 1, 51, 5)))
+    assert times[1] == pytest.approx(2 * one, rel=0.1)

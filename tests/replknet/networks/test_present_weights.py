@@ -38,6 +38,7 @@ SMALL: dict[str, Any] = {
 def network(form: str) -> RepLKNet:
     torch.manual_seed(0)
     model = replknet.create_model("replknet_31b", **SMALL)
+    assert isinstance(model, RepLKNet)
     randomize_norms(model)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:  # statistics of their own inputs, so that every layer matters

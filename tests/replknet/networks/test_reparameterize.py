@@ -118,6 +118,13 @@ def test_unknown_level_and_missing_statistics_are_refused() -> None:
         folding.batch_norm_affine(nn.BatchNorm2d(3, track_running_stats=False))
 
 
+def test_a_strip_is_embedded_in_the_middle_of_a_square() -> None:
+    strip = torch.arange(1.0, 7.0).view(1, 1, 3, 2)[..., :1]  # 1, 3, 5 from above
+    expected = torch.zeros(5, 5)
+    expected[1:4, 2] = torch.tensor([1.0, 3.0, 5.0])
+    torch.testing.assert_close(folding.embed_kernel(strip, 5)[0, 0], expected)
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 5), st.sampled_from([3, 5, 9]), st.sampled_from([1, 3]), st.booleans(), st.integers(0, 2**31 - 1))
 def test_pure_functions_on_random_layers(channels: int, size: int, small: int, affine: bool, seed: int) -> None:
