@@ -28,9 +28,15 @@ def with_weights(
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointError: If it is no weight file, or any key is missing, unexpected or of another shape.
+        ValueError: If weights do not tell how the network takes its input.
     """
     state, layout = read_tensors(Path(checkpoint))
     loaded = make(None)
+    if hasattr(loaded.module, "transform_input"):  # torchvision's GoogLeNet and Inception
+        raise ValueError(
+            f"checkpoint={str(checkpoint)!r}: expected none for {loaded.name.removesuffix(RANDOM)}, as no file tells "
+            "whether its weights want transform_input; name a function that makes the network as it was trained"
+        )
     fitting = _named(loaded.module, state)
     classes = _classes(loaded.module, fitting) if heads else None
     if classes is not None:

@@ -103,6 +103,13 @@ def test_what_does_not_fit_is_refused(own: nn.Module, tmp_path: Path) -> None:
         load_model("torchvision:resnet18", checkpoint=path, pretrained=False)
 
 
+def test_weights_that_may_want_another_input_are_refused(own: nn.Module, tmp_path: Path) -> None:
+    """GoogLeNet's published weights want images scaled anew inside the network; a file does not tell whether its do."""
+    torch.save(own.state_dict(), tmp_path / "any.pth")
+    with pytest.raises(ValueError, match=r"expected none for googlenet, as no file tells whether.*transform_input"):
+        load_model("torchvision:googlenet", checkpoint=tmp_path / "any.pth")
+
+
 def test_only_tensors_are_unpickled(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
