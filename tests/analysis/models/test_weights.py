@@ -103,6 +103,7 @@ def test_what_does_not_fit_is_refused(own: nn.Module, tmp_path: Path) -> None:
         load_model("torchvision:resnet18", checkpoint=path, pretrained=False)
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
 def test_weights_that_may_want_another_input_are_refused(own: nn.Module, tmp_path: Path) -> None:
     """GoogLeNet's published weights want images scaled anew inside the network; a file does not tell whether its do."""
     torch.save(own.state_dict(), tmp_path / "any.pth")
