@@ -1,4 +1,4 @@
-"""RepLKNet-31B at work, beside the same network from other layers and in other engines."""
+"""Networks at work, beside the same network from other layers and in other engines."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +12,14 @@ from torch.nn import functional as F
 
 import replknet
 from analysis.benchmark.timing import Call, Case, Contender, seed_and_threads, without_gradients
+from analysis.models.layers import fast_layout
 from analysis.runs.memory import keep_freed_memory
 from replknet import DepthwiseConv2d, ReparamLargeKernelConv
+from replknet.convolution.dilated import DilatedConv2d
 from replknet.convolution.pointwise import PointwiseConv2d, multiply
+from replknet.networks import family_of
+
+_OWN_LAYERS = (DepthwiseConv2d, DilatedConv2d, PointwiseConv2d)
 
 
 def network(
@@ -48,7 +53,7 @@ def network(
     if variant in ("onnxruntime", "openvino"):
         return _exported(model, images, variant, threads)
     if variant.startswith("nn.Conv2d"):
-        _replace(model, lambda layer: _plain(layer) if isinstance(layer, DepthwiseConv2d | PointwiseConv2d) else layer)
+        _replace(model, lambda layer: _plain(layer) if isinstance(layer, _OWN_LAYERS) else layer)
         # The network would choose the layout itself; these are the two that a user can give to the official code.
         layout = torch.channels_last if variant.endswith("channels_last") else torch.contiguous_format
         model.to(memory_format=layout)
@@ -101,7 +106,7 @@ def network_on(
     if task == "inference" or (task == "erf" and not native):
         model = replknet.reparameterize(model)
     if native:
-        _replace(model, lambda layer: _plain(layer) if isinstance(layer, DepthwiseConv2d | PointwiseConv2d) else layer)
+        _replace(model, lambda layer: _plain(layer) if isinstance(layer, _OWN_LAYERS) else layer)
     kind = torch.float32 if task == "train" else getattr(torch, dtype)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model.to(device=device, dtype=kind, memory_format=layout)  # type: ignore[call-overload]
@@ -132,6 +137,50 @@ def _gradient(model: nn.Module, images: Tensor) -> Call:
         return torch.autograd.grad(unit, pixels)[0]
 
     return gradient
+
+
+def family_network(name: str, variant: str, task: str, size: int, batch: int, threads: int) -> Call:
+    """A network of any family in inference, re-parameterised, or in training.
+
+    Args:
+        name: Of its architecture.
+        variant: "replknet", in the layout that `train` takes; "nn.Conv2d", every depthwise and 1x1 convolution a plain
+            one of contiguous maps; or "nn.Conv2d, channels_last".
+        task: "inference" or "train".
+        size: Side of the images.
+        batch: Number of images.
+        threads: Of the processor.
+    """
+    seed_and_threads(threads)
+    model = replknet.create_model(name)
+    images = torch.randn(batch, 3, size, size)
+    if task == "inference":
+        model = replknet.reparameterize(model.eval().requires_grad_(False))
+    if variant != "replknet":
+        _replace(model, lambda layer: _plain(layer) if isinstance(layer, _OWN_LAYERS) else layer)
+    layout = torch.contiguous_format if variant == "nn.Conv2d" else torch.channels_last
+    if variant == "replknet":
+        layout = fast_layout(model, images.device)
+    model.to(memory_format=layout)
+    first = model.get_submodule(family_of(model.config).first_layer)
+    if task == "train":
+        images = images.contiguous(memory_format=layout)
+        return _training_step(model, images)
+    if variant != "replknet":  # the network would choose the layout itself
+        first.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(memory_format=layout),))
+    return without_gradients(lambda: model(images))
+
+
+def family_cases(name: str, task: str, sizes: Sequence[int], batches: Sequence[int], threads: int) -> Iterator[Case]:
+    """The cases of `family_network`."""
+    for size in sizes:
+        for batch in batches:
+            own = {"name": name, "task": task, "size": size, "batch": batch, "threads": threads}
+            contenders = [
+                Contender(variant, variant, family_network, {**own, "variant": variant})
+                for variant in ("replknet", "nn.Conv2d", "nn.Conv2d, channels_last")
+            ]
+            yield Case({"network": name, "task": task, "size": size, "images": batch}, contenders)
 
 
 def network_cases(task: str, sizes: Sequence[int], batches: Sequence[int], threads: int) -> Iterator[Case]:
@@ -315,8 +364,9 @@ def _plain(layer: nn.Conv2d) -> nn.Conv2d:
     plain = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
-        layer.kernel_size[0],
-        padding=layer.kernel_size[0] // 2,
+        cast("Any", layer.kernel_size),
+        padding=cast("Any", tuple(d * (k // 2) for d, k in zip(layer.dilation, layer.kernel_size, strict=True))),
+        dilation=cast("Any", layer.dilation),
         groups=layer.groups,
         bias=layer.bias is not None,
         device=layer.weight.device,

@@ -12,9 +12,10 @@ import torch
 import typer
 from rich.table import Table
 
+import replknet
 from analysis.benchmark.convolutions import convolution_cases, with_published, with_sums
 from analysis.benchmark.devices import DTYPES, environment
-from analysis.benchmark.networks import gpu_network_cases, network_cases, with_rates
+from analysis.benchmark.networks import family_cases, gpu_network_cases, network_cases, with_rates
 from analysis.benchmark.receptive_fields import receptive_field_cases
 from analysis.benchmark.timing import ROUNDS, THREADS, Case, check_timing, compare, slowness
 from analysis.benchmark.workers import Workers
@@ -34,6 +35,8 @@ app.add_typer(bench, name="bench")
 
 _MANY = 400
 _FOREIGN_IMAGES = 48
+_FIRST = "replknet_31b"
+_Network = Annotated[str, typer.Option(help="Architecture, by its name; others than the first on a CPU only.")]
 _Rounds = Annotated[int, typer.Option(help="Rounds; in each, every contender is called once.", min=1, max=ROUNDS[1])]
 _Seconds = Annotated[float, typer.Option(help="After so many seconds of rounds, no new one begins (two at least).")]
 _Threads = Annotated[
@@ -75,6 +78,7 @@ def bench_conv(
 
 @bench.command("model")
 def bench_model(
+    network: _Network = _FIRST,
     size: Annotated[int, typer.Option(help="Side of the images.", min=32, max=4096)] = 224,
     batches: Annotated[str | None, typer.Option(help="Batch sizes; by default 1,4 on a CPU and 64 on a GPU.")] = None,
     rounds: _Rounds = 9,
@@ -87,11 +91,11 @@ def bench_model(
     compiled: _Compile = False,
     out: _Out = None,
 ) -> None:
-    """RepLKNet-31B, re-parameterised, in inference."""
+    """A network, re-parameterised, in inference: RepLKNet-31B in other engines, too, any other in plain layers."""
     device = _place(device, dtype)
     batches = batches or ("1,4" if device == "cpu" else "64")
-    cases = _network_cases("inference", (size,), batches, threads, device, dtype or "bfloat16", compiled)
-    _bench("inference", cases, rounds, seconds, threads, out, device)
+    cases = _network_cases("inference", (size,), batches, threads, device, dtype or "bfloat16", compiled, network)
+    _bench(_named("inference", network), cases, rounds, seconds, threads, out, device)
 
 
 @bench.command("erf")
@@ -128,6 +132,7 @@ def bench_erf(
 
 @bench.command("train")
 def bench_train(
+    network: _Network = _FIRST,
     size: Annotated[int, typer.Option(help="Side of the images.", min=32, max=4096)] = 224,
     batches: Annotated[str | None, typer.Option(help="Batch sizes; by default 8 on a CPU and 64 on a GPU.")] = None,
     rounds: _Rounds = 5,
@@ -140,11 +145,11 @@ def bench_train(
     compiled: _Compile = False,
     out: _Out = None,
 ) -> None:
-    """A training step of RepLKNet-31B with kernels 31-29-27-13 and with 3-3-3-3."""
+    """A training step: of RepLKNet-31B with kernels 31-29-27-13 and with 3-3-3-3, of others beside plain layers."""
     device = _place(device, dtype)
     batches = batches or ("8" if device == "cpu" else "64")
-    cases = _network_cases("train", (size,), batches, threads, device, dtype or "bfloat16", compiled)
-    _bench("train", cases, rounds, seconds, threads, out, device)
+    cases = _network_cases("train", (size,), batches, threads, device, dtype or "bfloat16", compiled, network)
+    _bench(_named("train", network), cases, rounds, seconds, threads, out, device)
 
 
 @bench.command("all")
@@ -183,11 +188,22 @@ def _network_cases(
     device: str,
     dtype: str,
     compiled: bool = False,
+    network: str = _FIRST,
 ) -> list[Case]:
     threads, numbers = threads or torch.get_num_threads(), parse_numbers("--batches", batches, within=BATCHES[:2])
+    if network not in replknet.PRESETS:
+        raise ValueError(f"network={network}: expected one of {', '.join(replknet.PRESETS)}")
+    if network != _FIRST:
+        if device != "cpu":
+            raise ValueError(f"network={network}: expected {_FIRST} on a GPU")
+        return list(family_cases(network, task, sizes, numbers, threads))
     if device == "cpu":
         return list(network_cases(task, sizes, numbers, threads))
     return list(gpu_network_cases(task, sizes, numbers, threads, device=device, dtype=dtype, compiled=compiled))
+
+
+def _named(task: str, network: str) -> str:
+    return task if network == _FIRST else f"{task}-{network}"
 
 
 def _bench(

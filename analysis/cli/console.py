@@ -91,6 +91,7 @@ class _Lines:
         self._began = self._told = time.monotonic()
         self._first: float | None = None
         self._done = self._total = 0.0
+        self._last: tuple[float, str] | None = None
 
     def __call__(self, done: float, total: float, now: str = "") -> None:
         changed = bool(now) and now != self._now
@@ -101,11 +102,11 @@ class _Lines:
             self._tell()
 
     def end(self) -> None:
-        if self._first is not None:
+        if self._first is not None and self._last != (self._done, self._now):
             self._tell()
 
     def _tell(self) -> None:
-        self._told = time.monotonic()
+        self._told, self._last = time.monotonic(), (self._done, self._now)
         passed, new = self._told - self._began, self._done - (self._first or 0)
         name = self._label if self._now == self._label else f"{self._label}: {self._now}"
         left = ""
