@@ -169,7 +169,18 @@ def test_several_networks_are_evaluated(images: str, here: Path, capsys: pytest.
     assert pd.read_csv("one/accuracy.csv")["top1"].tolist() == table["top1"].tolist()[:1]
 
 
-def test_a_trained_network_of_another_library_is_read_back(here: Path) -> None:
+def test_info_tells_what_erf_takes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("info replknet_nano_k3 --json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["parameters"], told["num_classes"], told["input_size"], told["free_size"]) == (287292, 12, 64, True)
+    stem = next(layer for layer in told["layers"] if layer["name"] == "stem.0.conv")
+    assert (stem["shape"], stem["stride"], stem["field"]) == ([1, 16, 32, 32], [2, 2], [3, 3])
+    assert [stage["shape"][2:] for stage in told["stages"]] == [[16, 16], [8, 8], [4, 4], [2, 2]]
+    run(f"erf replknet_nano_k3 --layers {stem['name']},stages.1 {ERF} --out out")
+    assert list(pd.read_csv("out/erf.csv")["layer"]) == ["stem.0.conv", "stages.1"]
+
+
+def test_a_trained_network_of_another_library_is_read_back(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With weights, classes and preprocessing; what it gives is what PyTorch gives for the tensors of the file."""
     from safetensors.torch import load_file
 
@@ -177,11 +188,15 @@ def test_a_trained_network_of_another_library_is_read_back(here: Path) -> None:
     for name in ("timm:test_resnet", "torchvision:squeezenet1_1"):
         out = name.partition(":")[2]
         run(f"train {name} --recipe finetune-small --data data --set steps=2 --device cpu --out {out}")
+        assert "warning: " in (error := capsys.readouterr().err) and "2 steps" in error
         loaded = load_model(out)
         assert (loaded.name, loaded.input_size, len(loaded.classes)) == (out, 64, 12)
         assert loaded.training["recipe"]["steps"] == 2
         state = load_file(f"{out}/network.safetensors")
         assert all(torch.equal(value, state[key]) for key, value in loaded.module.state_dict().items())
+    run("info test_resnet")
+    described = capsys.readouterr().out
+    assert "problems" in described and "none" in described and "layer1" in described
     run("predict test_resnet data/train --device cpu --out p.csv")
     assert set(pd.read_csv("p.csv")["class"]) <= set(load_model("test_resnet").classes)
     # And it is where another training begins, with another head.
