@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.table import Table
+from torch import nn
 
 import replknet
-from analysis.cli.console import print_notes, print_table
+from analysis.cli.console import print_notes, print_table, progress_bar
 from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, Overwrite, takes
 from analysis.models.complexity import num_macs, num_parameters
 
@@ -24,37 +25,49 @@ _Destination = Annotated[Path, typer.Argument(help="The new file; .safetensors, 
 @app.command()
 def models() -> None:
     """List the networks and the published weights, with parameters, multiply-accumulates and accuracies."""
-    table = Table("model", "input", "parameters", "merged", "MACs", "merged MACs", title="Architectures")
-    three: dict[str, Any] = {"kernel_sizes": (3, 3, 3, 3), "small_kernel": None}
-    sizes: dict[tuple[str, int], None] = {}
+    rows: list[tuple[str, int, dict[str, Any]]] = []
     for name in replknet.PRESETS:
-        own = [entry.image_size for entry in replknet.PUBLISHED.values() if entry.architecture == name]
-        sizes |= dict.fromkeys((name, size) for size in own or [64 if name in replknet.SHIPPED else 224])
-    rows: list[tuple[str, int, dict[str, Any]]] = [(*row, {}) for row in sizes] + [("replknet_31b", 224, three)]
-    for name, size, overrides in rows:
-        label = name + (" 3-3-3-3" if overrides else "")
-        training, merged = _costs(name, size, **overrides)
-        table.add_row(label, str(size), training[0], merged[0], training[1], merged[1])
+        own = {entry.image_size for entry in replknet.PUBLISHED.values() if entry.architecture == name}
+        rows += [(name, size, {}) for size in sorted(own) or [64 if name in replknet.SHIPPED else 224]]
+    rows.append(("replknet_31b", 224, {"kernel_sizes": (3, 3, 3, 3), "small_kernel": None}))
+    others = {
+        name: weights
+        for name, weights in replknet.PUBLISHED.items()
+        if weights.num_classes != replknet.PRESETS[weights.architecture].num_classes
+    }
+    costs: dict[tuple[str, int], list[str]] = {}
+    table = Table("model", "input", "parameters", "merged", "MACs", "merged MACs", title="Architectures")
+    with progress_bar("counting") as progress:
+        for number, (name, size, overrides) in enumerate(rows):
+            progress(number, len(rows) + len(others))
+            with torch.device("meta"):
+                model = replknet.create_model(name, **overrides).eval()
+            plain, merged = (_cost(form, size) for form in (model, replknet.reparameterize(model, level="kernels")))
+            costs.setdefault((name, size), plain)
+            label = name + (" 3-3-3-3" if overrides else "")
+            table.add_row(label, str(size), *(own[kind] for kind in (0, 1) for own in (plain, merged)))
+        for number, (name, weights) in enumerate(others.items(), len(rows)):
+            progress(number, len(rows) + len(others))
+            with torch.device("meta"):
+                costs[name, weights.image_size] = _cost(replknet.create_model(name).eval(), weights.image_size)
+        progress(len(rows) + len(others), len(rows) + len(others))
     print_table(table)
     columns = ("model", "trained on", "input", "parameters", "MACs", "top-1 (%)", "top-5 (%)", "licence")
     published = Table(*columns, title="Published weights")
     for name, weights in replknet.PUBLISHED.items():
         accuracies = ["-" if value is None else f"{value:.2f}" for value in (weights.top1, weights.top5)]
-        cost = _costs(name, weights.image_size)[0]
+        cost = costs[name if name in others else weights.architecture, weights.image_size]
         published.add_row(name, weights.training_data, str(weights.image_size), *cost, *accuracies, weights.license)
     for name in replknet.SHIPPED:
-        published.add_row(name, "generated images of this project", "64", *_costs(name, 64)[0], "-", "-", "MIT")
+        published.add_row(name, "generated images of this project", "64", *costs[name, 64], "-", "-", "MIT")
     print_table(published)
     for source in dict.fromkeys(weights.source for weights in replknet.PUBLISHED.values()):
         typer.echo(f"source: {source}; ImageNet-1K accuracies as it reports them")
 
 
-def _costs(name: str, size: int, **overrides: Any) -> list[tuple[str, str]]:
-    """Parameters and multiply-accumulates of a network, and those of it with merged kernels."""
-    with torch.device("meta"):
-        model = replknet.create_model(name, **overrides).eval()
-    forms = (model, replknet.reparameterize(model, level="kernels"))
-    return [(f"{num_parameters(form):,}", f"{num_macs(form, (size, size)):,}") for form in forms]
+def _cost(model: nn.Module, size: int) -> list[str]:
+    """Parameters and multiply-accumulates."""
+    return [f"{num_parameters(model):,}", f"{num_macs(model, (size, size)):,}"]
 
 
 @app.command()

@@ -82,7 +82,7 @@ def test_erf_writes_results_table_and_figures(photos: Path, tmp_path: Path, caps
         ([MODEL, "--std", "nan,1,1"], "--std='nan,1,1'"),
         ([MODEL, "--mean", "inf,1,1"], "--mean='inf,1,1'"),
         ([MODEL, "--layers", "nope"], "--layers='nope'"),
-        ([MODEL, "--checkpoint", "w.pth"], "applies to networks of replknet by name only"),
+        ([MODEL, "--checkpoint", "w.pth"], "no such file"),
         ([MODEL, MODEL], "not all different"),
         (["replknet_31b", "--kernel-sizes", "31,30,27,13"], "--kernel-sizes="),
         (["replknet_31b", "--kernel-sizes", "31,29"], "--kernel-sizes="),
