@@ -251,7 +251,7 @@ def _network_rows(view: View) -> list[tuple[str, str]]:
         key = rows_of_family["family"].iloc[0]
         blocks = "pairs of blocks" if key == REFERENCE else "blocks"
         by_kernel_size = rows_of_family.groupby("kernel")["widths"].first()
-        same = by_kernel_size.nunique() == 1
+        same = len(set(by_kernel_size)) == 1
         widths = by_kernel_size.iloc[0] if same else "; ".join(f"{k}: {width}" for k, width in by_kernel_size.items())
         rows.append(("network", f"{name}, {layers} {blocks}, width {'' if same else 'by kernel '}{widths}"))
         if key != REFERENCE:
