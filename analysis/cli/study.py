@@ -180,6 +180,10 @@ def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders
     images = StudyImages(study)
     check_cells(study, images, device)  # what is wrong is said before OUT is touched
     settings["images"] = images.fingerprint
+    for name in study.families:
+        without = sorted(set(study.kernels).difference(study.kernels_of(name)))
+        if without:
+            print_notes([f"{name} has no kernels of {', '.join(map(str, without))}, and no cells with them"])
     with run_folder(out, "study", settings, overwrite=overwrite) as folder:
         for name in ("cells", *folders):
             by_first(partial(folder.add, name)).mkdir(exist_ok=True)

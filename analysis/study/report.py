@@ -19,7 +19,7 @@ from analysis.study.families import COLUMNS, family_differences
 from analysis.study.measures import REPORTED, Measure, shown
 from analysis.study.panels import PANELS, SECTIONS, Panel, View
 from analysis.study.record import STUDY_FILE, StudyRecord, load_study
-from analysis.study.result import by_kernel, plain_settings, settings_of, study_table
+from analysis.study.result import by_kernel, settings_of, study_table
 from analysis.study.verdict import chance_of_any, findings, power_text, summary_text, warnings_of
 from replknet.networks import family_named
 
@@ -105,7 +105,11 @@ def _render(
     num_done = sum(state.state == "done" for state in record.states)
     common: dict[str, Any] = {
         "title": "Does a larger kernel see further, and does it see shape?",
-        "question": _question(study, measured=view is not None and view.has("cue_conflict_shape_bias")),
+        "question": _question(
+            study,
+            alone=study.families == (REFERENCE,) if view is None else set(view.table["family"]) == {REFERENCE},
+            measured=view is not None and view.has("cue_conflict_shape_bias"),
+        ),
         "command": record.command,
         "states": [] if num_done == len(record.states) else record.states,
         "num_done": num_done,
@@ -175,18 +179,18 @@ def _networks(families: list[str]) -> str:
     return f"{families[0]}s" if len(families) == 1 else f"networks ({', '.join(families)})"
 
 
-def _question(study: Study, *, measured: bool) -> str:
-    """What is asked, and whether real stimuli can answer of shape."""
+def _question(study: Study, *, alone: bool, measured: bool) -> str:
+    """What is asked, of RepLKNets alone or not, and whether real stimuli can answer of shape."""
     text = (
         "RepLKNet's authors report that a few very large kernels give a network a far larger effective receptive field "
         "and a higher shape bias than small ones. Here the networks "
     )
-    if study.families == (REFERENCE,):
+    if alone:
         text += "differ in nothing but the size of their large depthwise kernels."
     else:
         text += (
-            "of a family differ in nothing but the size of their large depthwise kernels, and in what their widths "
-            "need to keep to the budget; those of several families are trained and measured alike."
+            "of a family differ in the size of their large depthwise kernels, and by as much in width as an equal cost "
+            "of the families at each kernel takes; all are trained and measured alike."
         )
     if study.data is not None:
         how = "is measured on the real stimuli alone" if measured else "is not measured"
@@ -243,31 +247,24 @@ def _setting(view: View) -> list[tuple[str, str]]:
 
 def _network_rows(view: View) -> list[tuple[str, str]]:
     """What the networks of each family are, and what is equal in them."""
-    study = view.record.study
-    layers = "-".join(map(str, study.layers))
+    layers = "-".join(map(str, view.record.study.layers))
     rows = []
-    others: dict[str, str] = {}
-    for name, rows_of_family in plain_settings(view.table).items():
-        key = rows_of_family["family"].iloc[0]
-        blocks = "pairs of blocks" if key == REFERENCE else "blocks"
-        by_kernel_size = rows_of_family.groupby("kernel")["widths"].first()
-        same = len(set(by_kernel_size)) == 1
-        widths = by_kernel_size.iloc[0] if same else "; ".join(f"{k}: {width}" for k, width in by_kernel_size.items())
-        rows.append(("network", f"{name}, {layers} {blocks}, width {'' if same else 'by kernel '}{widths}"))
-        if key != REFERENCE:
-            others[name] = key
-    if others:
-        rows.append(
-            (
-                "budget",
-                f"{BUDGETS[study.budget]} with kernels merged; those of a {' or '.join(others)} are within "
-                f"{100 * TOLERANCE:g} % of those of the RepLKNet of the same kernel, by a factor on all of its widths",
+    for name, results in view.families.items():
+        own = family_named(name)
+        widths = {result.cell.kernel: result.widths for result in results}
+        same = len(set(widths.values())) == 1
+        shown = next(iter(widths.values())) if same else "; ".join(f"{k}: {width}" for k, width in widths.items())
+        blocks = "pairs of blocks" if own.key == REFERENCE else "blocks"
+        rows.append(("network", f"{name}, {layers} {blocks}, width {'' if same else 'by kernel '}{shown}"))
+        if own.key != REFERENCE:
+            budget = results[0].settings.get("budget")
+            text = (
+                f"its {BUDGETS.get(str(budget), budget)} with kernels merged are within {100 * TOLERANCE:g} % of those"
             )
-        )
-    for name, key in others.items():
-        left_out = [kernel for kernel in study.kernels if kernel not in study.kernels_of(key)]
+            rows.append(("", f"{text} of the RepLKNet of the same kernel, by a factor on all widths"))
+        left_out = [kernel for kernel in view.record.kernels if own.sides and kernel not in own.sides]
         if left_out:
-            rows.append(("", f"no {name} with kernels of {', '.join(map(str, left_out))}: the family has none"))
+            rows.append(("", f"none with kernels of {', '.join(map(str, left_out))}, which the family does not have"))
     return rows
 
 
@@ -302,7 +299,7 @@ def _rows(view: View) -> list[list[str]]:
     several = len(view.families) > 1
     settings = ["family", "kernel", "small_kernel", "shortcut"]
     for (family, kernel, small, shortcut), own in table.groupby(settings, sort=False):
-        row = [family_named(family).name, own["widths"].iloc[0]] if several else []
+        row = [family_named(str(family)).name, own["widths"].iloc[0]] if several else []
         row += [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own))]
         rows.append(row + [summary_text(own[measure.name].tolist(), measure) for measure in _columns(table)])
     if len(people):

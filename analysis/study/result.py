@@ -69,6 +69,11 @@ class CellResult(Result):
     silhouettes: ShapeBiasResult | None
 
     @property
+    def widths(self) -> str:
+        """Of the stages."""
+        return "-".join(map(str, self.settings["config"]["channels"]))
+
+    @property
     def shape_bias(self) -> float:
         """S / (S + T) with both cues full; NaN for an image folder."""
         return self.conflict.shape_bias if self.conflict is not None else float("nan")
@@ -106,6 +111,9 @@ class CellResult(Result):
             raise ResultError(f"{name}: balances {self.balances} do not go with the conflict images")
         if not self.classes or not self.curve.step or not self.kernel_sizes:
             raise ResultError(f"{name}: without classes, a learning curve or kernels")
+        config = self.settings.get("config")
+        if not isinstance(config, dict) or not isinstance(config.get("channels"), list):
+            raise ResultError(f"{name}: without the architecture of its network")
         if not len(self.balances) == len(self.num_shape) == len(self.num_texture):
             raise ResultError(f"{name}: {len(self.balances)} balances, and other numbers of decisions")
         for shape, texture in zip(self.num_shape, self.num_texture, strict=True):
@@ -122,7 +130,7 @@ class CellResult(Result):
         """Of the table of a study: every measure that is defined for its images."""
         row: dict[str, float | str | bool] = {"cell": self.cell.name, **asdict(self.cell)}
         row["kernel_sizes"] = "-".join(map(str, self.kernel_sizes))
-        row["widths"] = "-".join(map(str, self.settings["config"]["channels"]))
+        row["widths"] = self.widths
         found = {name: measure.of(self) for name, measure in MEASURES.items()}
         return row | {name: value for name, value in found.items() if value is not None}
 
@@ -249,7 +257,7 @@ def settings_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     for (family, shortcut, small), rows in groups:
         label = f"{'with' if small else 'without'} small kernel{f' {small}' if small else ''}"
         label += "" if shortcut else ", without shortcut"
-        parts = (family_named(family).name * (len(numbers) > 1), label * (numbers[family] > 1))
+        parts = (family_named(str(family)).name * (len(numbers) > 1), label * (numbers[family] > 1))
         found.append((", ".join(filter(None, parts)), rows))
     return found
 

@@ -249,7 +249,7 @@ CASES = {
         ("--balances 0,2", "--balances=(0.0, 2.0)"),
         (
             "--families slak --layers 1 --channels 4",
-            "--budget='parameters': no widths of a SLaK with kernels of 3 come",
+            "budget='parameters': no widths of a SLaK with kernels of 3 come",
         ),
         ("--small-kernels -1", "--small-kernels=(-1,)"),
         ("--small-kernels 2", "--small-kernels=(2,)"),
