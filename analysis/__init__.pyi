@@ -78,6 +78,7 @@ from .study.compared.measuring import compare_networks
 from .study.compared.report import write_comparison
 from .study.compared.result import Comparison, NetworkResult, comparison_table
 from .study.design import Cell, Study, preset
+from .study.families import family_differences
 from .study.images import StudyImages
 from .study.jobs import CellState, JobOptions, cell_states
 from .study.measures import Measure
@@ -192,6 +193,7 @@ __all__ = [
     "evaluate_shape_bias",
     "export_model",
     "extract_features",
+    "family_differences",
     "find_images",
     "findings",
     "fit_psychometric",

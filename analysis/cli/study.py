@@ -20,7 +20,7 @@ from analysis.cli.console import (
     progress_bar,
     run_folder,
 )
-from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, Workers, takes
+from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, Workers, parse_names, takes
 from analysis.runs.folder import RunFolder
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.processes import by_first
@@ -28,12 +28,13 @@ from analysis.runs.results import ResultError
 from analysis.runs.settings import AT_ONCE
 from analysis.runs.writing import clear_leftovers
 from analysis.study.design import ADDED, GENERATED, Study, preset
+from analysis.study.families import family_differences
 from analysis.study.images import StudyImages
 from analysis.study.jobs import CellState
 from analysis.study.measures import BRIEF, shown
 from analysis.study.record import PEOPLE, STUDY_FILE, load_study, read_study, save_people, save_study
 from analysis.study.result import settings_of, study_table
-from analysis.study.running import check_place
+from analysis.study.running import check_cells
 from analysis.study.sweeping import run_study
 from analysis.study.verdict import findings, summary_text
 
@@ -81,7 +82,11 @@ def study_fields(*names: str) -> Fields:
             "num_conflict": "conflict_images",
             "num_erf": "erf_images",
         },
-        parsed={"shortcuts": _parse_shortcuts, "train_balance": _parse_balance},
+        parsed={
+            "families": partial(parse_names, "--families"),
+            "shortcuts": _parse_shortcuts,
+            "train_balance": _parse_balance,
+        },
         helps={
             "shortcuts": "Identity shortcut of the blocks: with, without or both.",
             "train_balance": "Balance of the cues in training, from -1 (no texture) to 1 (no figure), or random.",
@@ -130,7 +135,7 @@ def _whole(path: Path) -> str:
 
 
 @app.command()
-@takes(changes=study_fields("kernels", "num_seeds", "until_width"), place=PLACE)
+@takes(changes=study_fields("families", "budget", "kernels", "num_seeds", "until_width"), place=PLACE)
 def study(
     out: Out,
     changes: dict[str, Any],
@@ -173,9 +178,12 @@ def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders
     for name in ADDED:
         settings.pop(name)  # cells are added to a study; what they share makes it another one
     images = StudyImages(study)
-    images.check()  # what is wrong with the images is said before OUT is touched
-    check_place(study, device)
+    check_cells(study, images, device)  # what is wrong is said before OUT is touched
     settings["images"] = images.fingerprint
+    for name in study.families:
+        without = sorted(set(study.kernels).difference(study.kernels_of(name)))
+        if without:
+            print_notes([f"{name} has no kernels of {', '.join(map(str, without))}, and no cells with them"])
     with run_folder(out, "study", settings, overwrite=overwrite) as folder:
         for name in ("cells", *folders):
             by_first(partial(folder.add, name)).mkdir(exist_ok=True)
@@ -278,4 +286,6 @@ def _write_report(directory: Path) -> None:
         if len(set(own["kernel"])) > 1:
             for finding in findings(own, sequential=record.study.until_width is not None):
                 typer.echo(f"{finding.question} {finding.answer}")
+    for found in family_differences(rows, sequential=record.study.until_width is not None):
+        typer.echo(found.text)
     typer.echo(f"report: {path}")

@@ -3,16 +3,23 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-import replknet
 from analysis.images.synthetic.drawing import SyntheticOptions
 from analysis.runs.settings import COUNTS, LARGEST_KERNEL, SIDES, check_fields
+from analysis.study.budget import BUDGETS, of_equal_cost
 from analysis.training.recipe import Recipe
+from replknet.networks import FAMILIES, family_named
 
 GENERATED = ("num_train", "num_val", "train_balance", "texture_region", "texture_scale", "balances", "num_conflict")
 """Fields of a study that say something of generated images alone."""
-ADDED = ("kernels", "small_kernels", "shortcuts", "num_seeds", "until_width", "stimuli", "humans")
+ADDED = (
+    *("families", "budget", "kernels", "small_kernels", "shortcuts"),
+    *("num_seeds", "until_width", "stimuli", "humans"),
+)
 """Fields of which a later command may have others: cells, and answers to stimuli, are added to what is there."""
+REFERENCE = "replknet"
+"""The family whose networks have the widths of the study; those of others are made as costly."""
 _STRIDE = 4
 """Of the first stage; each further stage doubles it."""
 _MOST_CELLS = 10_000
@@ -23,9 +30,12 @@ class Study:
     """Everything that a study is made of.
 
     Args:
+        families: Families of networks to compare, of replknet, unireplknet and slak.
+        budget: What a network of another family has as much of as the RepLKNet of the same kernel, within 3 %, by a
+            factor on its widths: parameters, or macs of one image; both with kernels merged.
         kernels: Kernel sizes to compare, each at every stage; where a stage's map is smaller, the size is capped at
-            what can meet it (twice the map's side minus 1, at least 3).
-        small_kernels: Parallel kernels, 0 for none.
+            what can meet it (twice the map's side minus 1, at least 3). A family has those that it can have.
+        small_kernels: Parallel kernels, 0 for none; of families that have them.
         shortcuts: With and without the identity shortcut of the RepLK blocks.
         num_seeds: Trainings of each setting; they differ in the first weights and in the order of the images.
         until_width: With it, seeds are added only until the always-valid 95 % interval of the difference in shape bias
@@ -35,8 +45,8 @@ class Study:
             images, and those without a texture, whose names tell that they hold "edges" or "silhouettes".
         humans: A folder of raw responses of people to the cue-conflict images.
         size: Side of the images in pixels.
-        layers: Pairs of blocks of each stage.
-        channels: Width of each stage.
+        layers: Blocks of each stage; of a RepLKNet pairs of blocks.
+        channels: Width of each stage of a RepLKNet.
         recipe: The training of every cell.
         num_train: Generated images to train on.
         num_val: Generated images to measure the accuracy on.
@@ -53,6 +63,8 @@ class Study:
         ValueError: If a value is out of range.
     """
 
+    families: tuple[str, ...] = (REFERENCE,)
+    budget: str = "parameters"
     kernels: tuple[int, ...] = (3, 7, 13, 31)
     small_kernels: tuple[int, ...] = (3,)
     shortcuts: tuple[bool, ...] = (True,)
@@ -93,11 +105,13 @@ class Study:
             balances=(-1.0, 1.0, "numbers from -1 to 1"),
             erf_size=SIDES,
         )
+        self._check_families()
         for name in ("kernels", "small_kernels", "shortcuts", "balances"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}={values}: expected one or more different values")
-        num_cells = math.prod(map(len, (self.kernels, self.small_kernels, self.shortcuts))) * self.num_seeds
+        factors = (self.families, self.kernels, self.small_kernels, self.shortcuts)
+        num_cells = math.prod(map(len, factors)) * self.num_seeds
         if num_cells > _MOST_CELLS:
             raise ValueError(f"num_seeds={self.num_seeds}: expected at most {_MOST_CELLS} trainings, not {num_cells}")
         if self.until_width is not None and (len(self.kernels) < 2 or (self.data is not None and not self.stimuli)):
@@ -130,17 +144,47 @@ class Study:
             raise ValueError(
                 f"image_size={self.recipe.image_size}: expected {self.size}, the size of the study's images"
             )
+        self._check_kernels()
         for cell in self.cells():
-            self.config(cell, num_classes=2)
+            self._config(cell, num_classes=2)
+
+    def _check_families(self) -> None:
+        known = [family.key for family in FAMILIES]
+        if not self.families or len(set(self.families)) < len(self.families) or set(self.families) - set(known):
+            raise ValueError(f"families={self.families}: expected one or more different of {', '.join(known)}")
+        if self.budget not in BUDGETS:
+            raise ValueError(f"budget={self.budget!r}: expected one of {', '.join(BUDGETS)}")
+
+    def _check_kernels(self) -> None:
+        """Refuse a kernel that no family has, and a family that has too few of the kernels."""
+        own = {name: self.kernels_of(name) for name in self.families}
+        least = 1 if self.until_width is None else 2
+        left_out = set(self.kernels).difference(*own.values())
+        for name, kernels in own.items():
+            family = family_named(name)
+            if len(kernels) < least or (left_out and family.sides):
+                raise ValueError(
+                    f"kernels={self.kernels}: a {family.name} has kernels of {', '.join(map(str, family.sides))}; "
+                    f"expected {'such kernels' if left_out else f'{least} or more of them'}"
+                )
+
+    def kernels_of(self, family: str) -> tuple[int, ...]:
+        """Those of the study's kernels that a family has."""
+        sides = family_named(family).sides
+        return tuple(kernel for kernel in self.kernels if not sides or kernel in sides)
 
     def cells(self) -> list["Cell"]:
-        """All cells, one seed after the other, so that an unfinished study has all kernels alike."""
+        """All cells, one seed after the other, so that an unfinished study has all kernels alike.
+
+        A family without parallel kernels or without the choice of a shortcut has one cell in place of several.
+        """
         return [
-            Cell(kernel=kernel, small_kernel=small, shortcut=shortcut, seed=seed)
+            Cell(kernel=kernel, small_kernel=small, shortcut=shortcut, seed=seed, family=name)
             for seed in range(self.num_seeds)
-            for shortcut in self.shortcuts
-            for small in self.small_kernels
-            for kernel in self.kernels
+            for name in self.families
+            for shortcut in (self.shortcuts if has_choice(name, "shortcut") else (True,))
+            for small in (self.small_kernels if has_choice(name, "small_kernel") else (0,))
+            for kernel in self.kernels_of(name)
         ]
 
     def kernel_sizes(self, kernel: int) -> tuple[int, ...]:
@@ -148,17 +192,29 @@ class Study:
         maps = [-(-self.size // (_STRIDE * 2**stage)) for stage in range(len(self.layers))]
         return tuple(min(kernel, max(2 * side - 1, 3)) for side in maps)
 
-    def config(self, cell: "Cell", num_classes: int) -> replknet.RepLKNetConfig:
-        """The architecture of a cell's network."""
-        return replknet.RepLKNetConfig(
+    def config(self, cell: "Cell", num_classes: int) -> Any:
+        """The architecture of a cell's network.
+
+        Raises:
+            ValueError: If no network of the cell's family has the budget.
+        """
+        own = self._config(cell, num_classes)
+        if cell.family == REFERENCE:
+            return own
+        reference = self._config(replace(cell, family=REFERENCE), num_classes)
+        return of_equal_cost(own, reference, budget=self.budget, size=self.size)
+
+    def _config(self, cell: "Cell", num_classes: int) -> Any:
+        """With the widths of the study."""
+        choices = {"small_kernel": cell.small_kernel or None, "shortcut": cell.shortcut}
+        return family_named(cell.family).config.of_kernels(
+            self.kernel_sizes(cell.kernel),
             layers=self.layers,
             channels=self.channels,
-            kernel_sizes=self.kernel_sizes(cell.kernel),
-            small_kernel=cell.small_kernel or None,
-            shortcut=cell.shortcut,
             drop_path_rate=self.recipe.drop_path_rate,
             gradient_checkpointing=self.recipe.gradient_checkpointing,
             num_classes=num_classes,
+            **{name: value for name, value in choices.items() if has_choice(cell.family, name)},
         )
 
     @property
@@ -173,18 +229,26 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One setting of the kernels with one seed."""
+    """One setting of the kernels of one family with one seed."""
 
     kernel: int
     small_kernel: int
     shortcut: bool
     seed: int
+    family: str = REFERENCE
 
     @property
     def name(self) -> str:
         """Of its folder."""
+        family = "" if self.family == REFERENCE else f"{self.family}_"
+        small = f"_small{self.small_kernel}" if has_choice(self.family, "small_kernel") else ""
         shortcut = "" if self.shortcut else "_noshortcut"
-        return f"k{self.kernel}_small{self.small_kernel}{shortcut}_seed{self.seed}"
+        return f"{family}k{self.kernel}{small}{shortcut}_seed{self.seed}"
+
+
+def has_choice(family: str, name: str) -> bool:
+    """Whether networks of a family differ in such a field of their configurations."""
+    return name in family_named(family).architecture_fields
 
 
 PRESETS: Mapping[str, Study] = {

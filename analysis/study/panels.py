@@ -20,7 +20,8 @@ from analysis.statistics import mean_interval
 from analysis.study import plots
 from analysis.study.measures import MEASURES, STIMULI, people_table
 from analysis.study.record import StudyRecord
-from analysis.study.result import CellResult, settings_of
+from analysis.study.result import CellResult, plain_settings, settings_of
+from replknet.networks import family_named
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,26 @@ class View:
     table: pd.DataFrame
 
     @cached_property
+    def families(self) -> dict[str, list[CellResult]]:
+        """The results of the first setting of each family, by its name, in the order of kernels and seeds."""
+        by_name = {result.cell.name: result for result in self.record.results}
+        return {name: [by_name[cell] for cell in rows["cell"]] for name, rows in plain_settings(self.table).items()}
+
+    @cached_property
     def plain(self) -> list[CellResult]:
-        """The results of the first setting."""
-        names = set(settings_of(self.table)[0][1]["cell"])
-        return [result for result in self.record.results if result.cell.name in names]
+        """All of these."""
+        return [result for own in self.families.values() for result in own]
 
     @cached_property
     def first(self) -> list[CellResult]:
-        """Those of its first seed, by kernel."""
+        """Those of the first seed."""
         seed = min(result.cell.seed for result in self.plain)
-        return sorted((r for r in self.plain if r.cell.seed == seed), key=lambda r: r.cell.kernel)
+        return [result for result in self.plain if result.cell.seed == seed]
+
+    def title_of(self, result: CellResult) -> str:
+        """Of a network's receptive field: the kernel, with the family if there are several."""
+        family = f"{family_named(result.cell.family).name}, " if len(self.families) > 1 else ""
+        return f"{family}kernel {result.cell.kernel}"
 
     @cached_property
     def people(self) -> list[ShapeBiasResult]:
@@ -89,7 +100,8 @@ class Panel:
 
 
 def _fields_text(view: View) -> str:
-    label = settings_of(view.table)[0][0]
+    shown = {result.cell.name for result in view.first}
+    label = "; ".join(label for label, rows in settings_of(view.table) if label and shown.intersection(rows["cell"]))
     return (
         f"Mean absolute gradient of the central unit of the last feature map over {len(view.first[0].erf.images)} "
         f"validation images, magnified to {view.record.study.erf_size} pixels (the paper: 1024 for training at 224); "
@@ -161,6 +173,21 @@ def _axes(width: float = 3.4, height: float = 3.1) -> tuple[Figure, Axes]:
     return figure, ax
 
 
+def _each_family(view: View, draw: Callable[[list[CellResult], Axes], object]) -> Figure:
+    """A figure of one family's networks; of several families side by side, on one scale."""
+    if len(view.families) == 1:
+        figure, ax = _axes()
+        draw(view.plain, ax)
+        return figure
+    figure = Figure(figsize=(2.9 * len(view.families), 3.1), layout="constrained")
+    axes = figure.subplots(1, len(view.families), sharex=True, sharey=True, squeeze=False)[0]
+    for (name, own), ax in zip(view.families.items(), axes, strict=True):
+        draw(own, ax)
+        ax.set_title(name)
+        ax.label_outer()
+    return figure
+
+
 def _by_kernel(name: str, section: str, caption: str, *shown: tuple[str, str], chance: str = "") -> None:
     """A panel of measures, each with its label, against the kernel size, drawn as the first one says.
 
@@ -194,25 +221,21 @@ _by_kernel("accuracy", "Kernel size", "Accuracy on the validation images.", ("ac
 
 
 def _titles(view: View) -> list[str]:
-    return [f"kernel {result.cell.kernel}" for result in view.first]
+    return [view.title_of(result) for result in view.first]
 
 
 def _fields(name: str) -> Callable[[View], list[tuple[ErfResult, str, Mapping[str, Any]]]]:
-    """Of some seeds of the first setting, the first one first: it is shown where there is no script."""
+    """Of some seeds of the first settings, the first one first: it is shown where there is no script."""
 
     def maps(view: View) -> list[tuple[ErfResult, str, Mapping[str, Any]]]:
         seeds = sorted({result.cell.seed for result in view.plain})[:_SEEDS]
-        own = [
-            result
-            for seed in seeds
-            for result in sorted(view.plain, key=lambda r: r.cell.kernel)
-            if result.cell.seed == seed
-        ]
+        own = [result for seed in seeds for result in view.plain if result.cell.seed == seed]
         return [
             (
                 getattr(result, name),
-                f"kernel {result.cell.kernel}" + f", seed {result.cell.seed}" * (len(seeds) > 1),
-                {"kernel": result.cell.kernel, "seed": result.cell.seed, "hidden": result.cell.seed != seeds[0]},
+                view.title_of(result) + f", seed {result.cell.seed}" * (len(seeds) > 1),
+                {"kernel": result.cell.kernel, "seed": result.cell.seed, "hidden": result.cell.seed != seeds[0]}
+                | ({"model": family_named(result.cell.family).name} if len(view.families) > 1 else {}),
             )
             for result in own
         ]
@@ -246,9 +269,7 @@ def erf_untrained(view: View) -> Figure:
     needs="shape_bias",
 )
 def psychometric(view: View) -> Figure:
-    figure, ax = _axes()
-    plots.plot_psychometric(view.plain, ax=ax)
-    return figure
+    return _each_family(view, lambda own, ax: plots.plot_psychometric(own, ax=ax))
 
 
 _by_kernel(
@@ -265,9 +286,10 @@ _by_kernel(
     needs="shape_bias",
 )
 def erf_and_bias(view: View) -> Figure:
-    figure, ax = _axes()
-    plots.plot_erf_against_bias(view.table, ax=ax)
-    return figure
+    def draw(own: list[CellResult], ax: Axes) -> None:
+        plots.plot_erf_against_bias(view.table[view.table["family"] == own[0].cell.family], ax=ax)
+
+    return _each_family(view, draw)
 
 
 _by_kernel(
@@ -338,6 +360,4 @@ _by_kernel("inference", "Cost and training", "Inference, re-parameterised, batch
 
 @panel("Cost and training", "Validation accuracy during the training.")
 def curves(view: View) -> Figure:
-    figure, ax = _axes()
-    plots.plot_curves(view.plain, ax=ax)
-    return figure
+    return _each_family(view, lambda own, ax: plots.plot_curves(own, ax=ax))

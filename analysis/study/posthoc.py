@@ -100,14 +100,18 @@ def apply_variant(model: _NetworkT, variant: Variant) -> _NetworkT:
     large_kernels(model)  # refuses before anything is copied
     changed = copy_of(model)
     chosen = range(len(model.stages)) if stage is None else [stage]
-    for part in (part for index in chosen for part in changed.large_kernels()[index]):
+    parts = [part for index in chosen for part in changed.large_kernels()[index]]
+    for branch in variant.dropped:
+        own = dict.fromkeys(name for part in parts for name in part.branches())
+        if branch not in own:
+            option = "small_branch=False" if branch == "small" else f"without={branch!r}"
+            raise ValueError(
+                f"{option}: this network has no separate {branch} kernels (those it has: {', '.join(own) or 'none'})"
+            )
+    for part in parts:
         if kernel is not None:
             part.crop(kernel)
-        for branch in variant.dropped:
-            if branch not in part.branches():
-                option = "small_branch=False" if branch == "small" else f"without={branch!r}"
-                own = ", ".join(part.branches()) or "none"
-                raise ValueError(f"{option}: this network has no separate {branch} kernels (those it has: {own})")
+        for branch in set(variant.dropped).intersection(part.branches()):
             part.drop(branch)
     return changed
 
@@ -147,6 +151,8 @@ def default_variants(
     largest = max(sizes)
     for kernel in kernels or ():
         _check_kernel(kernel, "kernels")
+        if largest == 1:
+            raise ValueError(f"kernels={kernel}: this network has no large kernels that could be cropped")
         if kernel >= largest:
             raise ValueError(f"kernels={kernel}: expected less than {largest}, the largest kernel of the network")
     if kernels is not None and len(set(kernels)) < max(len(kernels), 1):

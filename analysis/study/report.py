@@ -13,12 +13,15 @@ from analysis.receptive_field.page import map_groups
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
 from analysis.study.association import association_rows
-from analysis.study.design import Study
+from analysis.study.budget import BUDGETS, TOLERANCE
+from analysis.study.design import REFERENCE, Study, has_choice
+from analysis.study.families import COLUMNS, family_differences
 from analysis.study.measures import REPORTED, Measure, shown
 from analysis.study.panels import PANELS, SECTIONS, Panel, View
 from analysis.study.record import STUDY_FILE, StudyRecord, load_study
 from analysis.study.result import by_kernel, settings_of, study_table
 from analysis.study.verdict import chance_of_any, findings, power_text, summary_text, warnings_of
+from replknet.networks import family_named
 
 REPORT = "report.html"
 TABLE = "study.csv"
@@ -102,7 +105,11 @@ def _render(
     num_done = sum(state.state == "done" for state in record.states)
     common: dict[str, Any] = {
         "title": "Does a larger kernel see further, and does it see shape?",
-        "question": _question(study, measured=view is not None and view.has("cue_conflict_shape_bias")),
+        "question": _question(
+            study,
+            alone=study.families == (REFERENCE,) if view is None else set(view.table["family"]) == {REFERENCE},
+            measured=view is not None and view.has("cue_conflict_shape_bias"),
+        ),
         "command": record.command,
         "states": [] if num_done == len(record.states) else record.states,
         "num_done": num_done,
@@ -125,7 +132,9 @@ def _render(
             for label, rows in settings_of(table)
             if len(set(rows["kernel"])) > 1
         ]
+    differences = family_differences(table, sequential=sequential)
     num_tests = sum(f.trend.test != "none" for group in groups for f in group["findings"])
+    num_tests += sum(found.overall.test != "none" for found in differences)
     kernels = ", ".join(map(str, record.kernels))
     what = "generated images with two cues" if study.data is None else f"the images of {Path(study.data).name}"
     num_seeds = table["seed"].nunique()
@@ -134,16 +143,17 @@ def _render(
         **common,
         finished=True,
         summary=(
-            f"{len(record.results)} RepLKNets with kernels of {kernels} pixels, trained on {what} by one recipe with "
-            f"{num_seeds} seed{'s' * (num_seeds != 1)} and measured alike."
+            f"{len(record.results)} {_networks(list(view.families))} with kernels of {kernels} pixels, trained on "
+            f"{what} by one recipe with {num_seeds} seed{'s' * (num_seeds != 1)} and measured alike."
         ),
         groups=groups,
+        families=Table(columns=COLUMNS, rows=[found.row() for found in differences]) if differences else None,
         warnings=warnings_of(table, chance=1 / len(record.results[0].classes)),
         num_tests=num_tests,
         chance_of_any=round(100 * chance_of_any(num_tests)),
         num_seeds=num_seeds,
         until_width=study.until_width,
-        setting=_setting(record),
+        setting=_setting(view),
         sections=sections,
         data={
             "maps": maps,
@@ -152,7 +162,11 @@ def _render(
         },
         scripts=["maps", "points"],
         table=Table(
-            columns=["kernel", "small kernel", "shortcut", "seeds", *(measure.heading for measure in _columns(table))],
+            columns=[
+                *(("family", "widths") if len(view.families) > 1 else ()),
+                *("kernel", "small kernel", "shortcut", "seeds"),
+                *(measure.heading for measure in _columns(table)),
+            ],
             rows=_rows(view),
         ),
         has_people=bool(view.people),
@@ -160,13 +174,24 @@ def _render(
     )
 
 
-def _question(study: Study, *, measured: bool) -> str:
-    """What is asked, and whether real stimuli can answer of shape."""
+def _networks(families: list[str]) -> str:
+    """The families of a study, in words."""
+    return f"{families[0]}s" if len(families) == 1 else f"networks ({', '.join(families)})"
+
+
+def _question(study: Study, *, alone: bool, measured: bool) -> str:
+    """What is asked, of RepLKNets alone or not, and whether real stimuli can answer of shape."""
     text = (
         "RepLKNet's authors report that a few very large kernels give a network a far larger effective receptive field "
-        "and a higher shape bias than small ones. Here the networks differ in nothing but the size of their large "
-        "depthwise kernels."
+        "and a higher shape bias than small ones. Here the networks "
     )
+    if alone:
+        text += "differ in nothing but the size of their large depthwise kernels."
+    else:
+        text += (
+            "of a family differ in the size of their large depthwise kernels, and by as much in width as an equal cost "
+            "of the families at each kernel takes; all are trained and measured alike."
+        )
     if study.data is not None:
         how = "is measured on the real stimuli alone" if measured else "is not measured"
         return f"{text} Shape bias {how}: that takes images with two cues."
@@ -183,29 +208,23 @@ def _question(study: Study, *, measured: bool) -> str:
     )
 
 
-def _setting(record: StudyRecord) -> list[tuple[str, str]]:
+def _setting(view: View) -> list[tuple[str, str]]:
+    record = view.record
     study, recipe = record.study, record.study.recipe
     capped = [k for k in record.kernels if len(set(study.kernel_sizes(k))) > 1]
     sizes = "; ".join(f"{k}: {'-'.join(map(str, study.kernel_sizes(k)))}" for k in record.kernels)
-    rows = [
-        (
-            "network",
-            f"RepLKNet, {'-'.join(map(str, study.layers))} pairs of blocks, width {'-'.join(map(str, study.channels))}",
-        ),
-        ("kernels by stage", sizes),
-    ]
+    rows = [*_network_rows(view), ("kernels by stage", sizes)]
     if capped:
         rows.append(
             ("", "capped at twice the side of the stage's map minus 1: further taps would never meet the image")
         )
-    small = ", ".join(f"{k}x{k}" if k else "none" for k in sorted({r.cell.small_kernel for r in record.results}))
-    rows.append(("small kernel in parallel", small))
-    rows.append(
-        (
-            "identity shortcut",
-            " and ".join("with" if s else "without" for s in sorted({r.cell.shortcut for r in record.results})),
-        )
-    )
+    cells = [result.cell for result in record.results]
+    smalls = sorted({cell.small_kernel for cell in cells if has_choice(cell.family, "small_kernel")})
+    if smalls:
+        rows.append(("small kernel in parallel", ", ".join(f"{k}x{k}" if k else "none" for k in smalls)))
+    shortcuts = sorted({cell.shortcut for cell in cells if has_choice(cell.family, "shortcut")})
+    if shortcuts:
+        rows.append(("identity shortcut", " and ".join("with" if s else "without" for s in shortcuts)))
     first = record.results[0]
     source = "generated" if study.data is None else Path(study.data).name
     amount = f"{study.num_train} generated" if study.data is None else source
@@ -223,6 +242,29 @@ def _setting(record: StudyRecord) -> list[tuple[str, str]]:
     rows.append(("receptive fields", f"{study.num_erf} images of {study.erf_size} pixels, raw gradient magnitude"))
     if study.data is None:
         rows.append(("conflict images", f"{study.num_conflict} scenes at each of {len(study.balances)} balances"))
+    return rows
+
+
+def _network_rows(view: View) -> list[tuple[str, str]]:
+    """What the networks of each family are, and what is equal in them."""
+    layers = "-".join(map(str, view.record.study.layers))
+    rows = []
+    for name, results in view.families.items():
+        own = family_named(name)
+        widths = {result.cell.kernel: result.widths for result in results}
+        same = len(set(widths.values())) == 1
+        shown = next(iter(widths.values())) if same else "; ".join(f"{k}: {width}" for k, width in widths.items())
+        blocks = "pairs of blocks" if own.key == REFERENCE else "blocks"
+        rows.append(("network", f"{name}, {layers} {blocks}, width {'' if same else 'by kernel '}{shown}"))
+        if own.key != REFERENCE:
+            budget = results[0].settings.get("budget")
+            text = (
+                f"its {BUDGETS.get(str(budget), budget)} with kernels merged are within {100 * TOLERANCE:g} % of those"
+            )
+            rows.append(("", f"{text} of the RepLKNet of the same kernel, by a factor on all widths"))
+        left_out = [kernel for kernel in view.record.kernels if own.sides and kernel not in own.sides]
+        if left_out:
+            rows.append(("", f"none with kernels of {', '.join(map(str, left_out))}, which the family does not have"))
     return rows
 
 
@@ -254,11 +296,14 @@ def _columns(table: pd.DataFrame) -> list[Measure]:
 def _rows(view: View) -> list[list[str]]:
     table, people = view.table, view.people_table
     rows = []
-    for (kernel, small, shortcut), own in table.groupby(["kernel", "small_kernel", "shortcut"], sort=False):
-        row = [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own))]
+    several = len(view.families) > 1
+    settings = ["family", "kernel", "small_kernel", "shortcut"]
+    for (family, kernel, small, shortcut), own in table.groupby(settings, sort=False):
+        row = [family_named(str(family)).name, own["widths"].iloc[0]] if several else []
+        row += [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own))]
         rows.append(row + [summary_text(own[measure.name].tolist(), measure) for measure in _columns(table)])
     if len(people):
         values = [people[measure.name].tolist() if measure.name in people else [] for measure in _columns(table)]
         cells = [summary_text(given, measure) for given, measure in zip(values, _columns(table), strict=True)]
-        rows.append(["people", "", "", str(len(people)), *cells])
+        rows.append(["people", *[""] * (4 if several else 2), str(len(people)), *cells])
     return rows

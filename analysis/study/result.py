@@ -1,5 +1,6 @@
 """What was measured on one trained network of a study, and on all of them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from analysis.statistics import mean_interval, percentile_interval
 from analysis.study.design import Cell
 from analysis.study.measures import MEASURES, STIMULI
 from analysis.training.progress import Curve
+from replknet.networks import FAMILIES, family_named
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -67,6 +69,11 @@ class CellResult(Result):
     silhouettes: ShapeBiasResult | None
 
     @property
+    def widths(self) -> str:
+        """Of the stages."""
+        return "-".join(map(str, self.settings["config"]["channels"]))
+
+    @property
     def shape_bias(self) -> float:
         """S / (S + T) with both cues full; NaN for an image folder."""
         return self.conflict.shape_bias if self.conflict is not None else float("nan")
@@ -104,6 +111,9 @@ class CellResult(Result):
             raise ResultError(f"{name}: balances {self.balances} do not go with the conflict images")
         if not self.classes or not self.curve.step or not self.kernel_sizes:
             raise ResultError(f"{name}: without classes, a learning curve or kernels")
+        config = self.settings.get("config")
+        if not isinstance(config, dict) or not isinstance(config.get("channels"), list):
+            raise ResultError(f"{name}: without the architecture of its network")
         if not len(self.balances) == len(self.num_shape) == len(self.num_texture):
             raise ResultError(f"{name}: {len(self.balances)} balances, and other numbers of decisions")
         for shape, texture in zip(self.num_shape, self.num_texture, strict=True):
@@ -120,6 +130,7 @@ class CellResult(Result):
         """Of the table of a study: every measure that is defined for its images."""
         row: dict[str, float | str | bool] = {"cell": self.cell.name, **asdict(self.cell)}
         row["kernel_sizes"] = "-".join(map(str, self.kernel_sizes))
+        row["widths"] = self.widths
         found = {name: measure.of(self) for name, measure in MEASURES.items()}
         return row | {name: value for name, value in found.items() if value is not None}
 
@@ -154,14 +165,19 @@ def _seen(answers: ShapeBiasResult, left_out: set[str]) -> dict[str, str]:
 
 
 def study_table(results: Sequence[CellResult]) -> pd.DataFrame:
-    """One row for each cell, by kernel and seed.
+    """One row for each cell, by family, kernel and seed.
 
     Raises:
         ResultError: If the cells have answered different stimuli of the same kind.
     """
     _check_alike(results)
     table = pd.DataFrame([result.row() for result in results])
-    return table.sort_values(["shortcut", "small_kernel", "kernel", "seed"], ascending=[False, False, True, True])
+    order = [family.key for family in FAMILIES]
+    return table.sort_values(
+        ["family", "shortcut", "small_kernel", "kernel", "seed"],
+        ascending=[True, False, False, True, True],
+        key=lambda column: column.map(order.index) if column.name == "family" else column,
+    )
 
 
 def values_by_seed(table: pd.DataFrame, measure: str) -> tuple[list[int], NDArray[np.float64]]:
@@ -235,10 +251,20 @@ def psychometric_curves(results: Sequence[CellResult]) -> list[PsychometricCurve
 
 def settings_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The rows of each setting but for kernel and seed, with a label; the label is empty if there is only one."""
-    groups = list(table.groupby(["shortcut", "small_kernel"], sort=False))
-    labels = [
-        f"{'with' if small else 'without'} small kernel{f' {small}' if small else ''}"
-        f"{'' if shortcut else ', without shortcut'}"
-        for (shortcut, small), _ in groups
-    ]
-    return [(label if len(groups) > 1 else "", rows) for label, (_, rows) in zip(labels, groups, strict=True)]
+    groups = list(table.groupby(["family", "shortcut", "small_kernel"], sort=False))
+    numbers = Counter(family for (family, _, _), _ in groups)
+    found = []
+    for (family, shortcut, small), rows in groups:
+        label = f"{'with' if small else 'without'} small kernel{f' {small}' if small else ''}"
+        label += "" if shortcut else ", without shortcut"
+        parts = (family_named(str(family)).name * (len(numbers) > 1), label * (numbers[family] > 1))
+        found.append((", ".join(filter(None, parts)), rows))
+    return found
+
+
+def plain_settings(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The first setting of each family, by the family's name."""
+    found: dict[str, pd.DataFrame] = {}
+    for _, rows in settings_of(table):
+        found.setdefault(family_named(rows["family"].iloc[0]).name, rows)
+    return found

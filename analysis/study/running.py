@@ -35,7 +35,7 @@ from analysis.shape_bias.categories import MAPPING
 from analysis.shape_bias.measuring import evaluate_shape_bias
 from analysis.shape_bias.result import ShapeBiasResult
 from analysis.study.answers import unanswered, with_answers
-from analysis.study.design import ADDED, Cell, Study
+from analysis.study.design import ADDED, REFERENCE, Cell, Study
 from analysis.study.images import StudyImages
 from analysis.study.measures import STIMULI
 from analysis.study.result import CellResult
@@ -62,14 +62,18 @@ class Outcome:
     """It was finished before."""
 
 
-def check_place(study: Study, device: str | torch.device) -> torch.device:
+def check_cells(study: Study, images: StudyImages, device: str | torch.device) -> torch.device:
     """The device of a name, on which cells can be trained, in batches that the processes can share.
 
     Raises:
-        ValueError: Naming what is wrong.
+        ValueError: If it is no such device, the images cannot be used, or a network cannot have the budget.
+        FileNotFoundError: If the image folder is missing or incomplete.
     """
+    images.check()
     place = resolve_device(device)
     check_division(study.recipe, place)
+    for cell in study.cells():
+        study.config(cell, len(images.train.classes))
     return place
 
 
@@ -140,7 +144,12 @@ def cell_settings(study: Study, cell: Cell, images: StudyImages) -> dict[str, An
     content = asdict(study)
     for name in ADDED:
         content.pop(name)
-    content |= {"cell": asdict(cell), "config": asdict(study.config(cell, len(images.train.classes)))}
+    named = asdict(cell)
+    if cell.family == REFERENCE:  # as in studies of times when there was no other family
+        named.pop("family")
+    else:
+        content["budget"] = study.budget
+    content |= {"cell": named, "config": asdict(study.config(cell, len(images.train.classes)))}
     content["images"] = images.fingerprint
     settings: dict[str, Any] = plain(content)
     return settings

@@ -24,7 +24,7 @@ from analysis.study.images import StudyImages
 from analysis.study.measures import SHAPE_BIAS, shown
 from analysis.study.processes import Job, shared
 from analysis.study.result import settings_of, study_table, values_by_seed
-from analysis.study.running import Outcome, cell_settings, check_folder, check_place, finished, run_cell
+from analysis.study.running import Outcome, cell_settings, check_cells, check_folder, finished, run_cell
 
 Progress = Callable[[int, int, str], None]
 _MOST_AT_ONCE = 16
@@ -63,8 +63,7 @@ def run_study(
         TrainingError: If one of several processes ends by itself.
     """
     images = StudyImages(study)
-    images.check()
-    place = check_place(study, device)
+    place = check_cells(study, images, device)
     check_number("num_workers", num_workers, WORKERS)
     if at_once is None:
         alone = place.type != "cpu" or num_processes() > 1
@@ -111,7 +110,8 @@ def _is_narrow(study: Study, outcomes: list[Outcome]) -> bool:
     for _, rows in settings_of(study_table(results)):
         for measure in shown(SHAPE_BIAS, rows)[:1]:
             kernels, values = values_by_seed(rows, measure.name)
-            found = trend(values, sequential=True) if len(kernels) == len(study.kernels) else None
+            complete = len(kernels) == len(study.kernels_of(rows["family"].iloc[0]))
+            found = trend(values, sequential=True) if complete else None
             if found is not None and found.high - found.low <= study.until_width:
                 break
         else:

@@ -98,11 +98,7 @@ def _finding(table: pd.DataFrame, measure: Measure, asked: Question, sequential:
     means = [_number(_mean(column), percent) for column in values.T]
     parts = [f"{asked.quantity}: {', '.join(f'{m} at {k}' for k, m in zip(kernels, means, strict=True))}"]
     if tested.num_repeats:
-        points = _number(tested.difference, percent, unit=" percentage points", sign=True)
-        change = f"difference from kernel {kernels[0]} to {kernels[-1]} {points}"
-        if np.isfinite(tested.low):
-            low, high = (_number(end, percent, unit="", sign=True) for end in (tested.low, tested.high))
-            change += f" [{low}, {high}]"
+        change = f"difference from kernel {kernels[0]} to {kernels[-1]} {difference_text(tested, measure)}"
         parts.append(f"{change} over {tested.num_repeats} seed{'s' * (tested.num_repeats > 1)}")
     if not np.isnan(tested.p_value):
         parts.append(f"{tested.test}, p = {tested.p_value:.2g}")
@@ -112,6 +108,16 @@ def _finding(table: pd.DataFrame, measure: Measure, asked: Question, sequential:
     if missing:
         parts.append(f"{missing} seed{'s' * (missing > 1)} without all values left out")
     return Finding(question=asked.text, answer=answer, detail="; ".join(parts) + ".", trend=tested)
+
+
+def difference_text(tested: Trend, measure: Measure) -> str:
+    """The mean difference of a test, with its interval if it has one."""
+    percent = measure.scale == 100
+    text = _number(tested.difference, percent, unit=" percentage points", sign=True)
+    if np.isfinite(tested.low):
+        low, high = (_number(end, percent, unit="", sign=True) for end in (tested.low, tested.high))
+        text += f" [{low}, {high}]"
+    return text
 
 
 def _mean(values: np.ndarray) -> float:

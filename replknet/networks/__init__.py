@@ -38,7 +38,7 @@ def family_named(name: str) -> Family:
         ValueError: If there is none.
     """
     for family in FAMILIES:
-        if family.name == name:
+        if name in (family.name, family.key):
             return family
     raise ValueError(f"family={name!r}: expected one of {', '.join(family.name for family in FAMILIES)}")
 

@@ -56,6 +56,18 @@ class Configuration:
             ValueError: If the family has no such choice.
         """
 
+    @classmethod
+    def of_kernels(cls, kernel_sizes: Sequence[int], **fields: Any) -> Self:
+        """With one kernel a stage, of 3 or more; what else there is of kernels is made to fit.
+
+        Args:
+            kernel_sizes: One of the family's `sides` for each stage.
+            **fields: Other fields of the configuration.
+        """
+        make: Any = cls
+        made: Self = make(kernel_sizes=tuple(kernel_sizes), **fields)
+        return made
+
     @abstractmethod
     def least_size(self) -> tuple[int, float]:
         """Fewer tensors and numbers than the weights have in any form, by a short calculation from the fields."""
@@ -347,6 +359,7 @@ class Family:
         origin: Where the official code is.
         license: Of that code, as timm writes it.
         first_layer: Name of the convolution that takes the image.
+        sides: Of its large kernels; empty where they may be any odd number.
     """
 
     name: str
@@ -359,6 +372,12 @@ class Family:
     origin: str
     license: str
     first_layer: str
+    sides: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its name as it is typed, which the names of its architectures begin with."""
+        return self.name.lower()
 
     @property
     def architecture_fields(self) -> tuple[str, ...]:

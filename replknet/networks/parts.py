@@ -42,7 +42,7 @@ class LargeKernel(Mergeable):
 
     @abstractmethod
     def branches(self) -> tuple[str, ...]:
-        """What can be left out while it is not merged, such as "small"; all layers of a network say the same."""
+        """What can be left out while it is not merged, such as "small"; layers of one network may differ in it."""
 
     @abstractmethod
     def drop(self, branch: str) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from replknet.networks.skeleton import NORM_EPS, ChannelNorm, Skeleton, blocks_i
 
 _FIRST_SCALE = 1e-6
 _EXPANSION = 4
+_STRIP_WIDTH = 5
 _STEM_STRIDE = 4
 _TENSORS_OF_A_BLOCK = 9
 """At least: with one kernel whose norm is folded."""
@@ -64,7 +65,7 @@ class SLaKConfig(Configuration):
     channels: tuple[int, ...]
     kernel_sizes: tuple[int, ...]
     width_factor: float = 1.0
-    strip_width: int | None = 5
+    strip_width: int | None = _STRIP_WIDTH
     small_kernel: int | None = 5
     drop_path_rate: float = 0.0
     in_channels: int = 3
@@ -124,6 +125,13 @@ class SLaKConfig(Configuration):
             left_out.append(f"no parallel {small}x{small} kernel beside one that is not larger")
         changed = replace(self, kernel_sizes=sizes, small_kernel=small, strip_width=strip)
         return changed, "; ".join(left_out)
+
+    @classmethod
+    def of_kernels(cls, kernel_sizes: Sequence[int], **fields: Any) -> "SLaKConfig":
+        """Strips are no wider than the smallest kernel; where no kernel is longer than that, kernels are whole."""
+        width = min(_STRIP_WIDTH, *kernel_sizes)
+        strips = width if width < max(kernel_sizes) else None
+        return super().of_kernels(kernel_sizes, strip_width=strips, **fields)
 
     def least_size(self) -> tuple[int, float]:
         widths = self.widths

@@ -511,5 +511,6 @@ FAMILY = Family(
     origin="https://github.com/AILab-CVC/UniRepLKNet",
     license="apache-2.0",
     first_layer="downsample_layers.0.0",
+    sides=(*_PLAIN, *sorted(BRANCHES)),
 )
 """Accuracies and file names: the official repository, which publishes no hashes."""

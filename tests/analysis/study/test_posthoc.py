@@ -24,7 +24,7 @@ from analysis.study.posthoc import (
     measure_variants,
     posthoc_table,
 )
-from tests.networks import TINY, tiny_model
+from tests.networks import TINY, tiny_model, tiny_slak, tiny_unireplknet
 
 IMAGES = torch.rand(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -132,6 +132,26 @@ def test_merged_networks_are_cropped_too_but_have_no_small_branch() -> None:
     with pytest.raises(ValueError, match="no separate small kernels"):
         apply_variant(merged, Variant(small_branch=False))
     assert all(variant.small_branch for variant in default_variants(merged))
+
+
+def test_a_branch_is_dropped_where_it_is() -> None:
+    """SLaK has no parallel kernel beside one that is not larger; UniRepLKNet no large kernel where it is 3 or 5."""
+    model = tiny_slak(kernel_sizes=(13, 7, 5, 5), small_kernel=5)
+    branches = [[part.branches() for part in stage] for stage in model.large_kernels()]
+    assert [own[0] for own in branches] == [("tall", "wide", "small")] * 2 + [("tall", "wide")] * 2
+    for variant in default_variants(model):
+        left = {
+            name
+            for stage in apply_variant(model, variant).large_kernels()
+            for part in stage
+            for name in part.branches()
+        }
+        assert left == {"tall", "wide", "small"} - set(variant.dropped)
+    with pytest.raises(ValueError, match=r"no separate small kernels \(those it has: tall, wide\)"):
+        apply_variant(model, Variant(small_branch=False, stage=3))
+    plain = tiny_unireplknet(kernel_sizes=(3, 3, 5, 5))
+    with pytest.raises(ValueError, match="kernels=1: this network has no large kernels that could be cropped"):
+        default_variants(plain, [1])
 
 
 def test_kernels_that_would_crop_nothing_are_refused() -> None:

@@ -130,6 +130,9 @@ def test_seeds_are_added_until_the_interval_is_narrow(tmp_path: Path, monkeypatc
         widths = [high - low for low, high in (anytime_interval(noise[:n].tolist()) for n in range(2, 41))]
         expected = 2 + next(place for place, found in enumerate(widths) if found <= width)
         assert len(outcomes) == 2 * expected and 5 <= expected < 40
+    # A family that lacks a kernel of others is judged by its own.
+    families = replace(TINY, families=("replknet", "unireplknet"), kernels=(3, 5, 31), channels=(12, 24))
+    assert len(run_study(replace(families, num_seeds=40, until_width=0.06), tmp_path)) == 5 * expected
     assert len(run_study(replace(TINY, num_seeds=7, until_width=0.01), tmp_path)) == 14
     for wrong in ({"kernels": (3,)}, {"data": "photos"}):
         with pytest.raises(ValueError, match=r"until_width=0\.1: goes with"):

@@ -298,6 +298,15 @@ def test_kernels_are_whole_without_strips_and_alone_where_they_are_not_larger_th
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("kernel_sizes", "strips"),
+    [((51, 13), 5), ((31, 3), 3), ((5, 5), None), ((3, 3), None), ((7, 7), 5)],
+)
+def test_strips_are_made_to_fit_the_smallest_kernel(kernel_sizes: tuple[int, ...], strips: int | None) -> None:
+    config = SLaKConfig.of_kernels(kernel_sizes, layers=(1, 1), channels=(8, 16), small_kernel=3)
+    assert (config.kernel_sizes, config.strip_width, config.small_kernel) == (kernel_sizes, strips, 3)
+
+
 def test_out_indices_give_stage_maps_and_the_norms_of_dense_prediction() -> None:
     plain = tiny_slak(out_indices=(1, 3), num_classes=0)
     assert [tuple(maps.shape) for maps in plain(IMAGES)] == [(2, 20, 12, 8), (2, 41, 3, 2)]

@@ -16,6 +16,7 @@ from analysis.models.complexity import num_macs, num_parameters
 from analysis.study.posthoc import Variant, apply_variant, default_variants, kernel_energy
 from replknet import CheckpointError, UniRepLKNet, UniRepLKNetConfig
 from replknet.checkpoints.describing import describe, infer_config
+from replknet.networks import family_named
 from replknet.networks.unireplknet import BRANCHES, DilatedReparamBlock, GlobalResponseNorm, UniRepLKBlock
 from tests.networks import randomize_norms, tiny_unireplknet
 
@@ -275,6 +276,15 @@ def test_one_number_is_for_all_blocks_and_the_published_layout_follows_from_the_
     assert UniRepLKNetConfig(**(VALID | {"kernel_sizes": (3, 7)})).kernel_sizes == ((3,), (7, 7))
     third = {name: replknet.PRESETS[f"unireplknet_{name}"].kernel_sizes[2] for name in ("a", "n", "t", "s")}
     assert third == {"a": (13,) * 6, "n": (13,) * 8, "t": (13, 3) * 9, "s": (13, 3, 3) * 9}
+
+
+def test_every_side_of_the_family_can_be_built_and_no_other() -> None:
+    sides = family_named("unireplknet").sides
+    assert sides == (3, 5, 7, 9, 11, 13, 15, 17)
+    for side in sides:
+        assert UniRepLKNetConfig.of_kernels((side,), layers=(1,), channels=(4,)).kernel_sizes == ((side,),)
+    with pytest.raises(ValueError, match="kernel_sizes=19"):
+        UniRepLKNetConfig.of_kernels((19,), layers=(1,), channels=(4,))
 
 
 def test_backbones_give_normed_maps_and_heads_are_replaced() -> None:
