@@ -94,7 +94,7 @@ def test_every_field_of_a_sweep_is_an_option(
     fields = (
         len(Study.__dataclass_fields__) - 3 + len(Recipe.__dataclass_fields__) + len(JobOptions.__dataclass_fields__)
     )
-    own = {"out", "preset", "data", "workers", "device", "dry_run", "overwrite"}
+    own = {"out", "preset", "data", "workers", "at_once", "device", "dry_run", "overwrite"}
     assert len(ablate_train.__signature__.parameters) == fields + len(own)  # type: ignore[attr-defined]
     monkeypatch.setenv("COLUMNS", "300")
     run("ablate train --help")
