@@ -42,6 +42,7 @@ from analysis.shape_bias.responses import read_observers
 from analysis.study.compared.measuring import NETWORKS, check_comparable, compare_networks
 from analysis.study.compared.result import BRIEF, COMPARED, Comparison, cell_text
 from analysis.study.compared.verdict import field_and_bias, people_text, warnings_of_networks
+from analysis.study.record import PEOPLE, save_people
 
 app = typer.Typer()
 
@@ -127,6 +128,8 @@ def compare(
             )
         for name in (REPORT, TABLE, FIGURES):
             folder.add(name)
+        if comparison.people:
+            save_people(comparison.people, folder.add(PEOPLE).parent)
         page = write_comparison(comparison, out, command=command_line())
     _report(comparison)
     print_notes([*(note for item in loaded for note in item.notes), *skipped_notes(chosen.skipped)])

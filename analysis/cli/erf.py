@@ -204,11 +204,14 @@ def _write_outputs(results: Sequence[ErfResult], folder: RunFolder) -> None:
 
     with folder.replace("erf.csv") as path:
         write_table(pd.DataFrame([result.summary() for result in results]), path)
-    captions = {"contribution": (plots.plot_contribution, "Share of the gradient inside growing squares.")}
+    captions = {
+        "contribution": (plots.plot_contribution, "Share of the gradient inside growing squares."),
+        "radial": (plots.plot_radial, "Mean of the gradient at each distance from the unit."),
+    }
     if len({result.layer for result in results}) > 1:
         captions["growth"] = (plots.plot_growth, "Root mean square radius of the layers.")
     drawings = [
-        Drawing(name=name, caption=caption, draw=lambda plot=plot: plot(results).get_figure(root=True))  # type: ignore
+        Drawing(name=name, caption=caption, draw=lambda plot=plot: plots.curves_figure(plot, results))  # type: ignore[misc]
         for name, (plot, caption) in captions.items()
     ]
     maps = Drawing(name="erf", caption="The maps.", draw=lambda: plots.erf_figure(results))

@@ -50,6 +50,7 @@ from analysis.shape_bias.measuring import (
 )
 from analysis.shape_bias.responses import read_observers, read_responses
 from analysis.shape_bias.result import CLUSTERS, ShapeBiasOptions, ShapeBiasResult
+from analysis.study.record import PEOPLE, save_people
 
 app = typer.Typer()
 
@@ -140,7 +141,8 @@ def shape_bias(
     labels_of_folders = [item.name for item in loaded]
     if single is not None:
         labels_of_folders += [f"{item.name}-{SINGLE_CUES}" for item in loaded]
-    folders = folder_names(labels_of_folders, reserved=(RAW,))
+    labels_of_folders += [result.observer for result in recorded]
+    folders = folder_names(labels_of_folders, reserved=(RAW, PEOPLE))
     networks = [
         _Network.known(item, folder, chosen, whole, mapping, changes, out)
         for item, folder in zip(loaded, folders[: len(loaded)], strict=True)
@@ -149,7 +151,7 @@ def shape_bias(
     alone = (
         [
             _Network.known(item, folder, single, single, mapping_of(item, single), changes, out)
-            for item, folder in zip(loaded, folders[len(loaded) :], strict=True)
+            for item, folder in zip(loaded, folders[len(loaded) : 2 * len(loaded)], strict=True)
         ]
         if single is not None
         else []
@@ -175,6 +177,8 @@ def shape_bias(
         )
         results = measured if wanted is None else [result.with_categories(wanted) for result in measured]
         answers = [result.with_options(**asdict(options)) for result in of_categories]
+        own = folders[len(folders) - len(recorded) :]
+        by_first(partial(_save_recorded, answers, own, folder))
         results += answers[: len(recorded)]
         comparison = Comparison.of(results, answers[len(recorded) :], cluster) if results else None
         sensitivities = Sensitivities.of(comparison, common_images(single_cues), cluster)
@@ -204,6 +208,14 @@ def shape_bias(
         report(comparison, notes)
     report_sensitivities(sensitivities)
     typer.echo(f"results, tables, figures and page (index.html): {out}")
+
+
+def _save_recorded(answers: Sequence[ShapeBiasResult], names: Sequence[str], folder: RunFolder) -> None:
+    """The answers of those who are not networks here; without a name, of people."""
+    for name, result in zip(names, answers, strict=False):
+        result.save(folder.add(name), overwrite=True)
+    if answers[len(names) :]:
+        save_people(answers[len(names) :], folder.add(PEOPLE).parent)
 
 
 def _write_page(

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures import axes_or_new
+from analysis.figures import COLUMN, new_axes
 from analysis.images.plots import balance_strip, contact_sheet
 from analysis.receptive_field.plots import erf_row
 from analysis.receptive_field.result import ErfResult
@@ -30,10 +30,12 @@ class View:
     Args:
         record: The study and its results.
         table: Of `study_table`.
+        width: Of a figure that is not as wide as the page, in inches.
     """
 
     record: StudyRecord
     table: pd.DataFrame
+    width: float = COLUMN
 
     @cached_property
     def plain(self) -> list[CellResult]:
@@ -154,32 +156,35 @@ def panel(section: str, caption: str, **options: Any) -> Callable[[Callable[[Vie
     return register
 
 
-def _axes(width: float = 3.4, height: float = 3.1) -> tuple[Figure, Axes]:
-    ax = axes_or_new(None)
-    figure: Any = ax.get_figure(root=True)
-    figure.set_size_inches(width, height)
-    return figure, ax
+def _axes(view: View) -> tuple[Figure, Axes]:
+    ax = new_axes(view.width, 3.1)
+    return ax.get_figure(root=True), ax  # type: ignore[return-value]
 
 
-def _by_kernel(name: str, section: str, caption: str, *shown: tuple[str, str], chance: str = "") -> None:
-    """A panel of measures, each with its label, against the kernel size, drawn as the first one says.
+def plot_measure(view: View, *shown: tuple[str, str], chance: str = "") -> Figure:
+    """Measures, each with its label, against the kernel size, drawn as the first one says.
 
     People are a line behind a single measure, and guessing where `chance` names the measure of it.
     """
     first = MEASURES[shown[0][0]]
+    figure, ax = _axes(view)
+    lines = [plots.Line("guessing", view.table[chance].dropna().iloc[0], dash=":")] if chance else []
+    if len(shown) == 1 and first.name in view.people_table:
+        values = view.people_table[first.name].tolist()
+        lines.append(plots.Line("people", float(np.nanmean(values)), *mean_interval(values)))
+    plots.plot_by_kernel(view.table, shown, scale=first.scale, lines=lines, ax=ax)
+    ax.set_ylabel(first.label or first.heading)
+    ax.set_ylim(*first.limits)
+    return figure
+
+
+def _by_kernel(name: str, section: str, caption: str, *shown: tuple[str, str], chance: str = "") -> None:
+    """A panel with `plot_measure`."""
 
     def draw(view: View) -> Figure:
-        figure, ax = _axes()
-        lines = [plots.Line("guessing", view.table[chance].dropna().iloc[0], dash=":")] if chance else []
-        if len(shown) == 1 and first.name in view.people_table:
-            values = view.people_table[first.name].tolist()
-            lines.append(plots.Line("people", float(np.nanmean(values)), *mean_interval(values)))
-        plots.plot_by_kernel(view.table, shown, scale=first.scale, lines=lines, ax=ax)
-        ax.set_ylabel(first.label or first.heading)
-        ax.set_ylim(*first.limits)
-        return figure
+        return plot_measure(view, *shown, chance=chance)
 
-    PANELS.append(Panel(name=name, section=section, caption=caption, draw=draw, needs=first.name))
+    PANELS.append(Panel(name=name, section=section, caption=caption, draw=draw, needs=shown[0][0]))
 
 
 _by_kernel(
@@ -246,7 +251,7 @@ def erf_untrained(view: View) -> Figure:
     needs="shape_bias",
 )
 def psychometric(view: View) -> Figure:
-    figure, ax = _axes()
+    figure, ax = _axes(view)
     plots.plot_psychometric(view.plain, ax=ax)
     return figure
 
@@ -265,7 +270,7 @@ _by_kernel(
     needs="shape_bias",
 )
 def erf_and_bias(view: View) -> Figure:
-    figure, ax = _axes()
+    figure, ax = _axes(view)
     plots.plot_erf_against_bias(view.table, ax=ax)
     return figure
 
@@ -338,6 +343,6 @@ _by_kernel("inference", "Cost and training", "Inference, re-parameterised, batch
 
 @panel("Cost and training", "Validation accuracy during the training.")
 def curves(view: View) -> Figure:
-    figure, ax = _axes()
+    figure, ax = _axes(view)
     plots.plot_curves(view.plain, ax=ax)
     return figure
