@@ -35,7 +35,9 @@ from analysis.images.sets import load_images
 from analysis.images.stimuli import load_stimuli
 from analysis.models.layers import ForwardError
 from analysis.models.loaded import LoadedModel
+from analysis.models.specs import split_name
 from analysis.runs.memory import keep_freed_memory
+from analysis.runs.methods import PAPER, networks_of
 from analysis.runs.settings import COUNTS, check_number
 from analysis.shape_bias.categories import LabelMapping
 from analysis.shape_bias.responses import read_observers
@@ -126,11 +128,13 @@ def compare(
                 overwrite=overwrite,
                 progress=progress,
             )
-        for name in (REPORT, TABLE, FIGURES):
+        for name in (REPORT, TABLE, FIGURES, *PAPER):
             folder.add(name)
         if comparison.people:
             save_people(comparison.people, folder.add(PEOPLE).parent)
-        page = write_comparison(comparison, out, command=command_line())
+        page = write_comparison(
+            comparison, out, command=command_line(), works=networks_of([split_name(spec)[1] for spec in model], [])
+        )
     _report(comparison)
     print_notes([*(note for item in loaded for note in item.notes), *skipped_notes(chosen.skipped)])
     if shown is not None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 import typer
 
 from analysis.cli.console import command_line, print_notes, progress_bar, run_folder, skipped_notes
+from analysis.cli.methods import write_for_paper
 from analysis.cli.options import (
     MODEL_HELP,
     BatchSize,
@@ -36,6 +37,7 @@ from analysis.models.loaded import LoadedModel
 from analysis.models.specs import split_name
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import NetworkIdentity, identify
+from analysis.runs.methods import Methods
 from analysis.runs.processes import by_first
 from analysis.runs.results import ResultError
 from analysis.shape_bias.categories import LabelMapping, select_categories
@@ -48,6 +50,7 @@ from analysis.shape_bias.measuring import (
     mapping_of,
     preprocessing_of,
 )
+from analysis.shape_bias.methods import sensitivity_methods, shape_bias_methods
 from analysis.shape_bias.responses import read_observers, read_responses
 from analysis.shape_bias.result import CLUSTERS, ShapeBiasOptions, ShapeBiasResult
 from analysis.study.record import PEOPLE, save_people
@@ -185,6 +188,9 @@ def shape_bias(
         if comparison is not None:
             by_first(partial(write_tables, comparison, folder))
         by_first(lambda: write_sensitivities(sensitivities, folder))
+        methods = _methods(comparison, single_cues, cluster)
+        environments = [result.environment for result in (*measured, *single_cues)]
+        by_first(lambda: write_for_paper(methods, folder, environments, specs, loaded))
         by_first(lambda: _write_page(comparison, sensitivities, chosen, folder))
     notes = [note for item in loaded for note in item.notes]
     if whole is not None and chosen is not None:
@@ -216,6 +222,14 @@ def _save_recorded(answers: Sequence[ShapeBiasResult], names: Sequence[str], fol
         result.save(folder.add(name), overwrite=True)
     if answers[len(names) :]:
         save_people(answers[len(names) :], folder.add(PEOPLE).parent)
+
+
+def _methods(comparison: Comparison | None, single: Sequence[ShapeBiasResult], cluster: Any) -> Methods:
+    """Of shape biases, of sensitivities, or of both."""
+    found = Methods((), ())
+    if comparison is not None:
+        found += shape_bias_methods(comparison.results, comparison.people, cluster)
+    return found + sensitivity_methods(single) if single else found
 
 
 def _write_page(

@@ -277,7 +277,8 @@ def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes
         ax.plot([mean, mean], [index - 0.35, index + 0.35], color="black", lw=1.5)
     ax.axvline(0, color="0.5", lw=0.6)
     ax.set_yticks(range(len(names)), [wrapped(name, 0.4 * room_of(ax)) for name in names])
-    ax.set(ylim=(len(names) - 0.4, -0.6), xlabel="error consistency with each person (kappa)")
+    ax.set(ylim=(len(names) - 0.4, -0.6))
+    ax.set_xlabel(wrapped("error consistency with each person (kappa)", 0.6 * room_of(ax)))
     dot: dict[str, Any] = {"color": "0.3", "marker": "s", "markersize": 3}
     handles = [
         Line2D([], [], lw=0.5, **dot, label="one person, 95 % interval over images"),
