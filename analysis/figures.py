@@ -122,21 +122,22 @@ def legend_below(ax: Axes, handles: Sequence[Any] | None = None, title: str = ""
     Labels are those that have been given to what is drawn, or of `handles`.
     """
     handles = list(ax.get_legend_handles_labels()[0] if handles is None else handles)
-    size = float(mpl.rcParams["legend.fontsize"])
+    size = font_manager.FontProperties(size=mpl.rcParams["legend.fontsize"]).get_size_in_points()
     room = room_of(ax) - _MARGIN
-    for handle in handles:
-        handle.set_label(wrapped(str(handle.get_label()), room - _KEY, size))
-    lines = [line for handle in handles for line in str(handle.get_label()).split("\n")]
+    labels = [wrapped(str(handle.get_label()), room - _KEY, size) for handle in handles]
+    lines = [line for label in labels for line in label.split("\n")]
     entry = _KEY + _LETTER * size * max(map(len, lines), default=1)
-    label = ax.get_xlabel()
-    height = _BELOW + _LINE * ax.xaxis.label.get_size() * (1 + label.count("\n") if label else 0)
+    under = ax.get_xlabel()
+    height = _BELOW + _LINE * ax.xaxis.label.get_size() * (1 + under.count("\n") if under else 0)
     figure: Any = ax.get_figure(root=True)
     place = ax.get_subplotspec()
     alone = place is not None and place.get_gridspec().get_geometry() == (1, 1)
     down = ax.transAxes + ScaledTranslation(0, -height / POINTS, figure.dpi_scale_trans)
     ax.legend(
         handles=handles,
+        labels=labels,
         title=wrapped(title, room, size) or None,
+        title_fontsize=size,
         loc="upper center",
         bbox_to_anchor=(0.5, 0.0),
         bbox_transform=blended_transform_factory(figure.transFigure if alone else ax.transAxes, down),

@@ -91,7 +91,10 @@ def read_saved(directories: Sequence[str | PathLike[str]]) -> Saved:
 
 def _read(path: Path, found: dict[str, list[Any]], depth: int) -> None:
     if (path / STUDY_FILE).is_file():
-        _add_study(load_study(path), found)
+        record = load_study(path)
+        if not record.results:
+            raise ResultError(f"results={str(path)!r}: no cell of the study is finished")
+        _add_study(record, found)
         return
     kind = _kind_of(path)
     if kind is not None:
@@ -174,8 +177,6 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _add_study(record: StudyRecord, found: dict[str, list[Any]]) -> None:
-    if not record.results:
-        raise ResultError("results: no cell of the study is finished")
     found["studies"].append(record)
     found["cells"] += record.results
     seed = min(result.cell.seed for result in record.results)

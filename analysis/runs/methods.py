@@ -101,9 +101,9 @@ def counted(number: int, what: str, several: str = "") -> str:
 
 
 def with_interval(value: float, ends: Sequence[float], *, scale: float = 1.0, digits: int = 1, unit: str = "") -> str:
-    """Such as "12.3 % [11.0, 13.4]"; without the interval where there is none."""
+    """Such as "12.3 % [11.0, 13.4]" of something; without the interval where there is none."""
     if value != value:
-        return "undefined"
+        return "an undefined part"
     text = f"{scale * value:.{digits}f}{unit}"
     if any(end != end for end in ends):
         return text
