@@ -128,7 +128,7 @@ def legend_below(ax: Axes, handles: Sequence[Any] | None = None, title: str = ""
     lines = [line for label in labels for line in label.split("\n")]
     entry = _KEY + _LETTER * size * max(map(len, lines), default=1)
     under = ax.get_xlabel()
-    height = _BELOW + _LINE * ax.xaxis.label.get_size() * (1 + under.count("\n") if under else 0)
+    height = _BELOW + _LINE * float(ax.xaxis.label.get_fontsize()) * (1 + under.count("\n") if under else 0)
     figure: Any = ax.get_figure(root=True)
     place = ax.get_subplotspec()
     alone = place is not None and place.get_gridspec().get_geometry() == (1, 1)
@@ -171,8 +171,8 @@ class Intervals(LineCollection):
         super().draw(renderer)
         if not self.get_visible() or self.axes is None:
             return
+        color: Any = self.get_colors()[0]
         for x, y, marker in self.cut_ends():
-            color = self.get_colors()[0]  # type: ignore[attr-defined]
             arrow = Line2D([x], [y], marker=marker, markersize=4, color=color, clip_on=False)
             arrow.set_transform(self.axes.transData)
             arrow.set_figure(self.get_figure())  # type: ignore[arg-type]

@@ -207,7 +207,7 @@ def _write_outputs(results: Sequence[ErfResult], folder: RunFolder) -> None:
 
     with folder.replace("erf.csv") as path:
         write_table(pd.DataFrame([result.summary() for result in results]), path)
-    captions = {
+    captions: dict[str, tuple[Any, str]] = {
         "contribution": (plots.plot_contribution, "Share of the gradient inside growing squares."),
         "radial": (plots.plot_radial, "Mean of the gradient at each distance from the unit."),
     }

@@ -148,7 +148,8 @@ def plot_growth(results: Sequence[ErfResult], *, ax: Axes | None = None) -> Axes
         own = [result for result in results if result.model == model]
         places = [layers.index(result.layer) for result in own]
         radii = [result.rms_radius() for result in own]
-        ax.plot(places, radii, label=model, marker=MARKERS[index % len(MARKERS)], **_line(index), clip_on=False)
+        name = wrapped(model, room_of(ax) - 68)
+        ax.plot(places, radii, label=name, marker=MARKERS[index % len(MARKERS)], **_line(index), clip_on=False)
     long = sum(map(len, layers)) > room_of(ax) / 7
     ax.set_xticks(range(len(layers)), layers, rotation=90 if long else 0)
     ax.set(xlabel="layer", ylabel="root mean square radius (pixels)")

@@ -42,7 +42,7 @@ class Look:
     centered: bool = False
 
     @property
-    def colors(self) -> dict[str, str]:
+    def colors(self) -> dict[str, Any]:
         """The colour map as an argument, where one was given."""
         return {} if self.cmap is None else {"cmap": self.cmap}
 

@@ -127,7 +127,7 @@ def _kind_of(path: Path) -> Any:
                 content = parse_json(read_text(place / "result.json", "results"))
             except ValueError as error:
                 raise ResultError(f"results={str(path)!r}: unreadable ({error})") from error
-            return _KINDS.get(content.get("kind") if isinstance(content, dict) else None)
+            return _KINDS.get(str(content.get("kind"))) if isinstance(content, dict) else None
     return None
 
 

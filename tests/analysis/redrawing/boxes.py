@@ -16,7 +16,7 @@ _TOUCH = 0.6
 def drawn_texts(figure: Figure) -> list[Text]:
     """Every text that is drawn: ticks beyond the limits, and numbers without room, are not."""
     found: list[Text] = []
-    draw = Text.draw
+    draw: Any = Text.draw
 
     def recording(text: Text, renderer: Any) -> None:
         if text.get_visible() and text.get_text().strip():
@@ -36,7 +36,7 @@ def faults(figure: Figure) -> list[str]:
     scale = figure.get_dpi() / 72
     # Of the text alone: that of an annotation spans its arrow, too.
     boxes = [_shrunk(Text.get_window_extent(text), _TOUCH * scale) for text in texts]
-    found = [f"{text.get_text()!r} has {text.get_fontsize():g} points" for text in texts if text.get_fontsize() < 6]
+    found = [f"{text.get_text()!r} has {_size(text):g} points" for text in texts if _size(text) < 6]
     page = figure.bbox.padded(0.5)
     for text, box in zip(texts, boxes, strict=True):
         if not (page.contains(box.x0, box.y0) and page.contains(box.x1, box.y1)):
@@ -52,6 +52,10 @@ def faults(figure: Figure) -> list[str]:
             if text not in own and frame.overlaps(box):
                 found.append(f"a legend and {text.get_text()!r} overlap")
     return found
+
+
+def _size(text: Text) -> float:
+    return float(text.get_fontsize())
 
 
 def _shrunk(box: Bbox, by: float) -> Bbox:

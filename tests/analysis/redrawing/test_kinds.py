@@ -121,7 +121,7 @@ def test_no_text_of_measured_results_is_on_another(
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
-        ("study", {"erf", "erf-untrained", "radial", "psychometric", "curves", "area", "accuracy", "coverage", "pse"}),
+        ("study", {"erf", "erf-untrained", "radial", "psychometric", "curves", "area", "accuracy", "coverage"}),
         ("posthoc", {"erf", "posthoc"}),
         ("compare", {"erf", "compare", "shape-bias", "pairs"}),
     ],
@@ -277,7 +277,8 @@ def test_points_that_would_cover_each_other_are_apart() -> None:
 
 
 def test_the_bar_at_all_images_is_explained() -> None:
-    ax = plot_shape_bias([answers("net", 0.4)], humans=[answers("a", 0.7), answers("b", 0.6)], cluster="shape")
+    with paper_style():
+        ax = plot_shape_bias([answers("net", 0.4)], humans=[answers("a", 0.7), answers("b", 0.6)], cluster="shape")
     legend: Any = ax.get_legend()
     named = [text.get_text() for text in legend.get_texts()]
     assert named[2:] == ["all images: 95 % interval (shape)", "all images: lowest to highest of humans"]
