@@ -36,6 +36,7 @@ from analysis.images.stimuli import load_stimuli
 from analysis.models.layers import ForwardError
 from analysis.models.loaded import LoadedModel
 from analysis.models.specs import split_name
+from analysis.runs.folder import folder_names
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.methods import PAPER, networks_of
 from analysis.runs.settings import COUNTS, check_number
@@ -98,6 +99,7 @@ def compare(
             raise ValueError(f"--{name}={str(value)!r}: goes with --stimuli only")
     mapping = None if labels is None else LabelMapping.from_csv(labels)
     people = [] if humans is None else read_observers(humans, categories=None)
+    folder_names([person.observer for person in people])  # refuses two that would share one
     shown = None if stimuli is None else load_stimuli(stimuli)
     loaded = choice.load(model)
     check_comparable(loaded, stimuli=shown, people=people, data=data)

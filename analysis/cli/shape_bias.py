@@ -133,6 +133,7 @@ def shape_bias(
     names = [item.name for item in loaded] + [result.observer for result in recorded]
     if len(set(names)) < len(names):
         raise ValueError(f"model: {', '.join(names)} are not all different")
+    folder_names([person.observer for person in people])  # refuses two that would share one
     twice = sorted({*names}.intersection(result.observer for result in people))
     if twice:
         raise ValueError(f"--humans={str(humans)!r}: {twice[0]} is among the models, too")

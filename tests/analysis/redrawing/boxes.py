@@ -25,7 +25,7 @@ def drawn_texts(figure: Figure) -> list[Text]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Text, "draw", recording)
-        FigureCanvasAgg(figure).draw()
+        FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
     return list(dict.fromkeys(found))
 
 

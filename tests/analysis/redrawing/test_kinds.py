@@ -1,5 +1,6 @@
 """Every kind of figure from saved results, at the width of a column and of a page."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -159,6 +160,33 @@ def test_results_are_found_in_the_order_of_their_run(trained: dict[str, Path]) -
     assert [result.model for result in read_saved([trained["study"]]).fields] == ["kernel 3", "kernel 7"]
     both = read_saved([trained["posthoc"], trained["compare"]])
     assert len(both.fields) == len(both.variants) + 2
+
+
+def test_runs_leave_and_link_their_texts(trained: dict[str, Path]) -> None:
+    run("report", trained["study"])
+    for name, page in (("study", "report.html"), ("posthoc", "index.html"), ("compare", "report.html")):
+        folder = trained[name]
+        outputs = json.loads((folder / "run.json").read_text())["outputs"]
+        assert {"methods.txt", "references.bib"} <= set(outputs)
+        assert "replknet" in (folder / "methods.txt").read_text()
+        assert "{ding2022replknet," in (folder / "references.bib").read_text()
+        source = (folder / page).read_text()
+        assert "./methods.txt" in source and "./references.bib" in source
+
+
+def test_people_are_kept_with_the_answers_of_networks(trained: dict[str, Path], tmp_path: Path) -> None:
+    stimuli, humans, out = trained["compare"].parent / "conflict", tmp_path / "humans", tmp_path / "out"
+    known = read_saved([trained["compare"]]).observers[0]
+    humans.mkdir()
+    for name in ("a", "b"):
+        analysis.write_responses(replace(known, observer=name), humans / f"{name}.csv")
+    analysis.write_responses(replace(known, observer="own"), tmp_path / "own.csv")
+    run("shape-bias replknet_nano_k3", tmp_path / "own.csv", "--stimuli", stimuli, "--humans", humans, "--out", out)
+    saved = read_saved([out])
+    assert [result.observer for result in saved.observers] == ["replknet_nano_k3", "own"]
+    assert [person.observer for person in saved.people] == ["a", "b"]
+    assert saved.people[0].responses == known.responses
+    assert "consistency" in kinds_of(saved)
 
 
 def test_a_wrong_kind_says_which_there_are(folders: dict[str, Path]) -> None:
