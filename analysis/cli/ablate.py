@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from analysis.cli.console import command_line, print_line, print_notes, print_table, progress_bar, run_folder
+from analysis.cli.methods import write_for_paper
 from analysis.cli.options import (
     ErfBatch,
     Fields,
@@ -44,6 +45,7 @@ from analysis.study import posthoc
 from analysis.study.answers import unanswered
 from analysis.study.design import Study
 from analysis.study.jobs import FOLDER, JobOptions, cell_jobs, cell_states, job_script, run_locally, submit
+from analysis.study.methods import posthoc_methods
 from analysis.study.record import read_study
 from analysis.study.result import CellResult
 from analysis.training.recipe import Recipe
@@ -259,6 +261,8 @@ def ablate_posthoc(
                 progress=progress,
             )
         table, energy = posthoc.posthoc_table(results), posthoc.kernel_energy(module)
+        methods, environment = posthoc_methods(results, loaded.name), results[0].erf.environment
+        by_first(lambda: write_for_paper(methods, folder, [environment], [model], [loaded]))
         by_first(lambda: _write(results, energy, folder, loaded.name))
     shown = Table("variant", "accuracy (%)", "ERF 50 % area (%)", "ERF 99 % area (%)", "shape bias", "coverage (%)")
     for row in table.to_dict("records"):

@@ -35,13 +35,17 @@ from analysis.images.sets import load_images
 from analysis.images.stimuli import load_stimuli
 from analysis.models.layers import ForwardError
 from analysis.models.loaded import LoadedModel
+from analysis.models.specs import split_name
+from analysis.runs.folder import folder_names
 from analysis.runs.memory import keep_freed_memory
+from analysis.runs.methods import PAPER, networks_of
 from analysis.runs.settings import COUNTS, check_number
 from analysis.shape_bias.categories import LabelMapping
 from analysis.shape_bias.responses import read_observers
 from analysis.study.compared.measuring import NETWORKS, check_comparable, compare_networks
 from analysis.study.compared.result import BRIEF, COMPARED, Comparison, cell_text
 from analysis.study.compared.verdict import field_and_bias, people_text, warnings_of_networks
+from analysis.study.record import PEOPLE, save_people
 
 app = typer.Typer()
 
@@ -95,6 +99,7 @@ def compare(
             raise ValueError(f"--{name}={str(value)!r}: goes with --stimuli only")
     mapping = None if labels is None else LabelMapping.from_csv(labels)
     people = [] if humans is None else read_observers(humans, categories=None)
+    folder_names([person.observer for person in people])  # refuses two that would share one
     shown = None if stimuli is None else load_stimuli(stimuli)
     loaded = choice.load(model)
     check_comparable(loaded, stimuli=shown, people=people, data=data)
@@ -125,9 +130,13 @@ def compare(
                 overwrite=overwrite,
                 progress=progress,
             )
-        for name in (REPORT, TABLE, FIGURES):
+        for name in (REPORT, TABLE, FIGURES, *PAPER):
             folder.add(name)
-        page = write_comparison(comparison, out, command=command_line())
+        if comparison.people:
+            save_people(comparison.people, folder.add(PEOPLE).parent)
+        page = write_comparison(
+            comparison, out, command=command_line(), works=networks_of([split_name(spec)[1] for spec in model], [])
+        )
     _report(comparison)
     print_notes([*(note for item in loaded for note in item.notes), *skipped_notes(chosen.skipped)])
     if shown is not None:

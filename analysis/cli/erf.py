@@ -23,6 +23,7 @@ from analysis.cli.console import (
     run_folder,
     skipped_notes,
 )
+from analysis.cli.methods import write_for_paper
 from analysis.cli.options import (
     MODEL_HELP,
     ErfBatch,
@@ -41,6 +42,7 @@ from analysis.models.layouts import find_feature_map
 from analysis.models.loaded import LoadedModel
 from analysis.receptive_field.measures import THRESHOLDS
 from analysis.receptive_field.measuring import effective_receptive_field
+from analysis.receptive_field.methods import erf_methods
 from analysis.receptive_field.options import PROTOCOLS
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.folder import RunFolder, folder_names
@@ -134,6 +136,7 @@ def erf(
         for item, identity in zip(loaded, identities, strict=True):
             for layer in wanted:
                 results.append(_measure(item, identity, layer, chosen, options, folder, *next(places)))
+        by_first(lambda: write_for_paper(erf_methods(results), folder, (r.environment for r in results), model, loaded))
         by_first(lambda: _write_outputs(results, folder))
     _report(results, notes)
     typer.echo(f"results, table, figures and page (index.html): {out}")
@@ -204,11 +207,14 @@ def _write_outputs(results: Sequence[ErfResult], folder: RunFolder) -> None:
 
     with folder.replace("erf.csv") as path:
         write_table(pd.DataFrame([result.summary() for result in results]), path)
-    captions = {"contribution": (plots.plot_contribution, "Share of the gradient inside growing squares.")}
+    captions: dict[str, tuple[Any, str]] = {
+        "contribution": (plots.plot_contribution, "Share of the gradient inside growing squares."),
+        "radial": (plots.plot_radial, "Mean of the gradient at each distance from the unit."),
+    }
     if len({result.layer for result in results}) > 1:
         captions["growth"] = (plots.plot_growth, "Root mean square radius of the layers.")
     drawings = [
-        Drawing(name=name, caption=caption, draw=lambda plot=plot: plot(results).get_figure(root=True))  # type: ignore
+        Drawing(name=name, caption=caption, draw=lambda plot=plot: plots.curves_figure(plot, results))  # type: ignore[misc]
         for name, (plot, caption) in captions.items()
     ]
     maps = Drawing(name="erf", caption="The maps.", draw=lambda: plots.erf_figure(results))

@@ -21,6 +21,7 @@ from analysis.cli.console import (
     run_folder,
     skipped_notes,
 )
+from analysis.cli.methods import write_for_paper
 from analysis.cli.options import (
     MODEL_HELP,
     BatchSize,
@@ -36,6 +37,7 @@ from analysis.images.addresses import fetched
 from analysis.recognition.evaluation import EvaluationResult, check_files, evaluate, num_outputs
 from analysis.recognition.features import POOLED, extract_features
 from analysis.recognition.labels import labelled_files
+from analysis.recognition.methods import evaluation_methods
 from analysis.recognition.prediction import Predictions, class_names, class_notes, predict
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import identify
@@ -288,6 +290,8 @@ def evaluate_command(
                     results.append(found)
                 else:
                     results.append(EvaluationResult.load(out / name))
+            environments = [result.settings for result in results]
+            by_first(lambda: write_for_paper(evaluation_methods(results), folder, environments, model, loaded))
             by_first(lambda: _write(results, folder, confusion))
     _report(results)
     notes = [note for item in loaded for note in item.notes]

@@ -135,22 +135,11 @@ def sensitivity_drawings(found: Sensitivities) -> list[Any]:
     """The figure, a `Drawing`, where there are several networks or stimuli of single cues."""
     if found.table.empty or (not found.single and len(found.table) < 2):
         return []
-    from matplotlib.figure import Figure
-
     from analysis.pages.drawing import Drawing
-    from analysis.shape_bias.plots import plot_sensitivity
+    from analysis.shape_bias.plots import sensitivity_figure
 
-    kinds = list(dict.fromkeys(found.table["stimuli"]))
-    side = min(3.6 + 0.1 * len(found.table) / len(kinds), 6.0)  # for the names
-
-    def draw() -> Figure:
-        figure = Figure(figsize=(side * len(kinds), side + 0.2), layout="constrained")
-        for index, kind in enumerate(kinds):
-            own = found.table[found.table["stimuli"] == kind]
-            plot_sensitivity(own, title=kind, ax=figure.add_subplot(1, len(kinds), index + 1))
-        return figure
-
-    return [Drawing(name="sensitivity", caption="How strongly either cue is used.", draw=draw)]
+    caption = "How strongly either cue is used."
+    return [Drawing(name="sensitivity", caption=caption, draw=lambda: sensitivity_figure(found.table))]
 
 
 def report_sensitivities(found: Sensitivities) -> None:

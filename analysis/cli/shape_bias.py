@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 import typer
 
 from analysis.cli.console import command_line, print_notes, progress_bar, run_folder, skipped_notes
+from analysis.cli.methods import write_for_paper
 from analysis.cli.options import (
     MODEL_HELP,
     BatchSize,
@@ -36,6 +37,7 @@ from analysis.models.loaded import LoadedModel
 from analysis.models.specs import split_name
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import NetworkIdentity, identify
+from analysis.runs.methods import Methods
 from analysis.runs.processes import by_first
 from analysis.runs.results import ResultError
 from analysis.shape_bias.categories import LabelMapping, select_categories
@@ -48,8 +50,10 @@ from analysis.shape_bias.measuring import (
     mapping_of,
     preprocessing_of,
 )
+from analysis.shape_bias.methods import sensitivity_methods, shape_bias_methods
 from analysis.shape_bias.responses import read_observers, read_responses
 from analysis.shape_bias.result import CLUSTERS, ShapeBiasOptions, ShapeBiasResult
+from analysis.study.record import PEOPLE, save_people
 
 app = typer.Typer()
 
@@ -129,6 +133,7 @@ def shape_bias(
     names = [item.name for item in loaded] + [result.observer for result in recorded]
     if len(set(names)) < len(names):
         raise ValueError(f"model: {', '.join(names)} are not all different")
+    folder_names([person.observer for person in people])  # refuses two that would share one
     twice = sorted({*names}.intersection(result.observer for result in people))
     if twice:
         raise ValueError(f"--humans={str(humans)!r}: {twice[0]} is among the models, too")
@@ -140,7 +145,8 @@ def shape_bias(
     labels_of_folders = [item.name for item in loaded]
     if single is not None:
         labels_of_folders += [f"{item.name}-{SINGLE_CUES}" for item in loaded]
-    folders = folder_names(labels_of_folders, reserved=(RAW,))
+    labels_of_folders += [result.observer for result in recorded]
+    folders = folder_names(labels_of_folders, reserved=(RAW, PEOPLE))
     networks = [
         _Network.known(item, folder, chosen, whole, mapping, changes, out)
         for item, folder in zip(loaded, folders[: len(loaded)], strict=True)
@@ -149,7 +155,7 @@ def shape_bias(
     alone = (
         [
             _Network.known(item, folder, single, single, mapping_of(item, single), changes, out)
-            for item, folder in zip(loaded, folders[len(loaded) :], strict=True)
+            for item, folder in zip(loaded, folders[len(loaded) : 2 * len(loaded)], strict=True)
         ]
         if single is not None
         else []
@@ -175,12 +181,17 @@ def shape_bias(
         )
         results = measured if wanted is None else [result.with_categories(wanted) for result in measured]
         answers = [result.with_options(**asdict(options)) for result in of_categories]
+        own = folders[len(folders) - len(recorded) :]
+        by_first(partial(_save_recorded, answers, own, folder))
         results += answers[: len(recorded)]
         comparison = Comparison.of(results, answers[len(recorded) :], cluster) if results else None
         sensitivities = Sensitivities.of(comparison, common_images(single_cues), cluster)
         if comparison is not None:
             by_first(partial(write_tables, comparison, folder))
         by_first(lambda: write_sensitivities(sensitivities, folder))
+        methods = _methods(comparison, single_cues, cluster)
+        environments = [result.environment for result in (*measured, *single_cues)]
+        by_first(lambda: write_for_paper(methods, folder, environments, specs, loaded))
         by_first(lambda: _write_page(comparison, sensitivities, chosen, folder))
     notes = [note for item in loaded for note in item.notes]
     if whole is not None and chosen is not None:
@@ -204,6 +215,22 @@ def shape_bias(
         report(comparison, notes)
     report_sensitivities(sensitivities)
     typer.echo(f"results, tables, figures and page (index.html): {out}")
+
+
+def _save_recorded(answers: Sequence[ShapeBiasResult], names: Sequence[str], folder: RunFolder) -> None:
+    """The answers of those who are not networks here; without a name, of people."""
+    for name, result in zip(names, answers, strict=False):
+        result.save(folder.add(name), overwrite=True)
+    if answers[len(names) :]:
+        save_people(answers[len(names) :], folder.add(PEOPLE).parent)
+
+
+def _methods(comparison: Comparison | None, single: Sequence[ShapeBiasResult], cluster: Any) -> Methods:
+    """Of shape biases, of sensitivities, or of both."""
+    found = Methods((), ())
+    if comparison is not None:
+        found += shape_bias_methods(comparison.results, comparison.people, cluster)
+    return found + sensitivity_methods(single) if single else found
 
 
 def _write_page(

@@ -117,44 +117,32 @@ def _labelled(results: Sequence[ShapeBiasResult], view: Callable[[ShapeBiasResul
 
 def drawings_of(comparison: Comparison) -> list[Any]:
     """The figures of a comparison, each a `Drawing`."""
-    from matplotlib.figure import Figure
-
+    from analysis.figures import cells_figure
     from analysis.pages.drawing import Drawing
     from analysis.shape_bias import plots as figures
 
     results, people = comparison.results, comparison.people
     found: list[Any] = []
 
-    def add(name: str, caption: str, width: float, height: float, plot: Callable[..., Any]) -> None:
-        def draw() -> Figure:
-            figure = Figure(figsize=(width, height), layout="constrained")
-            plot(ax=figure.add_subplot())
-            return figure
-
+    def add(name: str, caption: str, draw: Callable[[], Any]) -> None:
         found.append(Drawing(name=name, caption=caption, draw=draw))
 
     if any(result.num_images for result in results):
-
-        def by_category() -> Figure:
-            return figures.shape_bias_figure(results, humans=people, cluster=comparison.cluster)
-
-        found.append(Drawing(name="shape_bias", caption="Texture decisions by shape category.", draw=by_category))
-        rows = len(results) + bool(people)
-        box = partial(figures.plot_category_box, results, humans=people)
-        add("categories", "Shape bias of the shape categories.", 4.0, 0.7 + 0.4 * rows, box)
+        by_category = partial(figures.shape_bias_figure, results, humans=people, cluster=comparison.cluster)
+        add("shape_bias", "Texture decisions by shape category.", by_category)
+        add("categories", "Shape bias of the shape categories.", partial(figures.box_figure, results, humans=people))
     for result in results:
         suffix = "" if len(results) == 1 else f"_{folder_name(result.observer)}"
         if result.num_images:
             caption = f"{result.observer}: shape bias of every pair of shape and texture."
-            add(f"pairs{suffix}", caption, 5.2, 4.6, partial(figures.plot_pair_map, result))
-        height = 1.9 + 0.17 * len(set(result.shapes))
+            add(f"pairs{suffix}", caption, partial(cells_figure, figures.plot_pair_map, [result]))
         caption = f"{result.observer}: what was answered to each shape."
-        add(f"confusion{suffix}", caption, 5.2, height, partial(figures.plot_confusion, result))
+        add(f"confusion{suffix}", caption, partial(cells_figure, figures.plot_confusion, [result]))
     if comparison.reference is not None:
         own = comparison.consistency
         own = own[own["first"].isin([result.observer for result in results])]
-        plot = partial(figures.plot_consistency, own, comparison.reference)
-        add("consistency", "Error consistency with people.", 4.0, 1.5 + 0.5 * len(results), plot)
+        draw = partial(figures.consistency_figure, own, comparison.reference)
+        add("consistency", "Error consistency with people.", draw)
     return found
 
 

@@ -23,6 +23,7 @@ from analysis.cli.console import (
 from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, Workers, parse_names, takes
 from analysis.runs.folder import RunFolder
 from analysis.runs.memory import keep_freed_memory
+from analysis.runs.methods import PAPER
 from analysis.runs.processes import by_first
 from analysis.runs.results import ResultError
 from analysis.runs.settings import AT_ONCE
@@ -189,7 +190,7 @@ def study_folder(study: Study, out: Path, device: str, overwrite: bool, *folders
             by_first(partial(folder.add, name)).mkdir(exist_ok=True)
         for name in folders:
             by_first(partial(clear_leftovers, out / name, alone=True))
-        for name in (REPORT, TABLE, FIGURES):  # `report` may be called meanwhile
+        for name in (REPORT, TABLE, FIGURES, *PAPER):  # `report` may be called meanwhile
             by_first(lambda name=name: None if (out / name).exists() else folder.add(name))  # type: ignore[misc]
         by_first(lambda: save_study(study, command_line(), folder.add(STUDY_FILE).parent))
         if images.people:
@@ -263,7 +264,7 @@ def _write_report(directory: Path) -> None:
         folder = RunFolder.existing(directory)
         if folder is None:
             return write_report(directory)
-        for name in (REPORT, TABLE, FIGURES):
+        for name in (REPORT, TABLE, FIGURES, *PAPER):
             folder.add(name)
         return write_report(directory)
 

@@ -21,7 +21,7 @@ from analysis.runs.writing import replacing
 
 PAGE = "index.html"
 """Beside the files of a run."""
-LINKED = (".csv", ".json", ".pdf")
+LINKED = (".csv", ".json", ".pdf", ".txt", ".bib")
 """Endings of files that pages link."""
 _HEADING = re.compile(r"<h2>(.*?)</h2>", re.DOTALL)
 _CONTENTS = "<!-- contents -->"

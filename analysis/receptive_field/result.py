@@ -1,5 +1,6 @@
 """An effective receptive field, with everything needed to measure it again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +20,11 @@ class ErfResult(Result):
     """
 
     KIND: ClassVar[str] = "effective receptive field"
+    PLOTS: ClassVar[Mapping[str, str]] = {
+        "erf": "analysis.receptive_field.plots:plot_erf",
+        "contribution": "analysis.receptive_field.plots:plot_contribution",
+        "radial": "analysis.receptive_field.plots:plot_radial",
+    }
 
     model: str
     layer: str

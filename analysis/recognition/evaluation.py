@@ -46,6 +46,9 @@ class EvaluationResult(Result):
     """
 
     KIND: ClassVar[str] = "evaluation"
+    PLOTS: ClassVar[Mapping[str, str]] = {
+        "confusion": "analysis.recognition.plots:plot_answers",
+    }
 
     model: str
     classes: tuple[str, ...]

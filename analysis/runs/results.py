@@ -6,6 +6,7 @@ that holds other results has them in folders beside `measures`, which holds the 
 
 import abc
 import html
+import importlib
 import math
 import typing
 from collections.abc import Mapping
@@ -54,9 +55,36 @@ def _short(value: Any) -> str:
 
 
 class Result(Shown):
-    """A dataclass that can be saved and loaded; `KIND` names it on disk."""
+    """A dataclass that can be saved, loaded and drawn; `KIND` names it on disk.
+
+    `PLOTS` tells module and function of each figure of it, the usual one first: what draws is imported when it is asked
+    for, and results know nothing of it.
+    """
 
     KIND: ClassVar[str]
+    PLOTS: ClassVar[Mapping[str, str]] = {}
+
+    def plot(self, kind: str | None = None, *, ax: Any = None, **options: Any) -> Any:
+        """Draw a figure of the result.
+
+        Args:
+            kind: Which; by default the usual one of such a result.
+            ax: Axes of matplotlib to draw into; by default those of a new figure, `.figure` of what is returned.
+            options: Of the function in `PLOTS`, such as `cmap`.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: If there is no such figure of the result.
+        """
+        if kind is None:
+            kind = next(iter(self.PLOTS), "")
+        if kind not in self.PLOTS:
+            known = ", ".join(self.PLOTS) or f"none: there is no figure of a {type(self).__name__} alone"
+            raise ValueError(f"kind={kind!r}: expected {known}")
+        module, _, name = self.PLOTS[kind].partition(":")
+        return getattr(importlib.import_module(module), name)(self, ax=ax, **options)
 
     def save(self, directory: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write `result.json` and `arrays.npz` to `directory`, whole or not at all.

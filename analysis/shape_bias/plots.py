@@ -1,19 +1,30 @@
 """Figures of shape-bias results. Each function draws into the Axes it is given and sets nothing global."""
 
-import textwrap
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
-from analysis.figures import MARKERS, OKABE_ITO, axes_or_new
+from analysis.figures import (
+    CELL_COLORS,
+    MARKERS,
+    OKABE_ITO,
+    axes_or_new,
+    draw_cells,
+    draw_counts,
+    draw_intervals,
+    legend_below,
+    new_axes,
+    room_of,
+    wrapped,
+)
 from analysis.shape_bias.categories import NO_RESPONSE
 from analysis.shape_bias.comparing import HumanReference, extremes, pooled_by_category
 from analysis.shape_bias.glyphs import add_glyph, has_glyph
@@ -23,12 +34,14 @@ HUMAN_COLOR = "#A50026"
 _HUMAN_MARKER = "o"
 _ROW = 0.24
 """Height of one category in inches."""
-_LABEL = 0.04
-"""Height of a network's name in a plane of sensitivities, of which the sides are 1."""
+_APART = 0.035
+"""Fractions of decisions nearer than this are one above the other."""
+_STEP, _REACH = 0.24, 0.66
+"""Of the height of a row: between such points, and of all of them together."""
 
 
 def plot_shape_bias(
-    results: Sequence[ShapeBiasResult],
+    results: ShapeBiasResult | Sequence[ShapeBiasResult],
     *,
     humans: Sequence[ShapeBiasResult] = (),
     cluster: Cluster = "two-way",
@@ -38,11 +51,13 @@ def plot_shape_bias(
     """The classic figure: for each shape category the fraction of texture decisions of every observer.
 
     People are one observer, their responses pooled. Vertical lines are at the value over all images; the last row shows
-    it with its interval, for people with the range from the lowest to the highest.
+    it with its interval, for people with the range from the lowest to the highest. Points of a category that would
+    cover each other are one above the other.
 
     Raises:
         ValueError: If they have not seen the same images (`common_images` are those that all have).
     """
+    results = _several(results)
     images = _images([*results, *humans])
     ax = axes_or_new(ax)
     tables: list[tuple[str, Any]] = [(result.observer, result.by_category()) for result in results]
@@ -51,11 +66,14 @@ def plot_shape_bias(
     categories = sorted({category for _, table in tables for category in table["shape"]})
     rows = {category: row for row, category in enumerate(categories)}
     bottom = len(categories) + 0.6
+    shares = np.array([1 - table.set_index("shape")["shape_bias"].reindex(categories) for _, table in tables])
+    heights = np.arange(len(categories)) + np.stack([_staggered(row) for row in shares.T], 1)
     for index, (name, table) in enumerate(tables):
         is_human = bool(humans) and index == 0
         color, marker = _look(index - bool(humans), is_human)
         style: dict[str, Any] = {"color": color, "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.4}
-        ax.plot(1 - table["shape_bias"], table["shape"].map(rows), linestyle="none", markersize=5, label=name, **style)
+        style |= {"linestyle": "none", "markersize": 5, "clip_on": False}
+        ax.plot(shares[index], heights[index], label=name, **style)
         if is_human:
             decided = (table["num_shape"] + table["num_texture"]).sum()
             center = 1 - float(table["num_shape"].sum() / decided if decided else "nan")
@@ -67,7 +85,7 @@ def plot_shape_bias(
             ends = (1 - high, 1 - low)
         ax.axvline(center, color=color, lw=0.9, linestyle=(0, (1, 1)) if is_human else "solid", zorder=0)
         ax.plot(ends, (bottom + 0.35 * index,) * 2, color=color, lw=1.2, solid_capstyle="butt")
-        ax.plot(center, bottom + 0.35 * index, linestyle="none", markersize=5, **style)
+        ax.plot(center, bottom + 0.35 * index, **style)
     last = bottom + 0.35 * (len(tables) - 1)
     ax.axhline(len(categories) - 0.2, color="0.6", lw=0.6)
     ax.set(xlim=(-0.02, 1.02), ylim=(last + 0.6, -0.7), xlabel="fraction of texture decisions")
@@ -79,30 +97,93 @@ def plot_shape_bias(
     ax.tick_params(axis="y", length=0, pad=21 if any(map(has_glyph, categories)) else 3)
     top = ax.secondary_xaxis("top", functions=(_complement, _complement))
     top.set_xlabel("fraction of shape decisions")
-    _legend_below(ax, ax.get_legend_handles_labels()[0], images)
+    bars = f"all images: {100 * confidence:g} % interval ({cluster})"
+    keys = [Line2D([], [], color="0.3", lw=1.2, label=bars)]
+    if humans:
+        keys.append(Line2D([], [], color=HUMAN_COLOR, lw=1.2, label="all images: lowest to highest of humans"))
+    legend_below(ax, [*ax.get_legend_handles_labels()[0], *keys], images)
     return ax
 
 
+def _staggered(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far from the middle of its row each point is, so that none covers its neighbour."""
+    order = [int(index) for index in np.argsort(values, kind="stable") if np.isfinite(values[index])]
+    found = np.zeros(len(values))
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and values[index] - values[groups[-1][-1]] < _APART:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    for group in groups:
+        step = min(_STEP, _REACH / max(1, len(group) - 1))
+        for place, index in enumerate(sorted(group)):  # in the order of the legend
+            found[index] = step * (place - (len(group) - 1) / 2)
+    return found
+
+
 def shape_bias_figure(
-    results: Sequence[ShapeBiasResult], *, humans: Sequence[ShapeBiasResult] = (), cluster: Cluster = "two-way"
+    results: Sequence[ShapeBiasResult],
+    *,
+    humans: Sequence[ShapeBiasResult] = (),
+    cluster: Cluster = "two-way",
+    width: float = 4.6,
 ) -> Figure:
-    """`plot_shape_bias` in a figure as high as its categories and observers need."""
+    """`plot_shape_bias` in a figure, by default 4.6 inches wide, as high as its categories and observers need."""
     categories = {shape for result in (*results, *humans) for shape in result.shapes}
     observers = len(results) + bool(humans)
-    height = 1.2 + _ROW * (len(categories) + 1.5) + 0.1 * observers + 0.17 * (observers // 2 + 1)
-    figure = Figure(figsize=(4.6, height), layout="constrained")
-    plot_shape_bias(results, humans=humans, cluster=cluster, ax=figure.add_subplot())
+    height = 1.5 + _ROW * (len(categories) + 1.5) + 0.1 * observers + 0.17 * (observers // 2 + 2)
+    ax = new_axes(width, height)
+    plot_shape_bias(results, humans=humans, cluster=cluster, ax=ax)
+    return ax.get_figure(root=True)  # type: ignore[return-value]
+
+
+def sensitivity_figure(table: pd.DataFrame, *, width: float | None = None) -> Figure:
+    """`plot_sensitivity` for each kind of stimuli.
+
+    Args:
+        table: With a column `stimuli`.
+        width: In inches; by default 3.6 for each kind.
+    """
+    kinds = list(dict.fromkeys(table["stimuli"]))
+    width = 3.6 * len(kinds) if width is None else width
+    columns = min(len(kinds), max(1, int(width / 2.8)))
+    rows = -(-len(kinds) // columns)
+    height = min(width / columns, 3.8) + 0.3 + 0.14 * len(table) / len(kinds)
+    figure = Figure(figsize=(width, rows * height), layout="constrained")
+    for kind, ax in zip(kinds, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
+        plot_sensitivity(table[table["stimuli"] == kind], title=kind, ax=ax)
     return figure
 
 
+def consistency_figure(table: pd.DataFrame, reference: HumanReference, *, width: float = 4.0) -> Figure:
+    """`plot_consistency` in a figure as high as its networks need."""
+    ax = new_axes(width, 1.9 + 0.5 * table["first"].nunique())
+    plot_consistency(table, reference, ax=ax)
+    return ax.get_figure(root=True)  # type: ignore[return-value]
+
+
+def box_figure(
+    results: Sequence[ShapeBiasResult], *, humans: Sequence[ShapeBiasResult] = (), width: float = 4.0
+) -> Figure:
+    """`plot_category_box` in a figure as high as its observers need."""
+    ax = new_axes(width, 0.8 + 0.4 * (len(results) + bool(humans)))
+    plot_category_box(results, humans=humans, ax=ax)
+    return ax.get_figure(root=True)  # type: ignore[return-value]
+
+
 def plot_category_box(
-    results: Sequence[ShapeBiasResult], *, humans: Sequence[ShapeBiasResult] = (), ax: Axes | None = None
+    results: ShapeBiasResult | Sequence[ShapeBiasResult],
+    *,
+    humans: Sequence[ShapeBiasResult] = (),
+    ax: Axes | None = None,
 ) -> Axes:
     """Shape bias of the shape categories of each observer: box from quartile to quartile, whiskers to the extremes.
 
     Raises:
         ValueError: If they have not seen the same images (`common_images` are those that all have).
     """
+    results = _several(results)
     images = _images([*results, *humans])
     ax = axes_or_new(ax)
     tables: list[tuple[str, Any]] = [(result.observer, result.by_category()) for result in results]
@@ -119,22 +200,25 @@ def plot_category_box(
             for line in lines:
                 line.set(color=color, linewidth=1.0)
         spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(len(values))
-        ax.plot(values, index + spread, linestyle="none", marker=marker, markersize=2.5, color=color, alpha=0.6)
-    ax.set_yticks(range(len(tables)), [textwrap.fill(name, 24) for name, _ in tables])
-    ax.set(xlim=(-0.02, 1.02), ylim=(len(tables) - 0.4, -0.6), xlabel=f"shape bias of each shape category\n{images}")
+        style: dict[str, Any] = {"marker": marker, "markersize": 2.5, "color": color, "alpha": 0.6, "clip_on": False}
+        ax.plot(values, index + spread, linestyle="none", **style)
+    ax.set_yticks(range(len(tables)), [wrapped(name, 0.4 * room_of(ax)) for name, _ in tables])
+    ax.set(xlim=(-0.02, 1.02), ylim=(len(tables) - 0.4, -0.6))
+    ax.set_xlabel(f"shape bias of each shape category\n{wrapped(images, 0.7 * room_of(ax))}")
     return ax
 
 
-def plot_pair_map(result: ShapeBiasResult, *, ax: Axes | None = None) -> Axes:
+def plot_pair_map(result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str = CELL_COLORS) -> Axes:
     """Shape bias of every pair of shape (row) and texture (column), with the counts of shape / texture decisions.
 
-    A cell without either is grey; the diagonal has no conflict and is empty.
+    A cell without either is grey; the diagonal has no conflict and is empty. The counts are written where they fit.
     """
     ax = axes_or_new(ax)
     table = result.pair_map()
     rows, columns = (sorted(set(table[name])) for name in ("shape", "texture"))
     values = np.full((len(rows), len(columns)), np.nan)
     ax.set_facecolor("white")
+    texts = []
     for shape, texture, num_shape, num_texture, shape_bias in table[
         ["shape", "texture", "num_shape", "num_texture", "shape_bias"]
     ].itertuples(index=False, name=None):
@@ -142,40 +226,28 @@ def plot_pair_map(result: ShapeBiasResult, *, ax: Axes | None = None) -> Axes:
         values[y, x] = shape_bias
         if np.isnan(values[y, x]):
             ax.fill([x - 0.5, x + 0.5, x + 0.5, x - 0.5], [y - 0.5, y - 0.5, y + 0.5, y + 0.5], color="0.88", lw=0)
-        dark = not np.isnan(values[y, x]) and values[y, x] < 0.55
-        ax.text(
-            x, y, f"{num_shape}/{num_texture}", ha="center", va="center", fontsize=5,
-            color="white" if dark else "black",
-        )  # fmt: skip
-    image = ax.imshow(values, vmin=0, vmax=1, cmap="cividis")
-    if ax.figure is not None:
-        ax.figure.colorbar(image, ax=ax, shrink=0.75, label="shape bias")
-    ax.set_xticks(range(len(columns)), columns, rotation=90)
-    ax.set_yticks(range(len(rows)), rows)
+        texts.append((x, y, f"{num_shape}/{num_texture}"))
+    draw_cells(ax, values, Normalize(0, 1), cmap, "shape bias", texts, rows, columns)
     ax.set(xlabel="texture", ylabel="shape")
-    ax.set_title(f"{result.observer}: shape / texture decisions, {result.num_images} images")
+    title = f"{result.observer}: shape / texture decisions, {result.num_images} images"
+    ax.set_title(wrapped(title, 0.75 * room_of(ax)))
     return ax
 
 
-def plot_confusion(result: ShapeBiasResult, *, ax: Axes | None = None) -> Axes:
-    """Responses (columns) to each shape category (rows) in percent of its images, all images."""
+def plot_confusion(result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str = CELL_COLORS) -> Axes:
+    """Responses (columns) to each shape category (rows) in percent of its images, all images.
+
+    Colours go by the square root, from none to the largest, so that rare answers are seen; numbers are written where
+    they fit.
+    """
     ax = axes_or_new(ax)
     table = result.confusion()
     if not table[NO_RESPONSE].any():  # networks always answer
         table = table.drop(columns=NO_RESPONSE)
-    percent = 100 * table.to_numpy(dtype=float) / np.maximum(table.sum(axis=1).to_numpy(), 1)[:, None]
-    image = ax.imshow(percent, vmin=0, vmax=100, cmap="cividis")
-    for (y, x), value in np.ndenumerate(percent):
-        if value >= 0.5:
-            ax.text(
-                x, y, f"{value:.0f}", ha="center", va="center", fontsize=5, color="white" if value < 55 else "black"
-            )
-    if ax.figure is not None:
-        ax.figure.colorbar(image, ax=ax, shrink=0.75, label="% of the images")
-    ax.set_xticks(range(table.shape[1]), list(table.columns), rotation=90)
-    ax.set_yticks(range(table.shape[0]), list(table.index))
+    draw_counts(ax, table, cmap)
     ax.set(xlabel="response", ylabel="shape")
-    ax.set_title(f"{result.observer}: responses to {len(result.stimuli)} images")
+    title = f"{result.observer}: responses to {len(result.stimuli)} images"
+    ax.set_title(wrapped(title, 0.75 * room_of(ax)))
     return ax
 
 
@@ -184,6 +256,11 @@ def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes
 
     Points are people, with 95 % intervals over images; the bar is their mean. The band spans the mean consistency of
     one person with the others, the dashed line is the mean over all pairs of people.
+
+    Args:
+        table: Of networks with people.
+        reference: Of these people.
+        ax: To draw into.
     """
     ax = axes_or_new(ax)
     low, high = reference.kappa_leave_one_out
@@ -194,21 +271,24 @@ def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes
         color, marker = _look(index, False)
         own = table[table["first"] == name]
         y = index + np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else np.array([float(index)])
-        ax.hlines(y, own["low"], own["high"], color=color, lw=0.5, alpha=0.6)
+        draw_intervals(ax, y, own["low"], own["high"], horizontal=True, color=color, lw=0.5, alpha=0.6)
         ax.plot(own["kappa"], y, linestyle="none", marker=marker, markersize=3, color=color)
         mean = own["kappa"].mean()
         ax.plot([mean, mean], [index - 0.35, index + 0.35], color="black", lw=1.5)
     ax.axvline(0, color="0.5", lw=0.6)
-    ax.set_yticks(range(len(names)), [textwrap.fill(name, 24) for name in names])
-    ax.set(ylim=(len(names) - 0.4, -0.6), xlabel="error consistency with each person (kappa)")
+    ax.set_yticks(range(len(names)), [wrapped(name, 0.4 * room_of(ax)) for name in names])
+    ax.set(ylim=(len(names) - 0.4, -0.6))
+    ax.set_xlabel(wrapped("error consistency with each person (kappa)", 0.6 * room_of(ax)))
+    dot: dict[str, Any] = {"color": "0.3", "marker": "s", "markersize": 3}
     handles = [
-        Line2D([], [], color=HUMAN_COLOR, linestyle="dashed", label="people with each other"),
-        Line2D([], [], color="black", lw=1.5, label="mean"),
+        Line2D([], [], lw=0.5, **dot, label="one person, 95 % interval over images"),
+        Line2D([], [], color="black", lw=1.5, label="mean over people"),
+        Patch(color=HUMAN_COLOR, alpha=0.15, lw=0, label="each person with the others, lowest to highest"),
+        Line2D([], [], color=HUMAN_COLOR, linestyle="dashed", label="people with each other, mean"),
     ]
     numbers = sorted(set(table["num_images"]))
-    _legend_below(
-        ax, handles, f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} images, common to both"
-    )
+    title = f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} images, common to both"
+    legend_below(ax, handles, title)
     return ax
 
 
@@ -230,45 +310,19 @@ def plot_sensitivity(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
         beside: dict[str, Any] = {"ha": "left", "va": "center"} if part <= 0.5 else {"ha": "center", "va": "bottom"}
         ax.annotate(f"{part:.1f}", end, xytext=(2, 1), textcoords="offset points", color="0.4", fontsize=6, **beside)
     known = table.dropna(subset=["shape_sensitivity", "texture_sensitivity"])
-    heights = _apart(known["shape_sensitivity"].tolist())
-    for index, (row, height) in enumerate(zip(known.to_dict("records"), heights, strict=True)):
+    for index, row in enumerate(known.to_dict("records")):
         x, y = row["texture_sensitivity"], row["shape_sensitivity"]
         color, marker = _look(index, False)
         ax.plot((row["texture_low"], row["texture_high"]), (y, y), color=color, lw=0.8)
         ax.plot((x, x), (row["shape_low"], row["shape_high"]), color=color, lw=0.8)
-        ax.plot(x, y, linestyle="none", marker=marker, markersize=4, color=color, label=row["observer"])
-        side, ha = (0.02, "left") if x < 0.6 else (-0.02, "right")
-        leader = {"arrowstyle": "-", "color": color, "lw": 0.4, "shrinkB": 3, "relpos": (0 if ha == "left" else 1, 0.5)}
-        ax.annotate(
-            row["observer"],
-            (x, y),
-            xytext=(x + side, height),
-            ha=ha,
-            va="bottom",
-            color=color,
-            fontsize=6.5,
-            zorder=1,  # the halo hides no interval
-            arrowprops=leader if abs(height - y) > _LABEL else None,
-            path_effects=[withStroke(linewidth=1.8, foreground="white")],
-        )
+        style: dict[str, Any] = {"marker": marker, "markersize": 4, "color": color, "clip_on": False}
+        ax.plot(x, y, linestyle="none", label=row["observer"], **style)
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     ax.set(xlabel="texture sensitivity (mean 1/rank)", ylabel="shape sensitivity (mean 1/rank)")
     ax.set_title(title, pad=16)
     ax.text(1.0, 1.06, "S / (S + T)", color="0.4", fontsize=6, ha="center", va="bottom")
+    legend_below(ax)
     return ax
-
-
-def _apart(values: Sequence[float]) -> list[float]:
-    """Heights of labels from 0 to 1: just above the values, and moved where they would overlap."""
-    places = np.array(values, dtype=float) + _LABEL / 4
-    order = np.argsort(places, kind="stable")
-    for below, this in pairwise(order):
-        places[this] = max(places[this], places[below] + _LABEL)
-    limit = 1 - _LABEL
-    for this in order[::-1]:
-        places[this] = limit = min(places[this], limit)
-        limit -= _LABEL
-    return [float(place) for place in places]
 
 
 def _images(observers: Sequence[ShapeBiasResult]) -> str:
@@ -290,19 +344,8 @@ def _look(index: int, is_human: bool) -> tuple[str, str]:
     return OKABE_ITO[index % len(OKABE_ITO)], MARKERS[1:][index % (len(MARKERS) - 1)]
 
 
-def _legend_below(ax: Axes, handles: Sequence[Any], title: str) -> None:
-    """Under the horizontal axis and its label, however high the axes are."""
-    down = ScaledTranslation(0, -34 / 72, ax.figure.dpi_scale_trans)
-    ax.legend(
-        handles=handles,
-        title=title,
-        title_fontsize="small",
-        loc="upper center",
-        bbox_to_anchor=(0.4, 0.0),
-        bbox_transform=ax.transAxes + down,
-        ncols=2,
-        frameon=False,
-    )
+def _several(results: ShapeBiasResult | Sequence[ShapeBiasResult]) -> Sequence[ShapeBiasResult]:
+    return [results] if isinstance(results, ShapeBiasResult) else results
 
 
 def _complement(share: Any) -> Any:

@@ -81,6 +81,12 @@ def fit_psychometric(balance: Sequence[float], num_shape: Sequence[int], num_tex
     middles = np.linspace(x.min(), x.max(), 5)[1:-1]
     starts = [np.array([middle, slope, lapses / 10, lapses / 10]) for middle in middles for slope in (-3.0, 6.0)]
     fits = [optimize.minimize(loss, start, method="L-BFGS-B", bounds=bounds) for start in starts]
+    flat = shape.sum() / (shape.sum() + texture.sum())
+    if min(found.fun for found in fits) > -float(special.xlogy([shape.sum(), texture.sum()], [flat, 1 - flat]).sum()):
+        # All went astray: no curve fits worse than the best of those that are the same at every balance.
+        fits.append(
+            optimize.minimize(loss, [float(x.mean()), 0.0, lapses / 10, lapses / 10], method="L-BFGS-B", bounds=bounds)
+        )
     parameters = np.asarray(min(fits, key=lambda found: float(found.fun)).x, dtype=float)
     location, slope, low, lapse = (float(value) for value in parameters)
     fit = {"location": location, "slope": slope, "low": low, "high": 1 - lapse}

@@ -1,7 +1,7 @@
 """Shape bias: whether an observer names the shape or the texture of cue-conflict images, with intervals."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -60,6 +60,12 @@ class ShapeBiasResult(Result):
     """
 
     KIND: ClassVar[str] = "shape bias"
+    PLOTS: ClassVar[Mapping[str, str]] = {
+        "shape-bias": "analysis.shape_bias.plots:plot_shape_bias",
+        "categories": "analysis.shape_bias.plots:plot_category_box",
+        "pairs": "analysis.shape_bias.plots:plot_pair_map",
+        "confusion": "analysis.shape_bias.plots:plot_confusion",
+    }
 
     observer: str
     stimuli: tuple[str, ...]

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures import axes_or_new
+from analysis.figures import COLUMN, new_axes
 from analysis.images.plots import balance_strip, contact_sheet
 from analysis.receptive_field.plots import erf_row
 from analysis.receptive_field.result import ErfResult
@@ -23,6 +23,9 @@ from analysis.study.record import StudyRecord
 from analysis.study.result import CellResult, plain_settings, settings_of
 from replknet.networks import family_named
 
+_FAMILY_WIDTH = 2.9
+"""Inches of one family beside others."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -31,10 +34,12 @@ class View:
     Args:
         record: The study and its results.
         table: Of `study_table`.
+        width: Of a figure that is not as wide as the page, in inches.
     """
 
     record: StudyRecord
     table: pd.DataFrame
+    width: float = COLUMN
 
     @cached_property
     def families(self) -> dict[str, list[CellResult]]:
@@ -166,20 +171,19 @@ def panel(section: str, caption: str, **options: Any) -> Callable[[Callable[[Vie
     return register
 
 
-def _axes(width: float = 3.4, height: float = 3.1) -> tuple[Figure, Axes]:
-    ax = axes_or_new(None)
-    figure: Any = ax.get_figure(root=True)
-    figure.set_size_inches(width, height)
-    return figure, ax
+def _axes(view: View) -> tuple[Figure, Axes]:
+    ax = new_axes(view.width, 3.1)
+    return ax.get_figure(root=True), ax  # type: ignore[return-value]
 
 
 def _each_family(view: View, draw: Callable[[list[CellResult], Axes], object]) -> Figure:
     """A figure of one family's networks; of several families side by side, on one scale."""
     if len(view.families) == 1:
-        figure, ax = _axes()
+        figure, ax = _axes(view)
         draw(view.plain, ax)
         return figure
-    figure = Figure(figsize=(2.9 * len(view.families), 3.1), layout="constrained")
+    width = max(view.width, _FAMILY_WIDTH * len(view.families))
+    figure = Figure(figsize=(width, 3.1), layout="constrained")
     axes = figure.subplots(1, len(view.families), sharex=True, sharey=True, squeeze=False)[0]
     for (name, own), ax in zip(view.families.items(), axes, strict=True):
         draw(own, ax)
@@ -188,25 +192,30 @@ def _each_family(view: View, draw: Callable[[list[CellResult], Axes], object]) -
     return figure
 
 
-def _by_kernel(name: str, section: str, caption: str, *shown: tuple[str, str], chance: str = "") -> None:
-    """A panel of measures, each with its label, against the kernel size, drawn as the first one says.
+def plot_measure(view: View, *shown: tuple[str, str], chance: str = "") -> Figure:
+    """Measures, each with its label, against the kernel size, drawn as the first one says.
 
     People are a line behind a single measure, and guessing where `chance` names the measure of it.
     """
     first = MEASURES[shown[0][0]]
+    figure, ax = _axes(view)
+    lines = [plots.Line("guessing", view.table[chance].dropna().iloc[0], dash=":")] if chance else []
+    if len(shown) == 1 and first.name in view.people_table:
+        values = view.people_table[first.name].tolist()
+        lines.append(plots.Line("people", float(np.nanmean(values)), *mean_interval(values)))
+    plots.plot_by_kernel(view.table, shown, scale=first.scale, lines=lines, ax=ax)
+    ax.set_ylabel(first.label or first.heading)
+    ax.set_ylim(*first.limits)
+    return figure
+
+
+def _by_kernel(name: str, section: str, caption: str, *shown: tuple[str, str], chance: str = "") -> None:
+    """A panel with `plot_measure`."""
 
     def draw(view: View) -> Figure:
-        figure, ax = _axes()
-        lines = [plots.Line("guessing", view.table[chance].dropna().iloc[0], dash=":")] if chance else []
-        if len(shown) == 1 and first.name in view.people_table:
-            values = view.people_table[first.name].tolist()
-            lines.append(plots.Line("people", float(np.nanmean(values)), *mean_interval(values)))
-        plots.plot_by_kernel(view.table, shown, scale=first.scale, lines=lines, ax=ax)
-        ax.set_ylabel(first.label or first.heading)
-        ax.set_ylim(*first.limits)
-        return figure
+        return plot_measure(view, *shown, chance=chance)
 
-    PANELS.append(Panel(name=name, section=section, caption=caption, draw=draw, needs=first.name))
+    PANELS.append(Panel(name=name, section=section, caption=caption, draw=draw, needs=shown[0][0]))
 
 
 _by_kernel(

@@ -10,19 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import optimize
 
-from analysis.figures import DASHES, MARKERS, OKABE_ITO, axes_or_new
+from analysis.figures import DASHES, MARKERS, OKABE_ITO, axes_or_new, draw_intervals, legend_below, wrapped
 from analysis.study.measures import MEASURES
 from analysis.study.posthoc import Variant
 from analysis.study.result import ByKernel, CellResult, by_kernel, psychometric_curves, settings_of
 
+_PANEL = 2.6
+"""Inches: width of one of several."""
 LINE_OF_NAMES, ROOM_BELOW = 0.14, 0.7
 """Inches: of the height of a name beside the axes, and of the figure's height that the axes do not have."""
 _SPREAD = 0.025
 """Distance of neighbouring seeds along the logarithmic axis of kernel sizes, at most."""
 _MARGIN = 0.18
 """Of that axis beyond the first and the last kernel; seeds take two thirds of it, or of half the way to the next."""
-_DODGE = 0.1
-"""Of the distance of two balances: between the dots of neighbouring kernels."""
+_FEW_SEEDS = 4
+"""So many are lines behind a curve; more are a band from quartile to quartile."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def plot_by_kernel(
     ax.set_xlim(kernels[0] * np.exp(-_MARGIN), kernels[-1] * np.exp(_MARGIN))
     ax.set_xlabel("kernel size (pixels of the stage's map)")
     if number > 1:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, ncols=1)
+        legend_below(ax)
     return ax
 
 
@@ -100,34 +102,49 @@ def _draw_means(ax: Axes, found: ByKernel, scale: float, style: dict[str, Any], 
     room = min(_MARGIN, *np.diff(np.log(kernels)) / 2) if len(kernels) > 1 else _MARGIN
     half = min(_SPREAD * (len(found.by_seed) - 1) / 2, 2 / 3 * room)
     for values, offset in zip(scale * found.by_seed, np.linspace(-half, half, len(found.by_seed)), strict=True):
-        ax.plot(kernels * np.exp(offset), values, linestyle="none", markersize=3, alpha=0.45, **style)
-    ax.plot(kernels, scale * found.means, linestyle=dash, lw=1.2, markersize=5, label=label or None, **style)
-    ax.vlines(kernels, *(scale * found.ends.T), color=style["color"], lw=1.2)
+        places = kernels * np.exp(offset)
+        ax.plot(places, values, linestyle="none", markersize=3, alpha=0.45, clip_on=False, **style)
+    means = scale * found.means
+    ax.plot(kernels, means, linestyle=dash, lw=1.2, markersize=5, label=label or None, clip_on=False, **style)
+    draw_intervals(ax, kernels, *(scale * found.ends.T), color=style["color"], lw=1.2)
 
 
-def plot_psychometric(results: Sequence[CellResult], *, ax: Axes | None = None) -> Axes:
+def plot_psychometric(results: CellResult | Sequence[CellResult], *, ax: Axes | None = None) -> Axes:
     """Share of shape decisions against the balance of the cues: one curve for each kernel, fitted to all seeds.
 
-    Dots are the seeds, beside the balance that they share; the vertical mark is the point of subjective equality.
+    Behind it are the seeds, each a thin line, or of more than four a band with the middle half of them; dots are the
+    means over seeds, and the vertical mark is the point of subjective equality.
     """
     ax = axes_or_new(ax)
-    curves = psychometric_curves(results)
+    cells = [results] if isinstance(results, CellResult) else results
+    silent = next((cell.cell.name for cell in cells if not cell.balances), None)
+    if silent is not None:
+        raise ValueError(f"results: cell {silent} was not shown images at several balances of the cues")
+    curves = psychometric_curves(cells)
+    several = max(len(curve.shares) for curve in curves)
     for number, curve in enumerate(curves):
         color, marker = OKABE_ITO[number % len(OKABE_ITO)], MARKERS[number % len(MARKERS)]
-        step = np.diff(curve.balances).min() if len(curve.balances) > 1 else 0.0
-        beside = curve.balances + _DODGE * step * (number - (len(curves) - 1) / 2)
-        for seed in curve.shares:
-            ax.plot(beside, seed, linestyle="none", marker=marker, markersize=2, alpha=0.35, lw=0, color=color)
+        known = np.ma.masked_invalid(curve.shares)
+        if len(curve.shares) > _FEW_SEEDS:
+            ends = np.nanpercentile(curve.shares, (25, 75), axis=0)
+            ax.fill_between(curve.balances, *ends, color=color, alpha=0.15, lw=0)
+        elif several > 1:
+            for seed in curve.shares:
+                ax.plot(curve.balances, seed, color=color, lw=0.5, alpha=0.4)
+        style: dict[str, Any] = {"marker": marker, "markersize": 3, "color": color, "clip_on": False}
+        ax.plot(curve.balances, known.mean(0).filled(np.nan), linestyle="none", **style)
         grid = np.linspace(curve.balances.min(), curve.balances.max(), 201)
         dash = DASHES[number % len(DASHES)]
-        ax.plot(grid, curve.fit.probability(grid), color=color, linestyle=dash, label=f"{curve.kernel}")
+        ax.plot(grid, curve.fit.probability(grid), color=color, linestyle=dash)
+        ax.plot([], [], linestyle=dash, label=f"kernel {curve.kernel}", **style)
         if np.isfinite(curve.fit.pse):
             ax.plot([curve.fit.pse] * 2, [0.44, 0.56], color=color, lw=2)
     ax.axhline(0.5, color="0.6", lw=0.6, zorder=0)
     ax.axvline(0, color="0.6", lw=0.6, zorder=0)
     ax.set(ylim=(-0.03, 1.03), xlabel="balance of the cues\n(-1: no texture, 0: both full, 1: no figure)")
     ax.set_ylabel("shape bias, S / (S + T)")
-    ax.legend(title="kernel", frameon=False)
+    behind = "middle half of the seeds" if several > _FEW_SEEDS else "thin lines: seeds"
+    legend_below(ax, title=behind if several > 1 else "")
     return ax
 
 
@@ -141,11 +158,12 @@ def plot_erf_against_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axe
             linestyle="none",
             color=OKABE_ITO[number % len(OKABE_ITO)],
             marker=MARKERS[number % len(MARKERS)],
-            label=f"{kernel}",
+            clip_on=False,
+            label=f"kernel {kernel}",
         )
     ax.set(xlabel="area with half of the gradient (% of the image)", ylabel="shape bias with both cues full")
     ax.set_ylim(-0.03, 1.03)
-    ax.legend(title="kernel", frameon=False)
+    legend_below(ax)
     return ax
 
 
@@ -166,16 +184,11 @@ def plot_networks(table: pd.DataFrame, *, people: float | None = None, ax: Axes 
         number = architectures.index(row["architecture"])
         x, y = 100 * row["erf_area_0.5"], row["shape_bias"]
         color = OKABE_ITO[number % len(OKABE_ITO)]
-        x_ends, y_ends = (
-            (100 * row["erf_area_0.5_low"], 100 * row["erf_area_0.5_high"]),
-            (
-                row["shape_bias_low"],
-                row["shape_bias_high"],
-            ),
-        )
-        ax.plot(x_ends, (y, y), color=color, lw=1.2)
-        ax.plot((x, x), y_ends, color=color, lw=1.2)
-        ax.plot(x, y, linestyle="none", markersize=5, color=color, marker=MARKERS[number % len(MARKERS)])
+        areas = [100 * row[f"erf_area_0.5_{end}"] for end in ("low", "high")]
+        draw_intervals(ax, y, *areas, horizontal=True, color=color, lw=1.2)
+        draw_intervals(ax, x, row["shape_bias_low"], row["shape_bias_high"], color=color, lw=1.2)
+        style: dict[str, Any] = {"color": color, "marker": MARKERS[number % len(MARKERS)], "clip_on": False}
+        ax.plot(x, y, linestyle="none", markersize=5, **style)
     if people is not None:
         ax.axhline(people, color="0.5", lw=0.8, linestyle=(0, (1, 1)), zorder=0)
         ax.text(0.01, people, "people", va="bottom", fontsize="small", color="0.5", transform=ax.get_yaxis_transform())
@@ -209,9 +222,10 @@ def _name_beside(ax: Axes, x: pd.Series, y: pd.Series, names: pd.Series) -> None
         )
 
 
-def plot_curves(results: Sequence[CellResult], *, ax: Axes | None = None) -> Axes:
+def plot_curves(results: CellResult | Sequence[CellResult], *, ax: Axes | None = None) -> Axes:
     """Validation accuracy during the training, every seed a line."""
     ax = axes_or_new(ax)
+    results = [results] if isinstance(results, CellResult) else results
     for number, kernel in enumerate(sorted({result.cell.kernel for result in results})):
         for index, result in enumerate(r for r in results if r.cell.kernel == kernel):
             ax.plot(
@@ -220,10 +234,10 @@ def plot_curves(results: Sequence[CellResult], *, ax: Axes | None = None) -> Axe
                 color=OKABE_ITO[number % len(OKABE_ITO)],
                 linestyle=DASHES[number % len(DASHES)],
                 lw=0.9,
-                label=None if index else f"{kernel}",
+                label=None if index else f"kernel {kernel}",
             )
     ax.set(xlabel="step", ylabel="validation accuracy (%)", ylim=(0, 100))
-    ax.legend(title="kernel", frameon=False)
+    legend_below(ax)
     return ax
 
 
@@ -255,6 +269,7 @@ def plot_posthoc(table: pd.DataFrame, measure: str, label: str, *, scale: float 
             markersize=3.5,
             lw=1.6 if number == 0 else 0.9,
             label=name,
+            clip_on=False,
         )
     ax.set(xlabel="kernels cropped to (pixels)", ylabel=label)
     ax.set_ylim(bottom=0)
@@ -273,19 +288,44 @@ def plot_energy(energy: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             linestyle=DASHES[(number + 1) % len(DASHES)],
             markersize=3.5,
             label=f"stage {stage}",
+            clip_on=False,
         )
     ax.set(xlabel="side of the central square (pixels)", ylabel="energy inside (%)", ylim=(0, 103))
-    ax.legend(frameon=False)
+    legend_below(ax)
     return ax
 
 
-def posthoc_figure(table: pd.DataFrame, energy: pd.DataFrame) -> Figure:
-    """Every measure of `posthoc_table` that is there, and the energy of the kernels."""
+def posthoc_figure(table: pd.DataFrame, energy: pd.DataFrame, *, width: float | None = None) -> Figure:
+    """Every measure of `posthoc_table` that is there, and the energy of the kernels.
+
+    Args:
+        table: Of one network.
+        energy: Of `kernel_energy`.
+        width: In inches; by default what all need beside each other.
+    """
     panels = [MEASURES[name] for name in ("accuracy", "erf_area_0.5", "shape_bias") if table[name].notna().any()]
-    figure = Figure(figsize=(2.6 * (len(panels) + 1), 3.3), layout="constrained")
-    axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
+    count = len(panels) + 1
+    width = _PANEL * count if width is None else width
+    columns = min(count, max(1, int(width / (0.65 * _PANEL))))
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width, 2.7 * rows + 0.6), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for measure, ax in zip(panels, axes, strict=False):
-        plot_posthoc(table, measure.name, measure.label or measure.heading, scale=measure.scale, ax=ax)
-    plot_energy(energy, ax=axes[-1])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        label = wrapped(measure.label or measure.heading, 120)
+        plot_posthoc(table, measure.name, label, scale=measure.scale, ax=ax)
+    plot_energy(energy, ax=axes[len(panels)])
+    for ax in axes[:count]:
+        ax.set_xlabel(wrapped(ax.get_xlabel(), 72 * width / columns - 45))
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    legend = axes[len(panels)].get_legend()
+    if legend is not None:
+        legend.remove()
+    keys = {label: handle for ax in axes[:1] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    for handle, label in zip(*axes[len(panels)].get_legend_handles_labels(), strict=True):
+        keys.setdefault(f"{label} only", handle)  # drawn alike
+    if not any(label.endswith(" only") for label in axes[0].get_legend_handles_labels()[1]):
+        keys = {label.removesuffix(" only"): handle for label, handle in keys.items()}
+    entries = max(1, min(4, int(width / 1.3)))
+    figure.legend(list(keys.values()), list(keys), loc="outside lower center", ncols=entries, frameon=False)
     return figure

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures import axes_or_new
+from analysis.figures import legend_below
 from analysis.pages.drawing import Drawing, shown_drawings
 from analysis.pages.page import Section, Table, rendered
 from analysis.receptive_field.page import map_groups
@@ -71,8 +71,8 @@ def posthoc_page(
 def _drawings(table: pd.DataFrame, energy: pd.DataFrame) -> list[Drawing]:
     def measure(name: str) -> Figure:
         own = MEASURES[name]
-        ax = plot_posthoc(table, name, own.label or own.heading, scale=own.scale, ax=axes_or_new(None))
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
+        ax = plot_posthoc(table, name, own.label or own.heading, scale=own.scale)
+        legend_below(ax)
         figure: Figure = ax.get_figure(root=True)  # type: ignore[assignment]
         return figure
 

@@ -28,6 +28,16 @@ def save_people(people: Sequence[ShapeBiasResult], directory: str | PathLike[str
             person.save(folder / name)
 
 
+def load_people(directory: str | PathLike[str]) -> tuple[ShapeBiasResult, ...]:
+    """What `save_people` has written; nothing where it was not called.
+
+    Raises:
+        ResultError: If one is damaged.
+    """
+    folders = sorted((Path(directory) / PEOPLE).glob("*/"))
+    return tuple(ShapeBiasResult.load(folder) for folder in folders)
+
+
 def save_study(study: Study, command: str, directory: str | PathLike[str]) -> None:
     """Write `study.json`: what is done in the folder, and the command that does it."""
     Path(directory).mkdir(parents=True, exist_ok=True)
@@ -70,8 +80,7 @@ def load_study(directory: str | PathLike[str]) -> StudyRecord:
     states = cell_states(study, Path(directory))
     done = [Path(directory) / "cells" / state.cell for state in states if state.state == "done"]
     results = tuple(CellResult.load(cell) for cell in sorted(done))
-    folders = sorted((Path(directory) / PEOPLE).glob("*/"))
-    people = tuple(ShapeBiasResult.load(folder) for folder in folders)
+    people = load_people(directory)
     return StudyRecord(study=study, command=command, results=results, people=people, states=tuple(states))
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.pages.drawing import Drawing, save_drawings, shown_drawings
 from analysis.pages.page import Section, Table, rendered, write_page
 from analysis.receptive_field.page import map_groups
+from analysis.runs.methods import PAPER, software, write_methods
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
 from analysis.study.association import association_rows
@@ -17,6 +18,7 @@ from analysis.study.budget import BUDGETS, TOLERANCE
 from analysis.study.design import REFERENCE, Study, has_choice
 from analysis.study.families import COLUMNS, family_differences
 from analysis.study.measures import REPORTED, Measure, shown
+from analysis.study.methods import study_methods
 from analysis.study.panels import PANELS, SECTIONS, Panel, View
 from analysis.study.record import STUDY_FILE, StudyRecord, load_study
 from analysis.study.result import by_kernel, settings_of, study_table
@@ -31,7 +33,7 @@ _PACKAGE = "analysis.study"
 
 
 def write_report(directory: str | PathLike[str]) -> Path:
-    """Write the table, every figure as PNG and PDF, and `report.html` into the folder of a study.
+    """Write the table, every figure as PNG and PDF, a text on the methods, and `report.html` into a study's folder.
 
     Of a study that is not finished, the page shows what there is and names the rest; while no cell is finished, it is
     the only file.
@@ -44,7 +46,7 @@ def write_report(directory: str | PathLike[str]) -> Path:
     """
     directory = Path(directory)
     record = load_study(directory)
-    for name in (REPORT, TABLE):
+    for name in (REPORT, TABLE, *PAPER):
         clear_leftovers(directory, of=name)
     clear_leftovers(directory / FIGURES)
     if not record.results:
@@ -54,8 +56,10 @@ def write_report(directory: str | PathLike[str]) -> Path:
     with replacing(directory / TABLE) as path:
         write_table(table, path)
     sections, maps = drawn(PANELS, SECTIONS, view, directory / FIGURES)
+    environments = (result.environment for result in record.results)
+    write_methods(study_methods(record) + software(environments), lambda name: replacing(directory / name))
     figures = [f"{FIGURES}/{panel.name}.pdf" for panel in PANELS if view.has(panel.needs)]
-    files = [TABLE, STUDY_FILE, *figures, *(f"cells/{result.cell.name}/" for result in record.results)]
+    files = [TABLE, STUDY_FILE, *PAPER, *figures, *(f"cells/{result.cell.name}/" for result in record.results)]
     return write_page(directory / REPORT, _render(record, view, sections, maps, files))
 
 

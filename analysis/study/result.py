@@ -1,7 +1,7 @@
 """What was measured on one trained network of a study, and on all of them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -26,6 +26,10 @@ class CellResult(Result):
     """What was measured on one trained network."""
 
     KIND: ClassVar[str] = "ablation cell"
+    PLOTS: ClassVar[Mapping[str, str]] = {
+        "psychometric": "analysis.study.plots:plot_psychometric",
+        "curves": "analysis.study.plots:plot_curves",
+    }
 
     cell: Cell
     kernel_sizes: tuple[int, ...]

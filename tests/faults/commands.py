@@ -92,6 +92,10 @@ COMMANDS = {
         "--data {inputs}/data --out out/run"
     ),
     "study": Case("study --preset quick --kernels 3 --seeds 1 --steps 2 --out out/run"),
+    "plot": Case(
+        "plot out/run --kind erf --out out/erf.pdf",
+        former="erf replknet_nano_k3 --images {inputs}/photos --size 64 --out out/run",
+    ),
     "report": Case("report out/run", former=f"ablate train {_STUDY} --steps 2 --batch-size 4 --out out/run"),
     "ablate train": Case(f"ablate train {_STUDY} --steps 2 --batch-size 4 --out out/run"),
     "ablate train, anew": Case(

@@ -1,6 +1,5 @@
 """The figures of the page of a comparison: each a function, with the section that it belongs to and its caption."""
 
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,8 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures import axes_or_new
-from analysis.receptive_field.plots import erf_row, plot_contribution
+from analysis.receptive_field.plots import curves_figure, erf_row, plot_contribution
 from analysis.receptive_field.result import ErfResult
 from analysis.shape_bias.comparing import common_images
 from analysis.shape_bias.plots import shape_bias_figure
@@ -25,9 +23,15 @@ _WIDTH, _LETTER = 3.2, 0.062
 
 @dataclass(frozen=True)
 class ComparisonView:
-    """A comparison as its page shows it."""
+    """A comparison as its page shows it.
+
+    Args:
+        comparison: What was measured.
+        width: Of a figure in inches; None for what each needs.
+    """
 
     comparison: Comparison
+    width: float | None = None
 
     @property
     def table(self) -> pd.DataFrame:
@@ -73,25 +77,23 @@ SECTIONS: dict[str, Callable[[ComparisonView], str]] = {
 """Title and text of each, in order."""
 
 
-def _scatter(view: ComparisonView) -> Figure:
+def scatter(view: ComparisonView) -> Figure:
+    """`plot_networks` in a figure with room for the names."""
     rows = view.table[np.isfinite(view.table["erf_area_0.5"]) & np.isfinite(view.table["shape_bias"])]
     longest = max(map(len, rows["network"]), default=0)
     height = max(3.1, LINE_OF_NAMES * (len(rows) + 1) + ROOM_BELOW)
-    figure = Figure(figsize=(_WIDTH + _LETTER * longest, height), layout="constrained")
+    figure = Figure(figsize=(view.width or _WIDTH + _LETTER * longest, height), layout="constrained")
     reference = view.comparison.reference
     plot_networks(view.table, people=None if reference is None else reference.shape_bias, ax=figure.add_subplot())
     return figure
 
 
 def _maps(view: ComparisonView) -> Figure:
-    titles = [textwrap.fill(field.model, 22, break_on_hyphens=False) for field in view.fields]
-    return erf_row(view.fields, titles)
+    return erf_row(view.fields, [field.model for field in view.fields])
 
 
 def _contribution(view: ComparisonView) -> Figure:
-    figure = Figure(figsize=(3.6, 3.1 + 0.14 * len(view.fields)), layout="constrained")
-    plot_contribution(view.fields, ax=axes_or_new(figure.add_subplot()))
-    return figure
+    return curves_figure(plot_contribution, view.fields)
 
 
 def _by_category(view: ComparisonView) -> Figure:
@@ -107,7 +109,7 @@ def panels_of(view: ComparisonView) -> list[Panel]:
             name="area_and_bias",
             section="Field and shape bias",
             caption="Shape bias against the area that holds half of the gradient.",
-            draw=_scatter,
+            draw=scatter,
             needs="shape_bias",
         ),
     ]

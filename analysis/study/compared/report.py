@@ -1,15 +1,18 @@
 """One self-contained HTML page of networks beside each other, with its figures and its table."""
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from analysis.pages.page import Section, Table, rendered, write_page
+from analysis.runs.methods import PAPER, Methods, software, write_methods
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
 from analysis.study.compared.panels import SECTIONS, ComparisonView, panels_of
 from analysis.study.compared.result import COMPARED, REPORTED, Comparison, cell_text
 from analysis.study.compared.verdict import field_and_bias, people_text, warnings_of_networks
+from analysis.study.methods import comparison_methods
 from analysis.study.report import FIGURES, REPORT, drawn
 
 TABLE = "compare.csv"
@@ -20,29 +23,34 @@ _QUESTION = (
 )
 
 
-def write_comparison(comparison: Comparison, directory: str | PathLike[str], *, command: str = "") -> Path:
-    """Write the table, every figure as PNG and PDF, and `report.html` into a folder.
+def write_comparison(
+    comparison: Comparison, directory: str | PathLike[str], *, command: str = "", works: Sequence[str] = ()
+) -> Path:
+    """Write the table, every figure as PNG and PDF, a text on the methods, and `report.html` into a folder.
 
     Args:
         comparison: Of `compare_networks`.
         directory: For them.
         command: What makes the page again, shown on it.
+        works: Keys of further works that the networks are to be cited by, see `analysis.runs.methods.networks_of`.
 
     Returns:
         The path of the page.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    for name in (REPORT, TABLE):
+    for name in (REPORT, TABLE, *PAPER):
         clear_leftovers(directory, of=name)
     clear_leftovers(directory / FIGURES)
     view = ComparisonView(comparison)
     with replacing(directory / TABLE) as path:
         write_table(comparison.table, path)
+    methods = comparison_methods(comparison) + software(network.environment for network in comparison.networks)
+    write_methods(methods + Methods((), tuple(works)), lambda name: replacing(directory / name))
     panels = panels_of(view)
     sections, maps = drawn(panels, SECTIONS, view, directory / FIGURES)
     figures = [f"{FIGURES}/{panel.name}.pdf" for panel in panels if view.has(panel.needs)]
-    return write_page(directory / REPORT, _render(comparison, command, sections, maps, [TABLE, *figures]))
+    return write_page(directory / REPORT, _render(comparison, command, sections, maps, [TABLE, *PAPER, *figures]))
 
 
 def _render(

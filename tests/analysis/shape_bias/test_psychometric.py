@@ -87,3 +87,15 @@ def test_what_is_no_count_and_no_balance_is_refused(bad: float) -> None:
             counts: dict[str, Any] = {"num_shape": (9, 5, 1), "num_texture": (1, 5, 9), name: (3, count, 3)}
             with pytest.raises(ValueError, match=rf"{name}=\[3.0, .*expected finite numbers, none below 0"):
                 fit_psychometric((-1, 0, 1), **counts)
+
+
+def test_answers_that_hardly_depend_on_the_balance_are_fitted_as_such() -> None:
+    """Of untrained networks: no fit is worse than the best constant, at which all the curves of these counts are."""
+    balances = [-1.0, -0.5, 0.0, 0.5, 1.0]
+    for shape, texture in (
+        ([33, 36, 33, 33, 30], [31, 32, 33, 32, 33]),
+        ([32, 33, 34, 30, 32], [29, 34, 31, 31, 33]),
+        ([34, 33, 34, 31, 34], [36, 36, 33, 32, 31]),
+    ):
+        fitted = fit_psychometric(balances, shape, texture).probability(balances)
+        assert np.abs(fitted - sum(shape) / (sum(shape) + sum(texture))).max() < 0.04

@@ -1,0 +1,89 @@
+"""Effective receptive fields in the words of a methods section."""
+
+from collections.abc import Sequence
+
+from analysis.images.sets import GENERATED
+from analysis.receptive_field.options import ErfOptions
+from analysis.receptive_field.result import ErfResult
+from analysis.runs.methods import Methods, counted, joined, with_interval
+
+_THRESHOLDS = (0.5, 0.99)
+_UNTOLD = ("tensors", "prepared for the model")
+"""How images came that a user's own code has made."""
+_OUTPUTS = {"relu": "rectified outputs", "identity": "outputs"}
+_GRADIENTS = {
+    "relu": "its positive part was",
+    "abs": "its absolute values were",
+    "square": "its squares were",
+    "signed": "its values, with their signs, were",
+}
+
+
+def erf_methods(results: Sequence[ErfResult], *, of: str = "") -> Methods:
+    """How effective receptive fields were measured, and what came out.
+
+    Args:
+        results: Of one run: alike but for network and layer.
+        of: What the networks are, where the areas of each are told elsewhere.
+    """
+    first = results[0]
+    models = list(dict.fromkeys(result.model for result in results))
+    layers = joined(dict.fromkeys(result.layer for result in results))
+    layers = f"the {layers}" if layers.startswith("last") else layers
+    whose = of or f"{counted(len(models), 'network')} ({joined(models)})"
+    size = joined(dict.fromkeys(" x ".join(map(str, result.map_size)) for result in results))
+    works = ["luo2016erf", "ding2022replknet"]
+    told = [] if first.image_source in _UNTOLD else [first.image_source]
+    if first.image_source == GENERATED:
+        told, works = [f"{GENERATED}, Lee et al., 2001", f"seed {first.seed}"], [*works, "lee2001deadleaves"]
+    elif first.seed is not None and told:
+        told.append(f"drawn with seed {first.seed}")
+    source = f" ({'; '.join(told)})" if told else ""
+    text = (
+        f"Effective receptive fields (Luo et al., 2016; Ding et al., 2022) of {whose} were measured on "
+        f"{counted(len(first.images), 'image')}{source} of {size} pixels. "
+        f"{_measured(first.options, layers)}"
+    )
+    signed = first.options.gradient_rule == "signed"
+    if not signed:
+        around = "the unit's centre" if first.options.square_center == "unit" else "the centre of the image"
+        text += (
+            f" The map is raw, neither normalised nor logarithmic; its area is the part of the image that the smallest "
+            f"square round {around} takes which holds a given share of the gradient."
+        )
+    if not signed and any(len(result.images) > 1 for result in results):
+        text += " Brackets are 95 % bootstrap intervals over images (Efron and Tibshirani, 1993)."
+        works.append("efron1993bootstrap")
+    initial = {result.model: result.initial for result in results if result.initial}
+    text += "".join(f" {model} is not trained: {words}." for model, words in initial.items())
+    skipped = {len(result.skipped) for result in results} - {0}
+    text += f" {counted(max(skipped), 'file')} could not be used." if skipped else ""
+    paragraphs = [text]
+    if not of and not signed:
+        paragraphs.append(
+            " ".join(_found(result, several=len({own.layer for own in results}) > 1) for result in results)
+        )
+    return Methods(tuple(paragraphs), tuple(works))
+
+
+def _measured(options: ErfOptions, layers: str) -> str:
+    unit = {
+        "center": "the unit whose centre is nearest to the centre of the image",
+        "feature-center": "the unit in row h // 2 and column w // 2",
+    }.get(str(options.unit), f"the unit in row and column {options.unit}")
+    colors = "summed over the colours" if options.sum_colors == "after" else "taken of the sum over the colours"
+    return (
+        f"In each image the gradient of the sum over channels of the {_OUTPUTS[options.output_rule]} of {unit} of "
+        f"{layers} was taken with respect to the input; {_GRADIENTS[options.gradient_rule]} {colors} and averaged over "
+        "the images."
+    )
+
+
+def _found(result: ErfResult, *, several: bool) -> str:
+    name = f"{result.model}, {result.layer}" if several else result.model
+    parts = []
+    for threshold in _THRESHOLDS:
+        ends = result.area_ratio_interval(threshold)
+        area = with_interval(result.area_ratio(threshold), ends, scale=100, unit=" %")
+        parts.append(f"{100 * threshold:g} % of the gradient in {area} of the image")
+    return f"{name}: {joined(parts)}."

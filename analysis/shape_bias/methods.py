@@ -1,0 +1,103 @@
+"""Shape bias in the words of a methods section."""
+
+from collections.abc import Sequence
+
+from analysis.runs.methods import Methods, counted, joined, with_interval
+from analysis.shape_bias.comparing import human_reference
+from analysis.shape_bias.result import Cluster, ShapeBiasResult
+
+_AGGREGATIONS = {
+    "mean-probability": "the mean softmax probability of its classes",
+    "sum-probability": "the sum of the softmax probabilities of its classes",
+    "max-probability": "the largest softmax probability of its classes",
+    "mean-logit": "the mean logit of its classes",
+}
+_ESTIMATORS = {
+    "pooled": "over all of these images",
+    "category-mean": "as the mean of the ratios of the shape categories",
+    "category-median": "as the median of the ratios of the shape categories",
+}
+_DRAWN = {
+    "image": "images",
+    "shape": "shape exemplars with all their images",
+    "texture": "texture exemplars with all their images",
+    "two-way": "shape and texture exemplars, each on their own",
+}
+
+
+def shape_bias_methods(
+    results: Sequence[ShapeBiasResult],
+    people: Sequence[ShapeBiasResult] = (),
+    cluster: Cluster = "two-way",
+    *,
+    num_resamples: int = 10_000,
+) -> Methods:
+    """How shape biases were measured, and what came out.
+
+    Args:
+        results: On the images that all have seen.
+        people: The same of people.
+        cluster: What the bootstrap draws.
+        num_resamples: How often.
+    """
+    first = results[0]
+    options = first.options
+    works = ["geirhos2019texture", "efron1993bootstrap"] + ["owen2007pigeonhole"] * (cluster == "two-way")
+    source = joined(dict.fromkeys(result.source for result in results if result.source and result.logits is not None))
+    left_out = "left out" if options.congruent == "exclude" else "counted as shape decisions where they were right"
+    two_ways = "; Owen, 2007" if cluster == "two-way" else ""
+    conflicts = int(first.columns["conflict"].sum())
+    others = f"; the others were {left_out}" if conflicts < len(first.stimuli) else ""
+    text = (
+        f"{counted(len(results), 'observer')} ({joined(result.observer for result in results)}) answered "
+        f"{counted(len(first.stimuli), 'image')}{f' of {source}' if source else ''}, of which {conflicts} show the "
+        "shape "
+        f"of one category and the texture of another (Geirhos et al., 2019){others}."
+    )
+    decided = [result for result in results if result.logits is not None]
+    if decided:
+        score = _AGGREGATIONS[options.aggregation]
+        text += (
+            f" A network's answer is the one of {counted(len(decided[0].categories), 'category', 'categories')} with "
+            "the "
+            f"largest score, {score}; of equal scores {'the first' if options.tie == 'first' else 'none'} counts."
+        )
+    text += (
+        " Shape bias is the number of shape decisions divided by that of shape and of texture decisions, "
+        f"{_ESTIMATORS[options.estimator]}. Brackets are 95 % percentile intervals of {num_resamples} bootstrap draws "
+        "of "
+        f"{_DRAWN[cluster]} (Efron and Tibshirani, 1993{two_ways})."
+    )
+    paragraphs = [text, " ".join(_found(result, cluster) for result in results)]
+    if len(people) > 1:
+        known = human_reference(people)
+        low, high = known.shape_bias_range
+        paragraphs.append(
+            f"{len(people)} people answered the same images (for such comparisons see Geirhos et al., 2021): shape "
+            f"bias {known.shape_bias:.3f} pooled, {low:.3f} to {high:.3f} one by one; the mean error consistency "
+            f"(Cohen's kappa of who is right on which image; Geirhos et al., 2020) of two of them is {known.kappa:.3f}."
+        )
+        works += ["geirhos2020consistency", "geirhos2021partial"]
+    return Methods(tuple(paragraphs), tuple(works))
+
+
+def sensitivity_methods(results: Sequence[ShapeBiasResult]) -> Methods:
+    """How sensitivities to either cue were measured on stimuli of single cues; the values are in a table."""
+    first = results[0]
+    text = (
+        f"Sensitivities to shape and to texture (Kim et al., 2026) of {counted(len(results), 'network')} "
+        f"({joined(result.observer for result in results)}) are mean reciprocal ranks of the right class among all "
+        "outputs, "
+        f"on {counted(len(first.stimuli), 'stimulus', 'stimuli')} of {first.source} that show one of the two cues; "
+        "they are "
+        "in sensitivity.csv with their 95 % bootstrap intervals (Efron and Tibshirani, 1993)."
+    )
+    return Methods((text,), ("kim2026refinedbias", "efron1993bootstrap"))
+
+
+def _found(result: ShapeBiasResult, cluster: Cluster) -> str:
+    counts = f"{result.num_shape} shape, {result.num_texture} texture, {result.num_neither} neither"
+    if not result.num_shape + result.num_texture:
+        return f"{result.observer}: undefined ({counts})."
+    bias = with_interval(result.shape_bias, result.confidence_interval(cluster), digits=3)
+    return f"{result.observer}: shape bias {bias} ({counts})."
