@@ -72,6 +72,7 @@ def _render(
         states=[],
         num_done=len(networks),
         finished=True,
+        families=None,
         groups=[{"label": "", "findings": [field_and_bias(table)], "power": "", "associations": []}] if asked else [],
         warnings=warnings_of_networks(comparison),
         setting=_setting(comparison),
