@@ -1,6 +1,7 @@
 """Networks whose field and whose every answer is known."""
 
-from dataclasses import re
+import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import replace
 import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
