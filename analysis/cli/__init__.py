@@ -29,7 +29,7 @@ COMMANDS = {
     "shape-bias": ("shape_bias", "Measure shape bias."),
     "study": ("study", "Train networks that differ in kernel size, measure them, write a report."),
     "compare": ("compare", "Put trained networks beside each other, write a report."),
-    "plot": ("plot", "Draw a figure of saved results anew, for a paper."),
+    "plot": ("plot", "Draw a figure anew from saved results, for a paper."),
     "report": ("study", "Write the table, the figures and the page of a study anew."),
     "ablate": ("ablate", "Kernel-size ablations, trained anew or on a trained network."),
     "info": ("info", "Tell of a network its layers, sizes, classes and cost; of a weight file what it holds."),

@@ -132,9 +132,9 @@ def plot_radial(results: ErfResult | Sequence[ErfResult], *, ax: Axes | None = N
     for index, result in enumerate(_several(results)):
         radii, profile = result.radial_profile()
         ax.plot(radii, profile / (np.abs(profile).max() or 1.0), **_line(index), label=_label(result))
-    ax.set_yscale("log")
     ax.set_xlim(left=0)
-    ax.set_ylim(10.0**-_DECADES, 1.2)
+    ax.set_ylim(10.0**-_DECADES, 1.2)  # which a map of zeros does not tell
+    ax.set_yscale("log")
     ax.set(xlabel="distance from the unit (pixels)", ylabel="gradient / its maximum")
     legend_below(ax)
     return ax

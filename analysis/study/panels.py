@@ -185,10 +185,20 @@ def _each_family(view: View, draw: Callable[[list[CellResult], Axes], object]) -
     width = max(view.width, _FAMILY_WIDTH * len(view.families))
     figure = Figure(figsize=(width, 3.1), layout="constrained")
     axes = figure.subplots(1, len(view.families), sharex=True, sharey=True, squeeze=False)[0]
+    known: dict[str, Any] = {}
+    title = ""
     for (name, own), ax in zip(view.families.items(), axes, strict=True):
         draw(own, ax)
         ax.set_title(name)
         ax.label_outer()
+        handles, labels = ax.get_legend_handles_labels()
+        known = dict(zip(labels, handles, strict=True)) | known
+        legend = ax.get_legend()
+        if legend is not None:
+            title = legend.get_title().get_text()
+            legend.remove()
+    places = {"loc": "outside lower center", "ncols": len(known), "frameon": False}
+    figure.legend(known.values(), known.keys(), title=title or None, **places)
     return figure
 
 

@@ -119,7 +119,11 @@ def read_tensors(path: Path, *, use_ema: bool = True) -> tuple[dict[str, Tensor]
             wrappers.append(wrapper)
         state = _tensors(content, path)
     form: Literal["safetensors", "torch"] = "safetensors" if _is_safetensors(path) else "torch"
-    return state, FileLayout(form, ".".join(wrappers), beside, naming_of(state))
+    try:
+        naming = naming_of(state)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint={str(path)!r}: {str(error).removeprefix('state: ')}") from error
+    return state, FileLayout(form, ".".join(wrappers), beside, naming)
 
 
 def read_content(path: Path) -> Any:

@@ -115,7 +115,10 @@ CASES = {
         ("--recipe text.txt", "--recipe='text.txt': expected a .toml file or one of"),
         ("^0 resnet18", "(did you mean timm:resnet18 or torchvision:resnet18?)"),
         ("^0 hf:x", "model='hf:x': expected a RepLKNet, timm:NAME or torchvision:NAME"),
-        ("^0 torchvision:resnet18 --kernel-sizes 3,3,3,3", "expected a RepLKNet beside kernel_sizes"),
+        (
+            "^0 torchvision:resnet18 --kernel-sizes 3,3,3,3",
+            "expected a RepLKNet, a UniRepLKNet or a SLaK beside kernel_sizes",
+        ),
         ("--pretrained --checkpoint weights.pth", "--checkpoint='weights.pth': expected none with"),
         ("^0 torchvision:resnet18 --set drop_path_rate=0.1", "drop_path_rate=0.1: expected 0"),
         ("--data missing", "--data='missing'"),

@@ -46,6 +46,7 @@ _VALUES: dict[str, Any] = {
     "mapping": analysis.LabelMapping.from_dict({0: "bird", 1: "cat", 2: "dog"}, 3),
     "balances": (-1.0, 0.0, 1.0),
     "kernel_sizes": (5, 3, 3),
+    "settings": {"config": {"channels": [8, 8, 8]}},
     "num_shape": (1, 1, 2),
     "num_texture": (2, 1, 0),
     "num_conflict": 3,

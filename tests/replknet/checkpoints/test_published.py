@@ -38,9 +38,10 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple
 
 
 def test_a_file_is_fetched_once_verified_and_found_again(
-    hub: Path, published: tuple[Server, str], capfd: pytest.CaptureFixture[str]
+    hub: Path, published: tuple[Server, str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, file = published
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     path = replknet.download_weights(NAME)
     assert path == hub / file
     assert "100%" in capfd.readouterr().err
