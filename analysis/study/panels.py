@@ -191,6 +191,8 @@ def _each_family(view: View, draw: Callable[[list[CellResult], Axes], object]) -
         draw(own, ax)
         ax.set_title(name)
         ax.label_outer()
+        for line in ax.lines:  # markers are not cut at the axes, and what they stand out is no matter of layout
+            line.set_in_layout(False)
         handles, labels = ax.get_legend_handles_labels()
         known = dict(zip(labels, handles, strict=True)) | known
         legend = ax.get_legend()

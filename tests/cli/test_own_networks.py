@@ -163,11 +163,8 @@ def test_several_networks_are_evaluated(images: str, here: Path, capsys: pytest.
     assert set(pd.read_csv("out/by_class.csv")["model"]) == set(pd.read_csv("out/confusion.csv")["model"]) == {"A", "B"}
     shown = capsys.readouterr().out
     run(f"evaluate A=replknet_nano_k3 B=replknet_nano_k31 --data {images} --device cpu --confusion --out out")
-    assert (
-        shown.splitlines()[-1]
-        == capsys.readouterr().out.splitlines()[-1]
-        == "results, tables and page (index.html): out"
-    )
+    last = "results, tables and page (index.html): out"
+    assert shown.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1] == last
     run(f"evaluate replknet_nano_k3 --data {images} --device cpu --out one")
     assert "model" not in pd.read_csv("one/decisions.csv").columns
     assert pd.read_csv("one/accuracy.csv")["top1"].tolist() == table["top1"].tolist()[:1]
