@@ -199,7 +199,7 @@ def _each_family(view: View, draw: Callable[[list[CellResult], Axes], object]) -
         if legend is not None:
             title = legend.get_title().get_text()
             legend.remove()
-    places = {"loc": "outside lower center", "ncols": len(known), "frameon": False}
+    places: dict[str, Any] = {"loc": "outside lower center", "ncols": len(known), "frameon": False}
     figure.legend(known.values(), known.keys(), title=title or None, **places)
     return figure
 
