@@ -34,6 +34,7 @@ from analysis import (
     untrained_copy,
 )
 from analysis.models.loaded import resolve_device
+from analysis.models.precision import true_float32
 from analysis.study.design import Study
 from analysis.study.images import StudyImages
 from analysis.study.posthoc import default_variants, kernel_energy, measure_variants
@@ -302,10 +303,11 @@ def test_a_study(tmp_path: Path) -> None:
         erf_size=64,
         num_erf=2,
     )
-    found, expected = (
-        run_study(study, tmp_path / name, device=name, num_workers=workers)
-        for name, workers in (("auto", 2), ("cpu", 0))
-    )
+    with true_float32():  # with TF32 the losses part within a few steps
+        found, expected = (
+            run_study(study, tmp_path / name, device=name, num_workers=workers)
+            for name, workers in (("auto", 2), ("cpu", 0))
+        )
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.error == ""
         assert ours.result is not None
@@ -318,7 +320,7 @@ def test_a_study(tmp_path: Path) -> None:
         maps = [outcome.result.untrained_erf.mean_map for outcome in (ours, theirs) if outcome.result]
         np.testing.assert_allclose(maps[0], maps[1], rtol=0, atol=1e-4 * float(maps[1].max()))
         losses = [outcome.result.curve.train_loss for outcome in (ours, theirs) if outcome.result]
-        np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
+        np.testing.assert_allclose(losses[0], losses[1], rtol=0.005)
     images = StudyImages(study)
     images.make(2)
     assert images.train.complete

@@ -60,7 +60,8 @@ Humans = Annotated[
 AtOnce = Annotated[
     int | None,
     typer.Option(
-        help="Cells at the same time, each with its part of the cores; by default one for each core, on a GPU one.",
+        help="Cells at the same time, each with its part of the cores; by default one for each core; on a "
+        "GPU so, too, if the networks are so small that it waits for the CPU, else one.",
         min=AT_ONCE[0],
         max=AT_ONCE[1],
     ),

@@ -47,7 +47,8 @@ def made(cls: Any, content: Mapping[str, Any], name: str = "") -> Any:
 
 def is_array(hint: Any) -> bool:
     """Whether a field of this type is an array, or None."""
-    return any(typing.get_origin(option) is np.ndarray for option in (hint, *typing.get_args(hint)))
+    hint = _meaning(hint)
+    return any(typing.get_origin(_meaning(option)) is np.ndarray for option in (hint, *typing.get_args(hint)))
 
 
 def decoded(value: Any, hint: Any, name: str = "") -> Any:
@@ -57,6 +58,7 @@ def decoded(value: Any, hint: Any, name: str = "") -> Any:
         TypeError: If it is of another type; the message begins with `name`.
         ValueError: As `made`.
     """
+    hint = _meaning(hint)
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or (type(value) is hint and hint is not int):
         return value
@@ -85,6 +87,16 @@ def decoded(value: Any, hint: Any, name: str = "") -> Any:
             raise _misfit(name, value, "a whole number of up to 64 bits")
         return value
     raise _misfit(name, value, _PLAIN.get(hint, f"a {getattr(hint, '__name__', hint)}"))
+
+
+def _meaning(hint: Any) -> Any:
+    """What an alias of Python's `type` statement stands for, such as `NDArray` of NumPy 2.5; else the hint itself."""
+    alias = typing.get_origin(hint) or hint
+    while hasattr(alias, "__value__"):
+        arguments = typing.get_args(hint)
+        hint = alias.__value__[arguments] if arguments else alias.__value__
+        alias = typing.get_origin(hint) or hint
+    return hint
 
 
 def _misfit(name: str, value: Any, expected: str) -> TypeError:

@@ -19,6 +19,7 @@ from analysis.runs.processes import num_processes
 from analysis.runs.settings import AT_ONCE, WORKERS, check_number, named_path
 from analysis.statistics import trend
 from analysis.study.answers import unanswered
+from analysis.study.budget import cost
 from analysis.study.design import Cell, Study
 from analysis.study.images import StudyImages
 from analysis.study.measures import SHAPE_BIAS, shown
@@ -29,6 +30,10 @@ from analysis.study.running import Outcome, cell_settings, check_cells, check_fo
 Progress = Callable[[int, int, str], None]
 _MOST_AT_ONCE = 16
 """Cells at once, where nobody says how many: each takes up to a gigabyte."""
+_LAUNCH_BOUND = 10e9
+"""Multiply-accumulates of one step forward, up to which a GPU waits for the processor to launch its kernels."""
+_GPU_MEMORY = 2 * 2**30
+"""Bytes of a GPU for each cell at once: what CUDA takes for a process, and the maps of such a step."""
 
 
 def run_study(
@@ -50,7 +55,8 @@ def run_study(
         device: Where networks are trained and measured, "auto" as in `LoadedModel.to`; recorded with each cell.
         at_once: Cells at the same time. With 1 each has all threads of PyTorch. With more, each has its part of the
             threads in a process of its own (a script that calls this then needs `if __name__ == "__main__":`). None
-            is one for each thread on a CPU, so that no network depends on the number of cores, and 1 elsewhere.
+            is one for each thread on a CPU, so that no network depends on the number of cores; so it is on an NVIDIA
+            GPU with enough memory for networks so small that the GPU waits for the CPU; and 1 elsewhere.
         progress: Called with the work done, all work, and the name of the cell at work.
 
     Returns:
@@ -66,8 +72,7 @@ def run_study(
     place = check_cells(study, images, device)
     check_number("num_workers", num_workers, WORKERS)
     if at_once is None:
-        alone = place.type != "cpu" or num_processes() > 1
-        at_once = 1 if alone else min(torch.get_num_threads(), _MOST_AT_ONCE)
+        at_once = _cells_at_once(study, place, len(images.train.classes))
     check_number("at_once", at_once, AT_ONCE)
     if at_once > 1 and num_processes() > 1:
         raise ValueError(f"at_once={at_once}: expected 1, as {num_processes()} processes share each training already")
@@ -100,6 +105,20 @@ def run_study(
                 outcome = here if outcome is None else replace(here, reused=outcome.reused)
             outcomes.append(outcome)
     return outcomes
+
+
+def _cells_at_once(study: Study, place: torch.device, num_classes: int) -> int:
+    number = min(torch.get_num_threads(), _MOST_AT_ONCE)
+    if num_processes() > 1 or place.type not in ("cpu", "cuda"):
+        return 1
+    if place.type == "cuda":
+        configs = {study.config(cell, num_classes) for cell in study.cells()}
+        largest = max(cost(config, "macs", study.size) for config in configs)
+        if largest * study.recipe.batch_size > _LAUNCH_BOUND:
+            return 1
+        free, _ = torch.cuda.mem_get_info(place)
+        number = min(number, int(free // _GPU_MEMORY))
+    return max(number, 1)
 
 
 def _is_narrow(study: Study, outcomes: list[Outcome]) -> bool:

@@ -1,15 +1,17 @@
 """Values of JSON by the types that fields name."""
 
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typing_extensions import TypeAliasType
 
-from analysis.runs.decoding import decoded, made
+from analysis.runs.decoding import decoded, is_array, made
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,21 @@ def test_arrays_have_the_kind_of_numbers_that_the_field_names() -> None:
         with pytest.raises(TypeError, match=r"^a(=|:)"):
             decoded(wrong, hint, "a")
     assert decoded(None, hint | None, "a") is None
+
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+Alias = TypeAliasType("Alias", np.ndarray[Any, np.dtype[Scalar]], type_params=(Scalar,))
+
+
+def test_aliases_of_arrays_are_arrays() -> None:
+    """As `numpy.typing.NDArray` is from NumPy 2.5 on."""
+    hint = Alias[np.float64]
+    assert typing.get_origin(hint) is not np.ndarray
+    assert is_array(hint)
+    assert is_array(hint | None)
+    assert not is_array(tuple[int, ...] | None)
+    values = np.array([1.0, 2.0])
+    assert decoded(values, hint) is values
+    assert decoded(None, hint | None) is None
+    with pytest.raises(TypeError, match=r"maps: an array of int64; expected float64"):
+        decoded(np.array([1]), hint, "maps")

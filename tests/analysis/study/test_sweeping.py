@@ -14,7 +14,7 @@ import torch
 
 from analysis.statistics import anytime_interval
 from analysis.study import sweeping
-from analysis.study.design import Cell, Study
+from analysis.study.design import Cell, Study, preset
 from analysis.study.running import Outcome
 from analysis.study.sweeping import run_study
 from tests.analysis.study.test_running import TINY, measures
@@ -137,3 +137,22 @@ def test_seeds_are_added_until_the_interval_is_narrow(tmp_path: Path, monkeypatc
     for wrong in ({"kernels": (3,)}, {"data": "photos"}):
         with pytest.raises(ValueError, match=r"until_width=0\.1: goes with"):
             replace(TINY, until_width=0.1, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("study", "gibibytes", "expected"),
+    [
+        (preset("standard"), 80, 12),
+        (preset("standard"), 9, 4),
+        (preset("standard"), 1, 1),
+        (replace(preset("standard"), size=512), 80, 1),
+    ],
+)
+def test_small_networks_share_a_gpu(
+    study: Study, gibibytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (gibibytes * 2**30, 80 * 2**30))
+    assert sweeping._cells_at_once(study, torch.device("cuda"), 8) == expected
+    assert sweeping._cells_at_once(study, torch.device("cpu"), 8) == 12
+    assert sweeping._cells_at_once(study, torch.device("mps"), 8) == 1
