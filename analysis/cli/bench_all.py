@@ -63,15 +63,15 @@ def steps(device: str, threads: int, compiled: bool) -> list[Step]:
         return list(gpu_network_cases(task, (size,), (batch,), threads, device=device, dtype=dtype, **options))
 
     found = [
-        Step("conv-headline", list(convolution_cases("headline", threads, device=device)), 5, 1.0),
         Step("train", networks("train", 224, 64, "bfloat16"), 7, 8.0),
         Step("inference", networks("inference", 224, 64, "bfloat16"), 9, 4.0),
         Step("erf", networks("erf", 1024, 1, "float32"), 7, 8.0),
-        Step("conv-paper", list(convolution_cases("paper", threads, device=device)), 3, 0.5),
     ]
     if compiled:
         cases = networks("train", 224, 64, "bfloat16", compiled=True, plain=False)
         found.append(Step("train-compiled", cases, 7, 8.0, 3 * PATIENCE))
+    found.append(Step("conv-headline", list(convolution_cases("headline", threads, device=device)), 3, 0.6))
+    found.append(Step("conv-paper", list(convolution_cases("paper", threads, device=device)), 3, 0.5))
     return found
 
 

@@ -6,19 +6,30 @@ Both maps that occur are bilinear, and closed under differentiation:
     lags(x, g)[d]      = sum_i x[i + d] g[i]               the weight gradient, summed over images
 """
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from replknet.convolution.applying import correlate, gradients
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _with_signature(forward: F) -> F:
+    """PyTorch asks for the signature at each call; to find it out takes as long as launching a kernel or two."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
 
 
 class Correlate(Function):
     """The output; after it the kept spectra, so that they are saved for backward as other tensors are."""
 
     @staticmethod
+    @_with_signature
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, method: str, keep: bool) -> tuple[Tensor, ...]:
         out, kept = correlate(x, weight, bias, method, keep=keep)
         return out, *kept
@@ -39,7 +50,10 @@ class Correlate(Function):
             return None, None, None, None, None
         x, weight, *spectra = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        grad_input, grad_weight = Gradients.apply(grad, x, weight, wanted[0], wanted[1], ctx.method, spectra)
+        # Nobody will differentiate them: without being recorded they cost less of the processor's time.
+        alone = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+        differentiate = Gradients.forward if alone else Gradients.apply
+        grad_input, grad_weight = differentiate(grad, x, weight, wanted[0], wanted[1], ctx.method, spectra)
         return grad_input, grad_weight, grad.sum((0, 2, 3)) if wanted[2] else None, None, None
 
     @staticmethod
@@ -75,6 +89,7 @@ def _correlate_maps(x: Any, weight: Any, bias: Any, method: str) -> Tensor:
 
 class Gradients(Function):
     @staticmethod
+    @_with_signature
     def forward(
         grad: Tensor,
         x: Tensor | None,

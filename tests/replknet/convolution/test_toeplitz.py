@@ -325,6 +325,8 @@ def test_plans_for_a_gpu() -> None:
         ((64, 128, 56, 56), 5),
     ):
         assert ways(gpu_plan(shape, kernel)) == ("toeplitz",) * 3
+    for kernel, way in ((3, "native"), (5, "native"), (7, "toeplitz"), (31, "toeplitz")):  # cuDNN is fast up to 5x5
+        assert ways(gpu_plan((64, 128, 56, 56), kernel, last=True)) == (way,) * 3
     assert ways(gpu_plan((64, 128, 56, 56), 31, torch.float32)) == ("fft",) * 3
     assert gpu_plan((64, 128, 56, 56), 31, torch.float32).keeps_spectra
     assert ways(gpu_plan((64, 512, 14, 14), 27, torch.float32)) == ("toeplitz",) * 3
@@ -378,13 +380,11 @@ def test_two_runs_give_the_same_bits() -> None:
 def test_autocast_compile_and_cuda_graphs_on_a_gpu() -> None:
     layer = DepthwiseConv2d(64, 29).cuda()
     x = random(8, 64, 28, 28, dtype=torch.float32).cuda()
-    with torch.autocast("cuda", torch.bfloat16):
-        expected = layer(x)
-    assert expected.dtype is torch.bfloat16
     compiled = torch.compile(layer, fullgraph=True)
-    for maps in (x, x.contiguous(memory_format=torch.channels_last)):
+    for maps in (x.contiguous(memory_format=torch.channels_last), x):
         with torch.autocast("cuda", torch.bfloat16):
-            found = compiled(maps)
+            found, expected = compiled(maps), layer(maps)
+        assert expected.dtype is torch.bfloat16
         assert found.stride() == maps.stride()
         assert torch.equal(found, expected)
         found.sum().backward()
