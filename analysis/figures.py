@@ -298,5 +298,6 @@ def save_figure(figure: Figure, name: str, place: Callable[[str], AbstractContex
     for suffix in ("png", "pdf"):
         content = BytesIO()  # on a disk that is full, the writer of PDFs fails in its own way
         figure.savefig(content, format=suffix)
+        figure.set_layout_engine("none")  # the others keep what the first was laid out to
         with place(f"{name}.{suffix}") as path:
             path.write_bytes(content.getvalue())

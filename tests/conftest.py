@@ -18,6 +18,7 @@ if not torch.cuda.is_available():
 # Two test processes on two cores: threads of one would only wait for those of the other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of what the tests start
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

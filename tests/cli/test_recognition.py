@@ -163,15 +163,6 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none of 1 files is a usable image" in capsys.readouterr().err
 
 
-def test_models_lists_the_published_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    run("models")
-    printed = capsys.readouterr().out
-    for name, weights in replknet.PUBLISHED.items():
-        (line,) = [line for line in printed.splitlines() if f" {name} " in line]
-        for value in (weights.top1, weights.top5):
-            assert (" - " if value is None else f"{value:.2f}") in line
-
-
 BAD = [
     ("predict nobody IMAGES", "model='nobody': expected a RepLKNet"),
     ("predict replknet_nano_k3 nowhere.jpg", "images='nowhere.jpg': no such file or folder"),

@@ -124,9 +124,9 @@ def test_what_does_not_answer_is_ended() -> None:
     hung = timing.Contender("hung", "one", _sleeps, {"seconds": 1000.0})
     good = timing.Contender("good", "two", _sleeps, {"seconds": 0.001})
     cases = [timing.Case({"size": 1}, [good, hung]), timing.Case({"size": 2}, [replace(good, process="one")])]
-    with Workers(["one", "two"], limit=20.0) as workers:
+    with Workers(["one", "two"], limit=12.0) as workers:
         table = timing.compare(cases, repeats=2, seconds=1, workers=workers, progress=lambda *_: None)
-    assert table["note"][1] == "failed: no answer within 20 s"
+    assert table["note"][1] == "failed: no answer within 12 s"
     assert list(table["median_ms"].notna()) == [True, False, True]
 
 
