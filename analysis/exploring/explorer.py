@@ -140,7 +140,7 @@ class Explorer:
         """What a network gets of an image, before it is normalised: shape (H, W, 3)."""
         loaded, inputs = inputs_for(self._loaded[model], [self._images[image].image], self._size)
         values = inputs.load(0).numpy().transpose(1, 2, 0) * np.asarray(loaded.std) + np.asarray(loaded.mean)
-        return np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
+        return np.asarray(np.rint(255 * np.clip(values, 0, 1)), dtype=np.uint8)
 
     def unit(
         self, model: str, layer: str, size: tuple[int, int], pixel: tuple[float, float] | None = None

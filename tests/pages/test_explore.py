@@ -55,7 +55,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(process, line.split()[0], folder / "errors", folder)
     finally:
         process.kill()
-        process.wait()
+        with process:  # waits, and closes its pipe
+            pass
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,7 @@ def facts(tab: Tab, *, other_than: str = "") -> str:
 def pictures(tab: Tab) -> tuple[str, str]:
     """The marked picture, and the values in the map."""
     tab.wait_for("document.querySelector('#unit svg image') !== null")
+    tab.wait_for("(document.querySelector('#picture img') || {}).naturalWidth === 512")
     source = tab.evaluate("document.querySelector('#picture img').src")
     return source, tab.evaluate("document.querySelector('#unit svg image').getAttribute('xlink:href')")
 

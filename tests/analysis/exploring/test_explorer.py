@@ -51,9 +51,8 @@ def gradient_by_hand(module: nn.Module, layer: str, unit: tuple[int, int], pixel
     handle = module.get_submodule(layer).register_forward_hook(lambda _module, _inputs, out: caught.append(out))
     module.eval()(images)
     handle.remove()
-    caught[0][:, :, unit[0], unit[1]].relu().sum().backward()
-    assert images.grad is not None
-    return images.grad.double().abs().sum(1)[0].numpy()
+    (gradient,) = torch.autograd.grad(caught[0][:, :, unit[0], unit[1]].relu().sum(), images)
+    return np.asarray(gradient.double().abs().sum(1)[0])
 
 
 def test_the_map_is_the_input_gradient_of_the_unit_under_the_pixel(explorer: Explorer) -> None:
@@ -63,12 +62,12 @@ def test_the_map_is_the_input_gradient_of_the_unit_under_the_pixel(explorer: Exp
     pixels = explorer.images[1].image
     by_hand = gradient_by_hand(load_model(LARGE).module, "stages.1", (1, 5), pixels)
     np.testing.assert_allclose(found.mean_map, by_hand, rtol=1e-3, atol=1e-5 * by_hand.max())
-    library = effective_receptive_field(LARGE, [pixels], layer="stages.1", unit=(1, 5), batch_size=1)  # type: ignore[list-item]
+    library = effective_receptive_field(LARGE, [pixels], layer="stages.1", unit=(1, 5), batch_size=1)
     np.testing.assert_array_equal(found.mean_map, library.mean_map)
 
 
 def test_without_a_click_it_is_the_unit_in_the_middle(explorer: Explorer) -> None:
-    library = effective_receptive_field(SMALL, [explorer.images[0].image], batch_size=1)  # type: ignore[list-item]
+    library = effective_receptive_field(SMALL, [explorer.images[0].image], batch_size=1)
     found = explorer.field(SMALL, 0)
     assert (found.layer, found.unit) == (LAST, library.unit)
     np.testing.assert_array_equal(found.mean_map, library.mean_map)
@@ -146,7 +145,7 @@ def test_only_networks_with_large_kernels_have_crops(explorer: Explorer, boxes: 
 
 def test_classes_are_those_of_predict(explorer: Explorer, boxes: Explorer) -> None:
     found = explorer.classes(LARGE, 2)[0]
-    expected = predict(LARGE, [explorer.images[2].image])[0]  # type: ignore[list-item]
+    expected = predict(LARGE, [explorer.images[2].image])[0]
     assert (found.names, found.scores) == (expected.names, expected.scores)
     with pytest.raises(ValueError, match="class scores"):
         boxes.classes("boxes", 0)
