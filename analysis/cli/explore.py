@@ -42,8 +42,8 @@ def explore(
     """Click on images: what the unit there sees, in a page on this machine.
 
     The page shows the effective receptive field of the unit that is clicked on and the best classes, and changes
-    image, network, layer and the crop of large kernels. Nobody else can reach it, it asks nothing of any network, and
-    Ctrl-C ends it.
+    image, network, layer and the crop of large kernels. Only this machine can reach it, it asks nothing of any network,
+    and Ctrl-C ends it.
     """
     from analysis.exploring.page import HOST, open_port, require_gradio, serve
 
