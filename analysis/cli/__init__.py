@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("recognition", "Measure the accuracy on an image folder."),
     "train": ("train", "Train a network by a published recipe."),
     "erf": ("erf", "Measure effective receptive fields."),
+    "explore": ("explore", "Click on images: what the unit there sees, in a page on this machine."),
     "shape-bias": ("shape_bias", "Measure shape bias."),
     "study": ("study", "Train networks that differ in kernel size, measure them, write a report."),
     "compare": ("compare", "Put trained networks beside each other, write a report."),

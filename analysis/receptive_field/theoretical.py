@@ -89,15 +89,20 @@ def field_of(found: FeatureMap) -> TheoreticalReceptiveField:
 def centred_unit(
     field: TheoreticalReceptiveField, image_size: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[float, float]]:
-    """The unit nearest to the image centre, and the pixel coordinates of its own centre.
+    """The unit nearest to the image centre, and the pixel coordinates of its own centre, as of `nearest_unit`."""
+    return nearest_unit(field, image_size, ((image_size[0] - 1) / 2, (image_size[1] - 1) / 2))
+
+
+def nearest_unit(
+    field: TheoreticalReceptiveField, image_size: tuple[int, int], point: tuple[float, float]
+) -> tuple[tuple[int, int], tuple[float, float]]:
+    """The unit whose own centre is nearest to a point, row and column in pixels, and the coordinates of that centre.
 
     Of two units that are equally near, the one further down or right is taken, as the official script does.
     """
-    centers = unit_centers(field, image_size)
     unit, center = [], []
-    for axis, size in zip(centers, image_size, strict=True):
-        middle = (size - 1) / 2
-        nearest = min(range(len(axis)), key=lambda index: (round(abs(axis[index] - middle), 9), -index))
+    for axis, at in zip(unit_centers(field, image_size), point, strict=True):
+        nearest = min(range(len(axis)), key=lambda index: (round(abs(axis[index] - at), 9), -index))
         unit.append(nearest)
         center.append(axis[nearest])
     return (unit[0], unit[1]), (center[0], center[1])

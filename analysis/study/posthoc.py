@@ -82,6 +82,11 @@ def large_kernels(model: replknet.Network) -> list[list[torch.nn.Conv2d]]:
     return found
 
 
+def kernel_sides(model: replknet.Network) -> list[int]:
+    """Side of the large kernels of each stage; 1 where it has none."""
+    return [max((max(layer.weight.shape[2:]) for layer in own), default=1) for own in large_kernels(model)]
+
+
 @torch.no_grad()
 def apply_variant(model: _NetworkT, variant: Variant) -> _NetworkT:
     """A copy of the network with the variant's taps set to zero.
@@ -147,7 +152,7 @@ def default_variants(
     Raises:
         ValueError: If a kernel is not odd and positive, given twice, or none that the network's are larger than.
     """
-    sizes = [max((max(layer.weight.shape[2:]) for layer in own), default=1) for own in large_kernels(model)]
+    sizes = kernel_sides(model)
     largest = max(sizes)
     for kernel in kernels or ():
         _check_kernel(kernel, "kernels")

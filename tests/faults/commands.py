@@ -127,7 +127,7 @@ COMMANDS = {
 }
 """By name of the command; after a comma a variant."""
 
-READING = ("models", "info", "ablate status")
+READING = ("models", "info", "explore", "ablate status")
 """Commands that write nothing."""
 ALIKE = ("bench model", "bench erf", "bench train")
 """Commands that write by the same function as `bench conv`, and take minutes."""

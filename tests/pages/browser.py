@@ -29,15 +29,16 @@ class Tab:
         self._events = events
 
     def open(
-        self, path: Path, *, width: int = 1280, height: int = 1000, dark: bool = False, script: bool = True
+        self, page: Path | str, *, width: int = 1280, height: int = 1000, dark: bool = False, script: bool = True
     ) -> None:
-        """Show a file, at a size and in a scheme of colours."""
+        """Show a file or an address, at a size and in a scheme of colours."""
         self._events.clear()
         self.send("Emulation.setScriptExecutionDisabled", value=not script)
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", media="", features=[scheme])
-        loader = self.send("Page.navigate", url=path.resolve().as_uri())["loaderId"]
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        loader = self.send("Page.navigate", url=address)["loaderId"]
         end = time.monotonic() + _SECONDS
         while not any(self._is_load(event, loader) for event in self._events):
             assert time.monotonic() < end, "the page did not load"
