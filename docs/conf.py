@@ -3,7 +3,7 @@
 import importlib
 import importlib.metadata
 import inspect
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,10 @@ import typer
 from analysis.cli import COMMANDS
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from executing import NOTEBOOKS, executed  # noqa: E402
+
 project = "replknet"
 author = "The replknet authors"
 release = importlib.metadata.version("replknet")
@@ -21,7 +25,7 @@ html_title = f"replknet {release}"
 exclude_patterns = ["_build"]
 templates_path: list[str] = []
 default_role = "code"
-nb_execution_mode = "off"  # the tests execute the notebooks
+nb_execution_mode = "off"  # they are executed already: executing.py
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signatures have them
@@ -60,11 +64,13 @@ def _write_commands() -> None:
     (HERE / "commands.md").write_text("\n".join(lines))
 
 
-def _copy_notebooks() -> None:
-    (HERE / "notebooks").mkdir(exist_ok=True)
-    for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
-        shutil.copy(notebook, HERE / "notebooks")
+def _execute_notebooks() -> None:
+    for page in (HERE / "notebooks").glob("*.ipynb"):
+        if page.name not in {notebook.name for notebook in NOTEBOOKS}:
+            page.unlink()
+    for notebook in NOTEBOOKS:
+        executed(notebook)
 
 
 _write_commands()
-_copy_notebooks()
+_execute_notebooks()
