@@ -19,6 +19,11 @@ from replknet.checkpoints.writing import replacing
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _MADE_FROM = "made_from"
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # what runs beside it, such as other tests, would wait for its threads
+    # A library asks for widgets, which a user has (jupyter) and the environment of the pages has not.
+    "PYTHONWARNINGS": "ignore:IProgress not found",
+}
 
 
 def executed(notebook: Path, folder: Path = ROOT / "docs" / "notebooks") -> Path:
@@ -37,8 +42,7 @@ def executed(notebook: Path, folder: Path = ROOT / "docs" / "notebooks") -> Path
             client = NotebookClient(
                 content, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(notebook.parent)}}
             )
-            # The environment of the pages has no widgets, which a library asks for; that of a user has (jupyter).
-            client.execute(env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"})
+            client.execute(env=os.environ | _ENVIRONMENT)
             content.metadata[_MADE_FROM] = made_from
             with replacing(path) as new:
                 nbformat.write(content, new)
