@@ -1,3 +1,4 @@
+import dataclasses
 import doctest
 import importlib
 import pkgutil
@@ -13,6 +14,8 @@ from typer.main import get_command
 import analysis
 import replknet
 from analysis.cli import COMMANDS
+from analysis.training.recipe import Recipe, recipe_names
+from docs.executing import NOTEBOOKS
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
@@ -38,7 +41,12 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     reference = (tmp_path / "analysis.html").read_text()
     assert all(f'id="analysis.{name}"' in reference for name in ("predict", "evaluate", "effective_receptive_field"))
     assert 'id="replknet.create_model"' in (tmp_path / "replknet.html").read_text()
-    assert (tmp_path / "notebooks" / "first_steps.html").is_file()
+    for notebook in NOTEBOOKS:
+        page = (tmp_path / "notebooks" / f"{notebook.stem}.html").read_text()
+        assert len(re.findall(r'<img[^>]+src="\.\./_images/', page)) >= 3, notebook.stem
+    fields = commands.partition("Fields of a recipe")[2]
+    assert all(f">{field.name}<" in fields for field in dataclasses.fields(Recipe))
+    assert all(f">{name}<" in fields for name in ("epochs", "warmup_epochs", *recipe_names()))
 
 
 def test_the_examples_of_docstrings_run() -> None:

@@ -14,7 +14,7 @@ def own_mapping(loaded: Sequence[LoadedModel]) -> LabelMapping:
     Raises:
         ValueError: If they have different classes, or one name stands for several outputs.
     """
-    classes = {() if are_imagenet(item.classes) else item.classes for item in loaded}
+    classes = {() if are_imagenet(item.classes) else tuple(item.classes) for item in loaded}
     if classes in (set(), {()}):
         return IMAGENET
     if len(classes) > 1:

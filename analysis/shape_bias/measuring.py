@@ -16,7 +16,8 @@ from analysis.models.loaded import LoadedModel, place_of
 from analysis.models.loading import as_loaded
 from analysis.runs.identity import NetworkIdentity, describe_environment, identify
 from analysis.runs.resuming import Progress, Row, hash_settings
-from analysis.shape_bias.categories import IMAGENET, LabelMapping
+from analysis.shape_bias.categories import LabelMapping
+from analysis.shape_bias.mapping import own_mapping
 from analysis.shape_bias.result import ShapeBiasOptions, ShapeBiasResult
 
 
@@ -42,8 +43,9 @@ def evaluate_shape_bias(
         model: What `load_model` returns or takes, which brings its own preprocessing, or a module that takes normalised
             images (N, 3, H, W) and gives logits (N, classes). It runs in evaluation mode; its mode is restored.
         stimuli: What `load_stimuli` returns or takes; of one size after preprocessing.
-        mapping: From classes to categories; by default ImageNet's 1000 classes and the 16 categories, for stimuli of
-            single cues the outputs that their WordNet ids name.
+        mapping: From classes to categories; by default a category for each class that a `LoadedModel` names, or
+            ImageNet's 1000 classes and the 16 categories; for stimuli of single cues the outputs that their WordNet ids
+            name.
         options: How logits become decisions and decisions a ratio; can be changed later (`with_options`).
         mean: Per channel, subtracted from values in [0, 1]; by default the model's own (a `LoadedModel`'s, or the
             `pretrained_cfg` of a timm model), else ImageNet's.
@@ -120,13 +122,13 @@ def evaluate_shape_bias(
 
 
 def mapping_of(loaded: LoadedModel, stimuli: StimulusSet) -> LabelMapping:
-    """ImageNet's 16 categories, or of stimuli of single cues the outputs that their WordNet ids name.
+    """Of the network's own classes (`own_mapping`); of stimuli of single cues the outputs that their WordNet ids name.
 
     Raises:
         ValueError: If the network has no such outputs.
     """
     if stimuli.single_cues is None:
-        return IMAGENET
+        return own_mapping([loaded])
     return LabelMapping.from_wordnet(stimuli.single_cues.wordnet_ids, loaded.classes)
 
 

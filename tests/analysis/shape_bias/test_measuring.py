@@ -150,6 +150,15 @@ def test_logits_are_those_of_the_unresized_normalised_images(tmp_path: Path, bat
     assert model.training and result.observer == "bright"
 
 
+def test_a_network_that_names_its_outputs_has_a_category_for_each(tmp_path: Path) -> None:
+    stimuli = write_stimuli(tmp_path, ("ring1-star1", "star2-drop1"))
+    model = LoadedModel(name="mine", module=Brightness(), classes=("star", "ring", "drop"))
+    result = evaluate_shape_bias(model, stimuli)
+    assert result.logits is not None
+    assert result.responses == tuple(model.classes[row.argmax()] for row in result.logits)
+    assert result.categories == ("drop", "ring", "star")
+
+
 def test_a_timm_model_brings_its_own_preprocessing() -> None:
     model = Brightness()
     model.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5), "input_size": (3, 32, 32)}  # type: ignore[assignment]
