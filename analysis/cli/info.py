@@ -56,9 +56,11 @@ def info(
     notes: tuple[str, ...] = ()
     try:
         (loaded,) = ModelChoice(**{**vars(choice), "device": "cpu"}).load([model])
-    except ValueError:
+    except ValueError as error:
         if not problems:
             raise
+        if found is not None and found.config is None:  # what to do with it
+            notes = (str(error).replace("with checkpoint=", "with --checkpoint "),)
     else:
         if found is not None and found.config is None:  # a network of another library that the file names
             problems = [text for text in problems if not text.startswith(f"not {ANY_FAMILY}")]

@@ -114,6 +114,8 @@ def test_bare_weights_name_the_option(here: Path, capsys: pytest.CaptureFixture[
     run(f"erf own.pth {ERF} --out out", code=2)
     assert "name that, such as timm:resnet50" in (said := capsys.readouterr().err)
     assert "with --checkpoint 'own.pth'" in said
+    run("info own.pth", code=1)
+    assert "with --checkpoint 'own.pth'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_responses_with_a_name(here: Path) -> None:
