@@ -157,7 +157,7 @@ def bench_all(
     out: Annotated[Path, typer.Option(help="Folder for all of it.")],
     device: _Device = "auto",
     compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="On a GPU, train by torch.compile in the end.")
+        bool, typer.Option("--compile/--no-compile", help="On a GPU, train by torch.compile, too.")
     ] = True,
     minutes: Annotated[float, typer.Option(help="After so many, no new table is begun.", min=0.0, max=1e6)] = 4.0,
 ) -> None:
