@@ -175,7 +175,12 @@ def report_sensitivities(found: Sensitivities) -> None:
     )
     for kind, own in found.table.groupby("stimuli", sort=False):
         chances = [f"{own[f'{cue}_chance'].iloc[0]:.4f} for the {cue}" for cue in CUES]
-        ways = sorted({f"{size} px ({resize})" for resize, size in zip(own["resize"], own["input_size"], strict=True)})
+        ways = sorted(
+            {
+                "their own size" if math.isnan(size) else f"{size:.0f} px ({resize})"
+                for resize, size in zip(own["resize"], own["input_size"].astype(float), strict=True)
+            }
+        )
         clusters, as_they_are = own["cluster"].iloc[0], ", unresized where they have it"
         if kind == SINGLE_CUES:
             clusters, as_they_are = "image" if clusters == "image" else "class", ""

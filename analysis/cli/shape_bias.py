@@ -31,7 +31,7 @@ from analysis.cli.sensitivity import (
     sensitivity_drawings,
     write_sensitivities,
 )
-from analysis.cli.shape_bias_output import RAW, Comparison, drawings_of, note_of_counts, report, write_tables
+from analysis.cli.shape_bias_output import RAW, Comparison, drawings_of, note_of_counts, remarks, report, write_tables
 from analysis.images.stimuli import StimulusSet, load_stimuli, missing_stimuli
 from analysis.models.loaded import LoadedModel
 from analysis.models.specs import split_name
@@ -176,10 +176,10 @@ def shape_bias(
     processes = choice.workers(workers) if loaded else 0
     with run_folder(out, "shape-bias", settings, overwrite=overwrite, keep=keep) as folder:
         measured, single_cues = (
-            [_evaluate(network, options, changes, batch_size, processes, folder, overwrite) for network in own]
-            for own in (networks, alone)
+            [_evaluate(network, options, only, changes, batch_size, processes, folder, overwrite) for network in own]
+            for own, only in ((networks, wanted), (alone, None))
         )
-        results = measured if wanted is None else [result.with_categories(wanted) for result in measured]
+        results = list(measured)
         answers = [result.with_options(**asdict(options)) for result in of_categories]
         own = folders[len(folders) - len(recorded) :]
         by_first(partial(_save_recorded, answers, own, folder))
@@ -244,6 +244,7 @@ def _write_page(
     drawings = [] if comparison is None else drawings_of(comparison)
     drawings += sensitivity_drawings(sensitivities)
     save_drawings(drawings, folder.replace)
+    notes, warnings = ([], []) if comparison is None else remarks(comparison)
     page = shape_bias_page(
         [] if comparison is None else comparison.results,
         [] if comparison is None else comparison.people,
@@ -253,6 +254,7 @@ def _write_page(
         stimuli=stimuli,
         command=command_line(),
         files=files_below(folder.path, *LINKED),
+        warnings=[f"{text}." for text in (*warnings, *notes)],
     )
     write_page(folder.add(PAGE), page)
 
@@ -363,6 +365,7 @@ def _check_common(chosen: StimulusSet | None, others: Sequence[ShapeBiasResult])
 def _evaluate(
     network: _Network,
     options: ShapeBiasOptions,
+    wanted: Sequence[str] | None,
     changes: dict[str, Any],
     batch_size: int,
     workers: int,
@@ -371,7 +374,7 @@ def _evaluate(
 ) -> ShapeBiasResult:
     known, target, name = network.saved, folder.path / network.folder, network.loaded.name
     if known is not None:
-        renewed = known.with_mapping(network.mapping).with_options(**asdict(options))
+        renewed = _among(known.with_mapping(network.mapping).with_options(**asdict(options)), wanted)
         changed = (renewed.options, renewed.mapping) != (known.options, known.mapping)
         if changed and known.fingerprint == network.fingerprint:  # else these are some of the saved ones
             by_first(lambda: renewed.save(folder.add(network.folder), overwrite=True))
@@ -394,8 +397,14 @@ def _evaluate(
             partial=by_first(lambda: folder.add(f"{network.folder}.partial.npz")),
             **changes,
         )
+    result = _among(result, wanted)
     by_first(lambda: result.save(folder.add(network.folder), overwrite=True))
     return result
+
+
+def _among(result: ShapeBiasResult, wanted: Sequence[str] | None) -> ShapeBiasResult:
+    """Decided among the categories that were asked for, as it is then saved, too; its logits are of all classes."""
+    return result if wanted is None else result.with_categories(wanted)
 
 
 @contextmanager

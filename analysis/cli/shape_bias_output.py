@@ -148,7 +148,7 @@ def drawings_of(comparison: Comparison) -> list[Any]:
 
 def report(comparison: Comparison, notes: Sequence[str]) -> None:
     """The table and what there is to say about it."""
-    results, people, reference = comparison.results, comparison.people, comparison.reference
+    results, reference = comparison.results, comparison.reference
     options = results[0].options
     table = Table(
         "observer",
@@ -188,26 +188,36 @@ def report(comparison: Comparison, notes: Sequence[str]) -> None:
         means = comparison.consistency.groupby("first")["kappa"].mean()
         for result in results:
             print_line(f"{result.observer}: mean error consistency with people {means[result.observer]:.4f}")
-    print_notes(notes)
+    more, warnings = remarks(comparison)
+    print_notes([*notes, *more])
+    for text in warnings:
+        print_line(f"warning: {text}")
+
+
+def remarks(comparison: Comparison) -> tuple[list[str], list[str]]:
+    """What a reader of the numbers has to know: notes, and warnings."""
+    results = comparison.results
     left_out = [(row["observer"], row["num_seen"] - row["num_common"], row["num_seen"]) for row in comparison.summaries]
-    print_notes(note_of_counts("images that not all have seen are left out", left_out))
-    outside = [_outside(result) for result in (*results, *people)]
+    notes = note_of_counts("images that not all have seen are left out", left_out)
+    outside = [_outside(result) for result in (*results, *comparison.people)]
     counts = [
         (result.observer, found.total(), len(result.stimuli))
         for result, found in zip(comparison.everyone, outside, strict=True)
     ]
     words = sum(outside, Counter[str]())
     common = ", ".join([f"{name} {count}" for name, count in words.most_common(3)] + ["..."] * (len(words) > 3))
-    print_notes(note_of_counts(f"answers outside the categories count as neither ({common})", counts))
+    notes += note_of_counts(f"answers outside the categories count as neither ({common})", counts)
+    warnings = []
     for result in results:
         chance = 0.0 if result.mapping is None else 1 / len(result.categories)
         if result.congruent_accuracy < min(max(LOW_CONGRUENT_ACCURACY, 1.5 * chance), 1.0):
-            print_line(
-                f"warning: {result.observer} names only {100 * result.congruent_accuracy:.1f} % of the images without "
+            warnings.append(
+                f"{result.observer} names only {100 * result.congruent_accuracy:.1f} % of the images without "
                 f"conflict correctly{f' (chance {100 * chance:.1f} %)' if chance else ''}; its shape bias means little"
             )
         if not result.num_images:
-            print_line(f"note: no image of {result.observer} has a conflict of shape and texture: no shape bias")
+            notes.append(f"no image of {result.observer} has a conflict of shape and texture: no shape bias")
+    return notes, warnings
 
 
 def _outside(result: ShapeBiasResult) -> Counter[str]:

@@ -207,7 +207,7 @@ def _keep_rule(study: Study, out: Path) -> None:
         return
     if former.until_width is not None and study.until_width is None:
         raise ValueError(
-            f"until_width: expected, as in the command before ({former.until_width:g}): seeds were added to "
+            f"--until-width: expected, as in the command before ({former.until_width:g}): seeds were added to "
             f"{str(out)!r} until an interval was narrow, which no test for a number fixed before allows for"
         )
 

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.receptive_field.result import ErfResult
@@ -115,7 +116,7 @@ def _read(path: Path, found: dict[str, list[Any]], depth: int) -> None:
     if own["networks"]:
         found["people"] += load_people(path)
     for name in ("energy", "sensitivity"):
-        if (path / f"{name}.csv").is_file() and (own["variants"] if name == "energy" else own["observers"]):
+        if (path / f"{name}.csv").is_file() and (name == "sensitivity" or own["variants"]):
             found[name].append(_table(path / f"{name}.csv"))
 
 
@@ -172,7 +173,7 @@ def _table(path: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     for name in table.columns:
         if name not in ("observer", "stimuli", "cluster", "resize", "mean", "std"):
-            table[name] = pd.to_numeric(table[name].replace("", "nan"))
+            table[name] = pd.to_numeric(table[name].replace("", np.nan))
     return table
 
 

@@ -32,6 +32,7 @@ def shape_bias_page(
     stimuli: StimulusSet | None,
     command: str,
     files: Sequence[str],
+    warnings: Sequence[str] = (),
 ) -> str:
     """The page of shape biases, of sensitivities to either cue, or of both.
 
@@ -44,6 +45,7 @@ def shape_bias_page(
         stimuli: The images themselves, where they are at hand.
         command: What makes the page again.
         files: To be linked.
+        warnings: Shown first.
     """
     sections, data = [], {}
     if results:
@@ -74,7 +76,7 @@ def shape_bias_page(
         files=files,
         data=data,
         scripts=["answers"] if results else [],
-        warnings=[],
+        warnings=warnings,
         setting=_setting(results[0], summaries[0]) if results else [],
         sections=sections,
         environment=sorted(environment.items()),

@@ -66,7 +66,14 @@ def study_methods(record: StudyRecord) -> Methods:
         )
         works.append("geirhos2019texture")
     sequential = study.until_width is not None
-    text += " Brackets are Student's 95 % intervals over seeds (Student, 1908)."
+    text += " Brackets after means are Student's 95 % intervals over seeds (Student, 1908)"
+    if sequential:
+        text += (
+            ", for a number fixed before; those after differences are always valid, since seeds were added until that "
+            "of the difference in shape bias between the largest and the smallest kernel was "
+            f"{study.until_width:g} wide or less, or the limit was reached"
+        )
+    text += "."
     paragraphs = [text]
     for label, rows in settings_of(table):
         named = f"{label[0].upper()}{label[1:]}: " if label else ""

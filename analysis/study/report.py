@@ -130,7 +130,7 @@ def _render(
             {
                 "label": label,
                 "findings": findings(rows, sequential=sequential),
-                "power": power_text(rows),
+                "power": power_text(rows, sequential=sequential),
                 "associations": association_rows(rows),
             }
             for label, rows in settings_of(table)

@@ -40,11 +40,12 @@ def findings(table: pd.DataFrame, *, sequential: bool = False) -> list[Finding]:
     return [_finding(table, measure, measure.question, sequential) for measure in measures if measure.question]
 
 
-def power_text(table: pd.DataFrame) -> str:
+def power_text(table: pd.DataFrame, *, sequential: bool = False) -> str:
     """What difference in shape bias (where there is none, in accuracy) a study could find; empty with too few seeds.
 
     Args:
         table: As in `findings`.
+        sequential: As in `findings`.
     """
     measure = shown((*SHAPE_BIAS, "accuracy"), table)[0]
     kernels, values = values_by_seed(table, measure.name)
@@ -72,6 +73,8 @@ def power_text(table: pd.DataFrame) -> str:
         f"{kernels[0]} to {kernels[-1]} has a standard deviation of {number(power.spread)} [{number(low)}, "
         f"{number(high)}] over {power.num_seeds} seeds. With that spread {found} (simulated, two-sided at 5 %, equal "
         "steps from kernel to kernel)."
+        + " That holds for a number of seeds fixed before; the always-valid test of this study finds less."
+        * sequential
     )
 
 

@@ -75,6 +75,8 @@ def test_single_cues_alone(tree: Path, tmp_path: Path, capsys: Capture) -> None:
         and "bootstrap over class clusters" in printed.err
     )
     assert "40 images of single cues; 6000 are published" in printed.err
+    run("plot", out, "--kind", "sensitivity", "--out", tmp_path / "again.png")
+    assert matplotlib.image.imread(tmp_path / "again.png").std() > 0.01
     calls = Thousand.calls
     before = {path: path.read_bytes() for path in out.rglob("*.csv")}
     run(*arguments)

@@ -84,11 +84,13 @@ def test_chosen_categories_restrict_stimuli_answers_and_people(
     own = decisions[decisions["observer"] == "thousand"].set_index("stimulus")
     assert set(own["response"]) <= {"cat", "oven"}
     saved = ShapeBiasResult.load(out / "thousand")
-    assert len(saved.stimuli) == 8 and len(saved.categories) == 16
+    assert len(saved.stimuli) == 8 and saved.categories == ("cat", "oven")
     # By hand: softmax over all outputs, means over the six classes of cats and the one of ovens.
     assert saved.logits is not None
     shares = np.exp(saved.logits.astype(float))
     ovens = shares[:, 766] > shares[:, 281:287].mean(1)
+    assert list(saved.responses) == ["oven" if is_oven else "cat" for is_oven in ovens]
+    assert "its shape bias means little" in (out / "index.html").read_text()
     for name, is_oven in zip(saved.stimuli, ovens, strict=True):
         if name != "oven2-cat2.png":
             assert own.loc[name, "response"] == ("oven" if is_oven else "cat")

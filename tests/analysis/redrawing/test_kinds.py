@@ -162,6 +162,13 @@ def test_results_are_found_in_the_order_of_their_run(trained: dict[str, Path]) -
     assert len(both.fields) == len(both.variants) + 2
 
 
+def test_a_number_may_be_missing(tmp_path: Path) -> None:
+    """As the size of images for a network that takes any."""
+    (tmp_path / "sensitivity.csv").write_text("observer,input_size\na,224.0\nb,\n")
+    (table,) = read_saved([tmp_path]).sensitivity
+    assert list(table["input_size"].isna()) == [False, True]
+
+
 def test_runs_leave_and_link_their_texts(trained: dict[str, Path]) -> None:
     run("report", trained["study"])
     for name, page in (("study", "report.html"), ("posthoc", "index.html"), ("compare", "report.html")):

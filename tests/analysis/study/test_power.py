@@ -92,4 +92,5 @@ def test_the_words() -> None:
     text = power_text(pd.DataFrame(rows))
     assert "in the shape bias: the difference from kernel 3 to 13 has a standard deviation of 0.28 [" in text
     assert "Page's L over all kernels finds 0." in text and "seeds for 0.10 and" in text
+    assert "always-valid" not in text and "always-valid" in power_text(pd.DataFrame(rows), sequential=True)
     assert power_text(pd.DataFrame(rows[:6])) == ""  # two seeds
