@@ -174,6 +174,9 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
     message = re.sub(r"(?:(?<=^)|(?<=, ))([a-z_]+)=", option, message)
     return (
         message.replace("overwrite=True", "--overwrite")
+        .replace(
+            "with pretrained=False", "without --pretrained" if list(given[:1]) == ["train"] else "with --no-pretrained"
+        )
         .replace("pretrained=False", "--no-pretrained")
         .replace("trust=True", "--trust")
         .replace("with checkpoint=", "with --checkpoint ")

@@ -198,11 +198,11 @@ _ALL = (
     _measure("accuracy_images", "evaluation", lambda found: len(found.images)),
     _measure(
         "parameters", "network", lambda network: network.parameters, heading="million parameters", scale=1e-6,
-        typical=lambda value: f"{value / 1e6:.2f}",
+        typical=lambda value: f"{value / 1e6:.2f}" if value >= 1e5 else f"{value / 1e6:.2g}",
     ),
     _measure(
         "macs", "network", lambda network: network.macs, heading="GMAC", scale=1e-9,
-        typical=lambda value: f"{value / 1e9:.2f}",
+        typical=lambda value: f"{value / 1e9:.2f}" if value >= 1e8 else f"{value / 1e9:.2g}",
     ),
     _measure("inference_ms", "network", lambda network: network.inference_ms, "inference_ms"),
 )  # fmt: skip
