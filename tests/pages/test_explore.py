@@ -146,4 +146,5 @@ def test_ctrl_c_ends_it_and_nothing_is_left(served: Served) -> None:
     own = ("ADDRESS ('127.0.0.1', ", "ADDRESS ('::1', ")  # urllib3 tries out whether there is an IPv6
     assert all(line.startswith(own) for line in addresses), addresses
     assert "Traceback" not in said
-    assert list(served.temporary.iterdir()) == [served.errors]
+    left = [path for path in served.temporary.iterdir() if not path.name.startswith("torchinductor")]  # PyTorch's cache
+    assert left == [served.errors]
