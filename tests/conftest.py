@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of what the tests start
-    keep_freed_memory()  # a third of the time of the convolutions' tests was the system's, for memory given back
+    keep_freed_memory()  # a quarter of the time of the convolutions' tests was the system's, for memory given back
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -323,7 +323,8 @@ def _plan_on_gpu(
     elif method == "toeplitz":
         ways = ("toeplitz", "toeplitz", "toeplitz")
     else:
-        ways = _fastest_on_gpu(shape, sides, dtype, usable, precision, channels_last)
+        by_cudnn = channels_last and dtype in HALF and max(kernel[2:]) <= 5
+        ways = _fastest_on_gpu(shape, sides, dtype, usable, precision, channels_last, by_cudnn)
     needed = [way for way, wanted in zip(ways, (True, *needs), strict=True) if wanted]
     return Plan(
         *ways,
@@ -342,13 +343,13 @@ def _fastest_on_gpu(
     usable: bool,
     precision: toeplitz.Precision,
     channels_last: bool,
+    by_cudnn: bool,
 ) -> tuple[Way, Way, Way]:
     num_images, channels, height, width = shape
     values = num_images * channels * height * width
     planes = toeplitz.num_planes(dtype, precision)
     points = channels * geometry(height, width, *sides, one_line=True).points
     double = 2 if dtype is torch.float64 else 1
-    by_cudnn = channels_last and dtype in HALF and max(sides) <= 5
 
     def fastest(direction: int, *, spectra_are_kept: bool = False) -> Way:
         native = double * values * (HOPPER.native_value + sides[0] * sides[1] * HOPPER.native[direction])

@@ -327,6 +327,7 @@ def test_plans_for_a_gpu() -> None:
         assert ways(gpu_plan(shape, kernel)) == ("toeplitz",) * 3
     for kernel, way in ((3, "native"), (5, "native"), (7, "toeplitz"), (31, "toeplitz")):  # cuDNN is fast up to 5x5
         assert ways(gpu_plan((64, 128, 56, 56), kernel, last=True)) == (way,) * 3
+    assert "toeplitz" in ways(gpu_plan((4096, 1024, 3, 3), 31, last=True))  # of which 5x5 taps meet the map
     assert ways(gpu_plan((64, 128, 56, 56), 31, torch.float32)) == ("fft",) * 3
     assert gpu_plan((64, 128, 56, 56), 31, torch.float32).keeps_spectra
     assert ways(gpu_plan((64, 512, 14, 14), 27, torch.float32)) == ("toeplitz",) * 3
