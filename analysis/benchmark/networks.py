@@ -287,7 +287,7 @@ def _dashed(kernels: Sequence[int]) -> str:
 
 
 def _training_step(model: nn.Module, images: Tensor, dtype: str = "float32") -> Call:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=None if images.is_cpu else True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     targets = torch.arange(len(images), device=images.device)
     autocast = torch.autocast(images.device.type, getattr(torch, dtype), enabled=dtype != "float32")
 

@@ -171,7 +171,7 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
         names = (*SPELLING.get(match[1], ()), f"--{match[1].replace('_', '-')}")
         return next((f"{name}=" for name in names if name in typed), match[0])
 
-    message = re.sub(r"(?:(?<=^)|(?<=, ))([a-z_]+)=", option, message)
+    message = re.sub(r"(?:(?<=^)|(?<=, )|(?<=: ))([a-z_]+)=", option, message)
     return (
         message.replace("overwrite=True", "--overwrite")
         .replace(

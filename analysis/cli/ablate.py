@@ -7,20 +7,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from analysis.cli.choosing import ModelChoice, default_workers
 from analysis.cli.console import command_line, print_line, print_notes, print_table, progress_bar, run_folder
 from analysis.cli.methods import write_for_paper
-from analysis.cli.options import (
-    ErfBatch,
-    Fields,
-    Labels,
-    ModelChoice,
-    Out,
-    Overwrite,
-    Workers,
-    default_workers,
-    parse_numbers,
-    takes,
-)
+from analysis.cli.options import ErfBatch, Fields, Labels, Out, Overwrite, Workers, parse_numbers, takes
 from analysis.cli.study import (
     PLACE,
     AtOnce,

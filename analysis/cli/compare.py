@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from analysis.cli.choosing import MODEL_HELP, ModelChoice
 from analysis.cli.console import (
     command_line,
     parse_size,
@@ -19,18 +20,7 @@ from analysis.cli.console import (
     skipped_notes,
 )
 from analysis.cli.erf import fitting_size
-from analysis.cli.options import (
-    MODEL_HELP,
-    BatchSize,
-    ErfBatch,
-    Fields,
-    Labels,
-    ModelChoice,
-    Out,
-    Overwrite,
-    Workers,
-    takes,
-)
+from analysis.cli.options import BatchSize, ErfBatch, Fields, Labels, Out, Overwrite, Workers, takes
 from analysis.images.sets import load_images
 from analysis.images.stimuli import load_stimuli
 from analysis.models.layers import ForwardError

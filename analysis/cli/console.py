@@ -1,6 +1,7 @@
 """What the commands share: progress, tables, notes, figures and errors."""
 
 import shlex
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -81,6 +82,18 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
             bar.live.transient = True  # the error is the only line
             bar.remove_task(task)
             raise
+
+
+@contextmanager
+def told_if_slow(text: str, seconds: float = 5.0) -> Iterator[None]:
+    """A line for whatever takes longer and has no progress to tell of."""
+    timer = threading.Timer(seconds, print_notes, [[text]])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Lines:

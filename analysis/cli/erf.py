@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 import replknet
+from analysis.cli.choosing import MODEL_HELP, ModelChoice, layers_of
 from analysis.cli.console import (
     command_line,
     parse_size,
@@ -24,18 +25,7 @@ from analysis.cli.console import (
     skipped_notes,
 )
 from analysis.cli.methods import write_for_paper
-from analysis.cli.options import (
-    MODEL_HELP,
-    ErfBatch,
-    Fields,
-    ModelChoice,
-    Out,
-    Overwrite,
-    Workers,
-    parse_names,
-    parse_three,
-    takes,
-)
+from analysis.cli.options import ErfBatch, Fields, Out, Overwrite, Workers, parse_three, takes
 from analysis.images.sets import ImageSet, load_images
 from analysis.models.layers import ForwardError, LayerError
 from analysis.models.layouts import find_feature_map
@@ -80,7 +70,11 @@ def erf(
     ] = None,
     num_images: Annotated[int, typer.Option(help="How many images are drawn.")] = 50,
     layers: Annotated[
-        str | None, typer.Option(help="Layers by name, separated by commas; 'last' is the last feature map.")
+        list[str] | None,
+        typer.Option(
+            help="Layers by name, separated by commas; 'last', the default, is the last feature map. NAME=... for one "
+            "network alone; may be given several times."
+        ),
     ] = None,
     grid: Annotated[
         str | None, typer.Option(help="Rows and columns of units, HxW, where a layer's output does not show them.")
@@ -100,10 +94,9 @@ def erf(
         raise ValueError(f"protocol={protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     units = None if grid is None else parse_size(grid, "--grid")
     means, stds = parse_three("--mean", mean), parse_three("--std", std)
-    names = ("last",) if layers is None else parse_names("--layers", layers)
-    wanted = [None if name == "last" else name for name in names]
     check_number("num_images", num_images, COUNTS)
     loaded = choice.load(model, untrained=untrained)
+    wanted = [[None if name == "last" else name for name in names or ("last",)] for names in layers_of(layers, loaded)]
     loaded = [replace(item, mean=means or item.mean, std=stds or item.std) for item in loaded]
     pixels, notes = fitting_size(loaded, None if size is None else parse_size(size))
     named = {"grid": units, "prefix_tokens": prefix_tokens}
@@ -118,7 +111,7 @@ def erf(
         "models": [
             [item.name, identity.weights, identity.code] for item, identity in zip(loaded, identities, strict=True)
         ],
-        "layers": wanted,
+        "layers": wanted[0] if all(own == wanted[0] for own in wanted) else wanted,
         "protocol": protocol,
         "size": pixels,
         "images": hashlib.sha256(" ".join(chosen.hashes).encode()).hexdigest(),
@@ -127,14 +120,18 @@ def erf(
         **{key: value for key, value in named.items() if value is not None},
         **choice.computed_on(),
     }
-    labels = [item.name if layer is None else f"{item.name}, {layer}" for item in loaded for layer in wanted]
+    labels = [
+        item.name if layer is None else f"{item.name}, {layer}"
+        for item, own in zip(loaded, wanted, strict=True)
+        for layer in own
+    ]
     places = iter(zip(labels, folder_names(labels), strict=True))
     options = {**named, "protocol": protocol, "batch_size": batch_size, "num_workers": choice.workers(workers)}
     keep_freed_memory()
     with run_folder(out, "erf", settings, overwrite=overwrite) as folder:
         results = []
-        for item, identity in zip(loaded, identities, strict=True):
-            for layer in wanted:
+        for item, identity, own in zip(loaded, identities, wanted, strict=True):
+            for layer in own:
                 results.append(_measure(item, identity, layer, chosen, options, folder, *next(places)))
         by_first(lambda: write_for_paper(erf_methods(results), folder, (r.environment for r in results), model, loaded))
         by_first(lambda: _write_outputs(results, folder))
@@ -161,12 +158,17 @@ def fitting_size(loaded: Sequence[LoadedModel], asked: tuple[int, int] | None) -
 
 
 def _check_layers(
-    loaded: Sequence[LoadedModel], layers: Sequence[str | None], size: tuple[int, int], named: dict[str, Any]
+    loaded: Sequence[LoadedModel], wanted: Sequence[Sequence[str | None]], size: tuple[int, int], named: dict[str, Any]
 ) -> None:
     """Refuse a layer or size that a model cannot do before anything in OUT is touched."""
-    for item in loaded:
+    for item, layers in zip(loaded, wanted, strict=True):
         for layer in layers:
-            find_feature_map(item.module, size, layer, name=item.name, **named)
+            try:
+                find_feature_map(item.module, size, layer, name=item.name, **named)
+            except LayerError as error:
+                if len(loaded) == 1:
+                    raise
+                raise LayerError(f"{item.name}: {error}; --layers {item.name}=... gives it layers of its own") from None
 
 
 def _measure(

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from analysis.cli.choosing import MODEL_HELP, ModelChoice, layers_of
 from analysis.cli.console import print_notes, skipped_notes
-from analysis.cli.options import MODEL_HELP, Fields, InputSize, ModelChoice, parse_names, takes
+from analysis.cli.options import Fields, InputSize, takes
 from analysis.exploring.explorer import Explorer, images_to_explore
 from analysis.models.layouts import LAST
 from analysis.models.loaded import DEFAULT_SIZE
@@ -29,10 +30,10 @@ def explore(
     images: Annotated[Path | None, typer.Option(help="Folder of images; without it, generated ones.")] = None,
     num_images: Annotated[int, typer.Option(help="How many images are offered.")] = 24,
     layers: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Layers that are offered, by name, separated by commas; 'last' is the last feature map. By default "
-            "that and all with at most one dot in their names."
+            help="Layers that are offered, by name, separated by commas; 'last' is the last feature map. NAME=... for "
+            "one network alone; may be given several times. By default that and all with at most one dot in the name."
         ),
     ] = None,
     size: InputSize = None,
@@ -48,13 +49,14 @@ def explore(
     from analysis.exploring.page import HOST, open_port, require_gradio, serve
 
     require_gradio()
-    names = None if layers is None else [LAST if own == "last" else own for own in parse_names("--layers", layers)]
     with open_port(port) as listening:
         loaded = choice.load(model)
         side = size or max(item.input_size or DEFAULT_SIZE for item in loaded)
         offered, skipped = images_to_explore(images, num_images=num_images, size=side, seed=choice.seed)
         loaded = [choice.on_images(item, [own.image for own in offered], size) for item in loaded]
-        explorer = Explorer(loaded, offered, layers=names, size=size)
+        named = zip(loaded, layers_of(layers, loaded), strict=True)
+        chosen = {item.name: [LAST if own == "last" else own for own in names] for item, names in named if names}
+        explorer = Explorer(loaded, offered, layers=chosen, size=size)
         print_notes([*(note for item in loaded for note in item.notes), *skipped_notes(skipped)])
         address = f"http://{HOST}:{listening.getsockname()[1]}/"
 

@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 
 import replknet
+from analysis.cli.choosing import MODEL_HELP, ModelChoice
 from analysis.cli.console import parse_size, print_line, print_notes, print_table
-from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, takes
+from analysis.cli.options import Fields, takes
 from analysis.models.inspecting import ModelDescription, describe_model, field_text, stride_text
 from analysis.models.layers import FeatureExtractor
 from analysis.models.layouts import LayerOutput
@@ -127,7 +128,7 @@ def _show(described: ModelDescription, depth: int) -> None:
     )
     normalization = [", ".join(f"{value:g}" for value in own) for own in (loaded.mean, loaded.std)]
     table.add_row("mean, std", " and ".join(normalization))
-    table.add_row("preparation", " ".join(str(loaded.preparation()).split()))
+    table.add_row("preparation", _steps(loaded.preparation()))
     table.add_row("classes", _classes(described))
     table.add_row("parameters", f"{described.num_parameters:,}")
     table.add_row("MACs", "cannot be counted" if described.num_macs is None else f"{described.num_macs:,}")
@@ -144,6 +145,12 @@ def _show(described: ModelDescription, depth: int) -> None:
     print_table(layers)
     if hidden:
         print_line(f"{hidden} layers with more dots in their names: --depth {depth + 1}", stderr=False)
+
+
+def _steps(transform: Any) -> str:
+    """What is done to an image, one after the other."""
+    inner = getattr(transform, "transforms", None)
+    return " ".join(str(transform).split()) if inner is None else ", ".join(map(_steps, inner))
 
 
 def _classes(described: ModelDescription) -> str:

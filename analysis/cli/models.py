@@ -11,8 +11,9 @@ from rich.table import Table
 from torch import nn
 
 import replknet
+from analysis.cli.choosing import MODEL_HELP, ModelChoice
 from analysis.cli.console import print_notes, print_table, progress_bar
-from analysis.cli.options import MODEL_HELP, Fields, ModelChoice, Overwrite, takes
+from analysis.cli.options import Fields, Overwrite, takes
 from analysis.models.complexity import num_macs, num_parameters
 
 app = typer.Typer()
@@ -44,7 +45,7 @@ def models() -> None:
                 model = replknet.create_model(name, **overrides).eval()
             plain, merged = (_cost(form, size) for form in (model, replknet.reparameterize(model, level="kernels")))
             costs.setdefault((name, size), plain)
-            label = name + (" 3-3-3-3" if overrides else "")
+            label = name + (" --kernel-sizes 3,3,3,3 --small-kernel 0" if overrides else "")
             table.add_row(label, str(size), *(own[kind] for kind in (0, 1) for own in (plain, merged)))
         for number, (name, weights) in enumerate(others.items(), len(rows)):
             progress(number, len(rows) + len(others))

@@ -3,30 +3,20 @@
 import dataclasses
 import functools
 import inspect
-import os
 import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from analysis.images.inputs import Images
 from analysis.images.preparing import MEANS, STANDARD_DEVIATIONS
-from analysis.models.libraries import LIBRARIES, names_library
-from analysis.models.loaded import LoadedModel, resolve_device
-from analysis.models.loading import has_weights, load_model
-from analysis.models.replknets import is_own
-from analysis.models.specs import distinct, split_name
-from analysis.models.untrained import calibrated, untrained_copy
-from analysis.runs.identity import describe_device
-from analysis.runs.settings import BATCHES, LARGEST_KERNEL, SEEDS, WORKERS, check_fields
+from analysis.runs.settings import BATCHES, WORKERS
 
-_MOST_WORKERS = 12
+MOST_WORKERS = 12
 SPELLING: dict[str, list[str]] = {
     "layer": ["--layers", "--stages"],
     "num_workers": ["--workers"],
@@ -231,189 +221,6 @@ def parse_names(option: str, text: str) -> tuple[str, ...]:
     return names
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelChoice:
-    """Which network, with which weights, and where it computes.
-
-    Args:
-        checkpoint: Weight file of a network by name or of your own function; NAME=FILE where several are named.
-        kernel_sizes: Kernels of a network of replknet, one a stage, e.g. 31,29,27,13; may be given several times.
-        small_kernel: Parallel kernel of such a network; 0 for none.
-        pretrained: Published weights; otherwise the network's own initialisation, its batch norms calibrated on the
-            images.
-        trust: Open TorchScript files and exported programs (.pt2), which may run code and write files.
-        unit_scales: Set the norms and layer scales of untrained networks that begin near zero to one.
-        device: Where to compute: cpu, cuda, cuda:1, mps, ..., or auto, which is cuda where there is a GPU for it, else
-            mps, else cpu.
-        dtype: Of weights and images: float32, float64, bfloat16, float16.
-        seed: Of random weights, and of drawn images.
-    """
-
-    checkpoint: list[str] | None = None
-    kernel_sizes: list[str] | None = None
-    small_kernel: int | None = None
-    pretrained: bool = True
-    trust: bool = False
-    unit_scales: bool = False
-    device: str = "auto"
-    dtype: str = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self, seed=SEEDS, small_kernel=(0, LARGEST_KERNEL, f"an odd number up to {LARGEST_KERNEL}, or 0"))
-        if self.checkpoint is not None and not self.pretrained:
-            raise ValueError(f"checkpoint={', '.join(self.checkpoint)}: expected none with pretrained=False")
-
-    def kernels(self) -> list[tuple[int, ...] | None]:
-        """Those of `kernel_sizes`, or None once."""
-        allowed = (1, LARGEST_KERNEL)
-        return [parse_numbers("--kernel-sizes", text, within=allowed) for text in self.kernel_sizes or ()] or [None]
-
-    def given(self) -> dict[str, Any]:
-        """What differs from the defaults."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if value != getattr(type(self), name)}
-
-    def checkpoints(self, specs: Sequence[str]) -> list[Path | None]:
-        """The weight file of each of these networks.
-
-        A file without a name is that of the RepLKNets by name, or of the only network that takes one.
-
-        Raises:
-            ValueError: If a name is that of no network or of two, or two files are given to one.
-        """
-        named = [split_name(spec) for spec in specs]
-        found: list[Path | None] = [None] * len(specs)
-        for text in self.checkpoint or ():
-            name, path = self._owner(text, named)
-            if name:
-                own = [number for number, names in enumerate(named) if name in names]
-            else:
-                own = [number for number, (_, spec) in enumerate(named) if is_own(spec)]
-                own = own or [number for number, (_, spec) in enumerate(named) if not has_weights(spec)]
-                if not own:
-                    raise ValueError(f"checkpoint={text}: applies to networks by name only; none was named")
-                if len(own) > 1 and not is_own(named[own[0]][1]):
-                    raise ValueError(f"checkpoint={text!r}: expected NAME=FILE, as several networks are named")
-            for number in own:
-                if found[number] is not None:
-                    raise ValueError(f"checkpoint={text!r}: {specs[number]} has another weight file already")
-                found[number] = Path(path)
-        return found
-
-    @staticmethod
-    def _owner(text: str, named: Sequence[tuple[str, str]]) -> tuple[str, str]:
-        """The name of a network, empty for none, and the file that it is given."""
-        for name in (name for names in named for name in names if name and text.startswith(f"{name}=")):
-            path = text.removeprefix(f"{name}=")
-            if not Path(text).exists():
-                return name, path
-            if Path(path).exists():
-                raise ValueError(f"checkpoint={text!r}: may be that file, or {path!r} for {name}; rename it")
-        if "=" in text and not Path(text).exists():
-            known = ", ".join(name or spec for name, spec in named)
-            raise ValueError(
-                f"checkpoint={text!r}: no such file, and no network is called {text.partition('=')[0]!r}; expected "
-                f"NAME=FILE with one of {known}"
-            )
-        return "", text
-
-    def load(self, specs: Sequence[str], *, untrained: bool = False) -> list[LoadedModel]:
-        """The networks of these names, one of replknet once for each of the kernel sizes.
-
-        Args:
-            specs: The names.
-            untrained: Add an untrained copy of each that is trained.
-
-        Raises:
-            ValueError: If one cannot be had, an option applies to none, or two have one name.
-        """
-        checkpoints = self.checkpoints(specs)
-        given, bare = zip(*map(split_name, specs), strict=True)
-        if not any(map(is_own, bare)):
-            for name in ("kernel_sizes", "small_kernel"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)}: applies to networks of replknet by name only; none was named"
-                    )
-        if not self.pretrained and not any(is_own(spec) or names_library(spec) for spec in bare):
-            raise ValueError("pretrained=False: applies to networks by name only; none was named")
-        loaded: list[LoadedModel] = []
-        typed: list[str] = []
-        for own, spec, checkpoint in zip(given, bare, checkpoints, strict=True):
-            ours = is_own(spec)
-            for sizes in self.kernels() if ours else [None]:
-                item = self._placed(
-                    load_model(
-                        spec,
-                        checkpoint=checkpoint,
-                        kernel_sizes=sizes,
-                        small_kernel=self.small_kernel if ours else None,
-                        pretrained=self.pretrained or not (ours or names_library(spec)),
-                        trust=self.trust,
-                        seed=self.seed,
-                    )
-                )
-                if own:
-                    several = f" {'-'.join(map(str, sizes))}" if sizes is not None and len(self.kernels()) > 1 else ""
-                    item = replace(item, name=f"{own}{several}")
-                loaded.append(item)
-                typed.append("" if own else spec)
-        if self.unit_scales and not any(item.initial for item in loaded) and not untrained:
-            raise ValueError("unit_scales=True: applies to untrained networks only; there is none")
-        names = distinct([item.name for item in loaded], typed, LIBRARIES)
-        if len(set(names)) < len(names):
-            raise ValueError(f"model: {', '.join(names)} are not all different; NAME=SPEC gives a network another name")
-        loaded = [replace(item, name=name) for item, name in zip(loaded, names, strict=True)]
-        if untrained:
-            pairs = [[item, *([] if item.initial else [untrained_copy(item, seed=self.seed)])] for item in loaded]
-            loaded = [item for pair in pairs for item in pair]
-        return [replace(loaded[0], notes=(*self.device_notes(), *loaded[0].notes)), *loaded[1:]]
-
-    def on_images(self, loaded: LoadedModel, images: Images, size: int | None = None) -> LoadedModel:
-        """As it is measured: a network that is not trained with its batch norms calibrated on these images."""
-        if not loaded.initial:
-            return loaded
-        made = calibrated(loaded, images, size=size, unit_scales=self.unit_scales)
-        return replace(made, notes=tuple(note.replace("unit_scales=True", "--unit-scales") for note in made.notes))
-
-    def _placed(self, loaded: LoadedModel) -> LoadedModel:
-        """As it is, or where and as what the options say."""
-        return loaded.to(self.device, self.dtype) if self.computed_on() else loaded
-
-    def computed_on(self) -> dict[str, str]:
-        """What a run's settings say of device and dtype: what is not the default."""
-        device = resolve_device(self.device).type if self.device == "auto" else self.device
-        chosen = {"device": device, "dtype": self.dtype}
-        return {key: value for key, value in chosen.items() if value not in ("cpu", "float32")}
-
-    def device_notes(self) -> list[str]:
-        """What to tell of a device that was not named."""
-        told = ", ".join(describe_device(resolve_device(self.device)).values())
-        return [f"computed on {told}"] if self.device == "auto" else []
-
-    def workers(self, given: int | None) -> int:
-        """Processes that prepare images: by default one for each core but one on a GPU, none on a CPU, which is busy
-        with the network.
-        """
-        if given is not None:
-            return given
-        if resolve_device(self.device).type != "cuda":
-            return 0
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return default_workers(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def default_workers(cores: int) -> int:
-    """Processes that feed one GPU, where its own process has so many cores."""
-    return max(0, min(_MOST_WORKERS, cores - 1))
-
-
-MODEL_HELP = (
-    "replknet_31b and siblings, replknet_31b.in1k_224 and other published weights (replknet models), timm:NAME, "
-    "torchvision:NAME, hf:NAME, package.module:callable, a file (weights, TorchScript or an exported program, with "
-    "--trust), or the folder of a training; NAME=... calls it so."
-)
 BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.", min=BATCHES[0], max=BATCHES[1])]
 ErfBatch = Annotated[
     int | None,
@@ -427,7 +234,7 @@ Workers = Annotated[
     int | None,
     typer.Option(
         help="Processes that prepare images, without effect on the results; by default 0 on a CPU, on a GPU one for "
-        f"each core but one, at most {_MOST_WORKERS}.",
+        f"each core but one, at most {MOST_WORKERS}.",
         min=WORKERS[0],
         max=WORKERS[1],
     ),

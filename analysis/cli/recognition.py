@@ -12,6 +12,7 @@ import pandas as pd
 import typer
 from rich.table import Table
 
+from analysis.cli.choosing import MODEL_HELP, ModelChoice
 from analysis.cli.console import (
     clear_errors_for_files,
     command_line,
@@ -22,20 +23,12 @@ from analysis.cli.console import (
     skipped_notes,
 )
 from analysis.cli.methods import write_for_paper
-from analysis.cli.options import (
-    MODEL_HELP,
-    BatchSize,
-    Fields,
-    InputSize,
-    ModelChoice,
-    Overwrite,
-    Workers,
-    parse_names,
-    takes,
-)
+from analysis.cli.options import BatchSize, Fields, InputSize, Overwrite, Workers, parse_names, takes
 from analysis.images.addresses import fetched
+from analysis.models.libraries import names_library
+from analysis.models.replknets import is_own
 from analysis.recognition.evaluation import EvaluationResult, check_files, evaluate, num_outputs
-from analysis.recognition.features import POOLED, extract_features
+from analysis.recognition.features import LAST, POOLED, extract_features
 from analysis.recognition.labels import labelled_files
 from analysis.recognition.methods import evaluation_methods
 from analysis.recognition.prediction import Predictions, class_names, class_notes, predict
@@ -84,6 +77,9 @@ def predict_command(
         raise ValueError(f"--{'json' if as_json else 'csv'}: prints; with --out, its name tells the format")
     _check_file(out, (".json", ".csv"), overwrite)
     loaded = choice.load([model, *(beside or ())])
+    for item in images:
+        if (is_own(item) or names_library(item)) and not Path(item).exists():
+            raise ValueError(f"images={item!r}: is a network; --model {item} has it answer beside {model}")
     given = fetched(images)
     found = []
     for number, network in enumerate(loaded):
@@ -184,11 +180,18 @@ def features(
     out: Annotated[Path, typer.Option(help="The .npz file; the same command again resumes.")],
     choice: ModelChoice,
     stages: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help=f"Separated by commas: {POOLED} (what enters the head), numbers of stages from 0, names of layers."
+            help=f"Separated by commas: {POOLED} (what enters the head; the default), numbers of stages from 0, names "
+            "of layers."
         ),
-    ] = POOLED,
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Layers by name, also 0, 1, ..., separated by commas; '{LAST}' is the last feature map.",
+        ),
+    ] = None,
     average: Annotated[bool, typer.Option("--average", help="Average maps over their positions.")] = False,
     size: InputSize = None,
     batch_size: BatchSize = 8,
@@ -196,7 +199,9 @@ def features(
     overwrite: Overwrite = False,
 ) -> None:
     """Extract features of images into an .npz file, which numpy.load opens."""
-    wanted = [int(name) if name.isdecimal() else name for name in parse_names("--stages", stages)]
+    named = parse_names("--stages", stages) if stages is not None else () if layers is not None else (POOLED,)
+    wanted = [int(name) if name.isdecimal() else name for name in named]
+    wanted += () if layers is None else parse_names("--layers", layers)
     _check_file(out, (".npz",), overwrite)
     (loaded,) = choice.load([model])
     loaded = choice.on_images(loaded, images, size)
@@ -329,7 +334,7 @@ def _write(results: Sequence[EvaluationResult], folder: RunFolder, confusion: bo
 def _row(result: EvaluationResult) -> dict[str, Any]:
     """Accuracies as parts of 1, with 95 % intervals."""
     row: dict[str, Any] = {"model": result.model, "images": len(result.images)}
-    for top in (1, 5) if result.best.shape[1] >= 5 else (1,):
+    for top in result.tops:
         low, high = result.interval(top)
         row |= {f"top{top}": result.accuracy(top), f"top{top}_low": low, f"top{top}_high": high}
     return row | {f"published_{name}": value / 100 for name, value in result.published.items()}

@@ -9,21 +9,10 @@ from typing import Annotated, Any, Self
 
 import typer
 
+from analysis.cli.choosing import MODEL_HELP, ModelChoice
 from analysis.cli.console import command_line, print_notes, progress_bar, run_folder, skipped_notes
 from analysis.cli.methods import write_for_paper
-from analysis.cli.options import (
-    MODEL_HELP,
-    BatchSize,
-    Fields,
-    Labels,
-    ModelChoice,
-    Out,
-    Overwrite,
-    Workers,
-    parse_names,
-    parse_three,
-    takes,
-)
+from analysis.cli.options import BatchSize, Fields, Labels, Out, Overwrite, Workers, parse_names, parse_three, takes
 from analysis.cli.sensitivity import (
     SINGLE_CUES,
     Sensitivities,

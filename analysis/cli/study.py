@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from analysis.cli.choosing import ModelChoice
 from analysis.cli.console import (
     clear_errors_for_files,
     command_line,
@@ -20,7 +21,7 @@ from analysis.cli.console import (
     progress_bar,
     run_folder,
 )
-from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, Workers, parse_names, takes
+from analysis.cli.options import Fields, Out, Overwrite, Workers, parse_names, takes
 from analysis.runs.folder import RunFolder
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.methods import PAPER

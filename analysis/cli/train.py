@@ -14,8 +14,9 @@ from rich.table import Table
 
 import replknet
 from analysis.cli import end_by_signal
+from analysis.cli.choosing import ModelChoice
 from analysis.cli.console import print_notes, print_table, progress_bar, run_folder, skipped_notes
-from analysis.cli.options import Fields, ModelChoice, Out, Overwrite, Workers, takes
+from analysis.cli.options import Fields, Out, Overwrite, Workers, takes
 from analysis.images.files import is_hidden
 from analysis.images.labelled import FolderImages, InMemory, Preparation, Split
 from analysis.images.preparing import evaluation_crop
@@ -149,6 +150,7 @@ def train_command(
             f"image_size={chosen.image_size}: the training images have {height}x{width} pixels, and only augmentation "
             "'imagenet' resizes them"
         )
+    print_notes(notes)
     check_training(loaded.module, images, validation, chosen, mean=loaded.mean, std=loaded.std)
     keep_freed_memory()
     epoch = max(1, len(images) // chosen.batch_size)
@@ -182,7 +184,7 @@ def train_command(
                 recorded=record,
             )
         by_first(lambda: _save(loaded, result, chosen, source.name, images.classes, folder))
-    _report(result, chosen, (*choice.device_notes(), *loaded.notes, *notes, *missing, *result.notes), out)
+    _report(result, chosen, (*choice.device_notes(), *loaded.notes, *missing, *result.notes), out)
 
 
 def _images(data: Path, split: Split, prepare: Preparation | None) -> FolderImages | TarShards:

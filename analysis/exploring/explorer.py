@@ -89,8 +89,8 @@ class Explorer:
     Args:
         models: The networks, by different names.
         images: To choose from.
-        layers: Names of layers that are offered, `LAST` for the last feature map; by default that and all others that
-            return a map and have at most one dot in their names.
+        layers: Names of layers that are offered, `LAST` for the last feature map, of all networks or of each by its
+            name; by default that and all others that return a map and have at most one dot in their names.
         size: Side of the input in pixels, with RepLKNet's resizing; by default the model's own way.
 
     Raises:
@@ -103,15 +103,18 @@ class Explorer:
         models: Sequence[LoadedModel],
         images: Sequence[NamedImage],
         *,
-        layers: Sequence[str] | None = None,
+        layers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         size: int | None = None,
     ) -> None:
         self._loaded = {item.name: item for item in models}
         self._images = tuple(images)
         self._size = size
         self._fields: dict[tuple[str, str, tuple[int, int]], TheoreticalReceptiveField] = {}
-        self._variants: dict[str, tuple[int | None, LoadedModel, NetworkIdentity]] = {}
-        self._layers = {name: self._offered(name, layers) for name in self._loaded}
+        self._cropped: dict[str, tuple[int, str, LoadedModel, NetworkIdentity]] = {}
+        self._layers = {
+            name: self._offered(name, layers.get(name) if isinstance(layers, Mapping) else layers)
+            for name in self._loaded
+        }
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -210,20 +213,19 @@ class Explorer:
         return predict(loaded, [self._images[image].image], top=top, size=self._size, identity=identity)
 
     def _variant(self, model: str, kernel: int | None) -> tuple[LoadedModel, NetworkIdentity]:
-        """The network, or a copy with cropped kernels, of which the last one is kept."""
-        sides = self.kernels(model)
-        kernel = None if sides and kernel == sides[-1] else kernel
-        if kernel is not None and kernel not in sides:
+        """The network, or a copy with cropped kernels; the last copy is kept while the weights stay the same."""
+        loaded, sides = self._loaded[model], self.kernels(model)
+        identity = identify(loaded.module)
+        if kernel is None or (sides and kernel == sides[-1]):
+            return loaded, identity
+        if kernel not in sides or not isinstance(loaded.module, replknet.Network):
             known = f"an odd number from 1 to {sides[-1]}" if sides else "none: this network has no large kernels"
             raise ValueError(f"kernel={kernel}: expected {known}")
-        if model not in self._variants or self._variants[model][0] != kernel:
-            loaded = self._loaded[model]
-            module = loaded.module
-            if kernel is not None and isinstance(module, replknet.Network):
-                module = apply_variant(module, Variant(kernel=kernel))
-                loaded = replace(loaded, module=module, name=f"{model}, kernels cropped to {kernel}")
-            self._variants[model] = (kernel, loaded, identify(module))
-        return self._variants[model][1:]
+        if self._cropped.get(model, ())[:2] != (kernel, identity.weights):
+            module = apply_variant(loaded.module, Variant(kernel=kernel))
+            named = replace(loaded, module=module, name=f"{model}, kernels cropped to {kernel}")
+            self._cropped[model] = (kernel, identity.weights, named, identify(module))
+        return self._cropped[model][2:]
 
     def _field(self, model: str, layer: str, size: tuple[int, int]) -> TheoreticalReceptiveField:
         """Of the units of a layer; cropped kernels are as large as whole ones, with zeros."""

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from analysis.exploring.explorer import Explorer, NamedImage
-from analysis.exploring.plots import enlargement, marked_picture, plot_unit
+from analysis.exploring.plots import enlarged, enlargement, marked_picture, plot_unit
 from analysis.images.files import read_rgb
 from analysis.pages.drawing import Drawing, shown_drawings
 from analysis.receptive_field.result import ErfResult
@@ -30,7 +30,7 @@ _STYLE = """
 #unit svg { min-width: 0 !important; max-width: 34rem !important; width: 100%; color: var(--body-text-color); }
 #images .grid-container { grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)) !important; }
 #images .grid-wrap { min-height: 0; max-height: 30rem; }
-#images .caption-label { font-size: 0.7rem; padding: 0.1rem 0.3rem; }
+#images .caption-label { font-size: 0.7rem; padding: 0.1rem 0.3rem; white-space: normal; overflow-wrap: anywhere; }
 #classes table, #classes tr, #classes td, #classes th { border: none; color: var(--body-text-color); }
 #classes table { width: 100%; font-variant-numeric: tabular-nums; }
 #classes td, #classes th { padding: 0.3rem 0; text-align: left; border-bottom: 1px solid var(--border-color-primary); }
@@ -182,6 +182,7 @@ def _blocks(explorer: Explorer) -> Any:
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
                 picture = gr.Image(
+                    enlarged(explorer.picture(first, 0)),
                     label="What the network gets",
                     show_label=False,
                     format="png",

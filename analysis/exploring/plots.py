@@ -33,10 +33,15 @@ def enlargement(size: tuple[int, int]) -> int:
     return max(1, _SIDE // max(size))
 
 
+def enlarged(pixels: NDArray[np.uint8]) -> Image.Image:
+    """A picture by its `enlargement`."""
+    factor = enlargement((pixels.shape[0], pixels.shape[1]))
+    return Image.fromarray(np.ascontiguousarray(pixels.repeat(factor, 0).repeat(factor, 1)))
+
+
 def marked_picture(pixels: NDArray[np.uint8], result: ErfResult) -> Image.Image:
     """A picture, enlarged, with the squares of a map (solid: half of it, dashed: 99 %) and the unit's own centre."""
-    factor = enlargement(result.map_size)
-    picture = Image.fromarray(np.ascontiguousarray(pixels.repeat(factor, 0).repeat(factor, 1)))
+    factor, picture = enlargement(result.map_size), enlarged(pixels)
     draw = ImageDraw.Draw(picture)
     lines: list[tuple[list[tuple[float, float]], int]] = []
     for threshold, dash in zip(_THRESHOLDS, (0, _DASH), strict=True):

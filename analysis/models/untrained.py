@@ -22,6 +22,8 @@ from analysis.models.layers import evaluation_mode, run
 from analysis.models.loaded import OWN, LoadedModel, place_of
 from replknet.networks.folding import copy_of, is_reparametrized
 
+UNTRAINED = ", untrained"
+"""What the name of an untrained copy ends in."""
 _SMALL = 0.1
 _SCALE_NAME = re.compile(r"gamma|layer_?scale|skipinit_gain|res(idual)?_?scale|\b(lambda_?\d|ls\d*|alpha)\b")
 _BATCH_SIZE = 8
@@ -65,7 +67,7 @@ def untrained_copy(loaded: LoadedModel, *, seed: int = 0) -> LoadedModel:
         how = f"each layer's default initialisation in PyTorch, seed {seed}"
         if kept:
             notes = (*notes, f"{loaded.name}: not reset in the untrained copy: {', '.join(kept[:5])}")
-    return replace(loaded, name=f"{loaded.name}, untrained", module=module, published={}, initial=how, notes=notes)
+    return replace(loaded, name=f"{loaded.name}{UNTRAINED}", module=module, published={}, initial=how, notes=notes)
 
 
 def _reset(module: nn.Module) -> list[str]:

@@ -71,6 +71,11 @@ class EvaluationResult(Result):
         if not 0 <= self.seconds < math.inf:
             raise ResultError(f"seconds={self.seconds}: expected a number of at least 0")
 
+    @property
+    def tops(self) -> tuple[int, ...]:
+        """The numbers of best classes that tell something: 1, and 5 where there are more classes."""
+        return (1, _TOP) if len(self.classes) > _TOP else (1,)
+
     def num_correct(self, top: int = 1) -> int:
         """Images whose label is among the `top` best classes."""
         return int((self.best[:, :top] == self.labels[:, None]).any(1).sum())
@@ -95,13 +100,14 @@ class EvaluationResult(Result):
         return len(self.labels) / self.seconds if self.seconds > 0 else float("nan")
 
     def by_class(self) -> pd.DataFrame:
-        """One row for each class that occurs: class_index, class, images, top1, top5."""
+        """One row for each class that occurs: class_index, class, images, and top1 and top5 as of `tops`."""
         rows = []
         for index in np.unique(self.labels):
             own = self.labels == index
             hits = self.best[own] == index
-            rows.append((index, self.classes[index], int(own.sum()), hits[:, 0].mean(), hits.any(1).mean()))
-        return pd.DataFrame(rows, columns=["class_index", "class", "images", "top1", "top5"])
+            shares = [hits[:, :top].any(1).mean() for top in self.tops]
+            rows.append((index, self.classes[index], int(own.sum()), *shares))
+        return pd.DataFrame(rows, columns=["class_index", "class", "images", *(f"top{top}" for top in self.tops)])
 
     def confusion(self) -> pd.DataFrame:
         """Counts by right class (rows) and best class (columns), for the classes that occur as either."""
@@ -113,25 +119,23 @@ class EvaluationResult(Result):
         return pd.DataFrame(counts, pd.Index(names, name="right class"), pd.Index(names, name="answered"))
 
     def decisions(self) -> pd.DataFrame:
-        """One row for each image: image, class, answer, correct, and whether the class is among the best five."""
-        return pd.DataFrame(
-            {
-                "image": self.images,
-                "class": [self.classes[label] for label in self.labels],
-                "answer": [self.classes[answer] for answer in self.best[:, 0]],
-                "correct": self.best[:, 0] == self.labels,
-                "in_top5": (self.best == self.labels[:, None]).any(1),
-            }
-        )
+        """One row for each image: image, class, answer, correct, and in_top5 where `tops` has it."""
+        columns = {
+            "image": self.images,
+            "class": [self.classes[label] for label in self.labels],
+            "answer": [self.classes[answer] for answer in self.best[:, 0]],
+            "correct": self.best[:, 0] == self.labels,
+        }
+        hits = self.best == self.labels[:, None]
+        return pd.DataFrame(columns | {f"in_top{top}": hits[:, :top].any(1) for top in self.tops[1:]})
 
     def headline(self) -> dict[str, Any]:
-        """Model, images and accuracies."""
+        """Model, images and accuracies, as of `tops`."""
         return {
             "model": self.model,
             "images": len(self.images),
             "skipped": len(self.skipped),
-            "top1": self.accuracy(1),
-            "top5": self.accuracy(5),
+            **{f"top{top}": self.accuracy(top) for top in self.tops},
         }
 
 

@@ -22,6 +22,8 @@ from analysis.runs.writing import replacing
 
 POOLED = "pooled"
 """Name of the vector that enters the last linear layer."""
+LAST = "last"
+"""Name of the last feature map, of which the receptive field is measured; a layer that is called so comes first."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -79,8 +81,8 @@ def extract_features(
         model: What `load_model` returns or takes, or a module, fed with ImageNet's mean and standard deviation.
         images: Files, folders, patterns, pictures, pixels or normalised tensors; see `analysis.images.inputs.Images`.
         stages: Numbers of stages (networks of `replknet` and timm's models; before the transition to the next stage),
-            names of layers as in `model.named_modules()`, and "pooled": what enters the last linear layer, or the
-            output of a network without one.
+            names of layers as in `model.named_modules()`, "pooled": what enters the last linear layer, or the
+            output of a network without one, and "last": the last feature map, of shape (N, C, h, w).
         average: Average maps over their positions, to shape (N, C): over rows and columns, or the tokens of patches.
         size: Side of the input in pixels, with RepLKNet's resizing; by default the model's own preparation.
         batch_size: Images in one forward pass.
@@ -104,20 +106,28 @@ def extract_features(
     loaded, inputs = inputs_for(model, images, size)
 
     maps: dict[tuple[Any, ...], FeatureMap] = {}
+    last = LAST in wanted and LAST not in dict(loaded.module.named_modules())
+
+    def units(layer: str | None, batch: Tensor) -> FeatureMap:
+        channels, *size = batch.shape[1:]
+        key = (layer, *size)
+        if key not in maps:
+            maps[key] = find_feature_map(
+                loaded.module, (size[0], size[1]), layer, in_channels=channels, name=loaded.name
+            )
+        return maps[key]
 
     def rows(batch: Tensor) -> list[Row | str]:
-        found = _features(loaded, batch, wanted)
+        found = _features(loaded, batch, [stage for stage in wanted if stage != LAST or not last])
+        if last:
+            found[LAST] = units(None, batch).of(loaded.module, batch, loaded.name)
+            found = {name: found[name] for name in map(_array_name, wanted)}
         if average and all(value.ndim == 2 for value in found.values()):
             raise ValueError(f"average=True: {', '.join(found)} gives vectors, which have no positions")
         if average:
             for name, value in found.items():
-                if value.ndim > 2 and name in wanted and name != POOLED:
-                    key = (name, *batch.shape[1:])
-                    if key not in maps:
-                        maps[key] = find_feature_map(
-                            loaded.module, key[2:], name, in_channels=batch.shape[1], name=loaded.name
-                        )
-                    value = maps[key].as_nchw(value)
+                if value.ndim > 2 and name in wanted and name != POOLED and not (last and name == LAST):
+                    value = units(name, batch).as_nchw(value)
                 found[name] = value.mean((2, 3)) if value.ndim == 4 else value
         return [
             row if all(np.isfinite(values).all() for values in row.values()) else "the features are not finite"
@@ -151,7 +161,11 @@ def _features(loaded: LoadedModel, images: Tensor, wanted: Sequence[int | str]) 
         found |= _stage_maps(loaded, images, numbers)
     if layers:
         found |= _layer_outputs(loaded, images, layers)
-    return {name: found[name] for name in (f"stage{s}" if isinstance(s, int) else s for s in wanted)}
+    return {name: found[name] for name in map(_array_name, wanted)}
+
+
+def _array_name(stage: int | str) -> str:
+    return f"stage{stage}" if isinstance(stage, int) else stage
 
 
 def _stage_maps(loaded: LoadedModel, images: Tensor, numbers: Sequence[int]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from analysis.images.files import folders_in, images_beside, images_in
 from analysis.images.imagenet import are_imagenet, imagenet_classes
-from analysis.images.labelled import DataError
+from analysis.images.labelled import SPLITS, DataError
 from analysis.runs.settings import named_path
 from analysis.runs.tables import read_lines
 from analysis.runs.texts import few, printable, short, why_no_file
@@ -90,9 +90,11 @@ def labelled_files(
     elif len(unknown) == len(folders) == len(classes):
         outputs, rule = list(range(len(classes))), "folders in sorted order: none is named like a class"
     else:
+        parts = [name for name in SPLITS["val"] if (root / name).is_dir() and name in unknown]
+        inner = f"; is {str(root / parts[0])!r} meant?" if parts else ""
         raise DataError(
             f"data={str(root)!r}: the folder {unknown[0]!r} is no class of the model; expected names such as "
-            f"{few(classes)}, or {_WAY_OUT}"
+            f"{few(classes)}, or {_WAY_OUT}{inner}"
         )
     pairs: list[tuple[Path, int]] = []
     skipped = images_beside(root)

@@ -25,7 +25,7 @@ def evaluation_methods(results: Sequence[EvaluationResult]) -> Methods:
     text += f" {counted(len(first.skipped), 'file')} could not be used." if first.skipped else ""
     found = []
     for result in results:
-        tops = (1, 5) if result.best.shape[1] >= 5 else (1,)
+        tops = result.tops
         shares = [
             f"top-{top} {with_interval(result.accuracy(top), result.interval(top), scale=100, digits=2, unit=' %')}"
             for top in tops

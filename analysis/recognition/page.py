@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -21,10 +22,11 @@ def evaluation_page(results: Sequence[EvaluationResult], *, command: str, files:
         command: What makes the page again.
         files: To be linked.
     """
-    first = results[0]
+    first, tops = results[0], max((result.tops for result in results), key=len)
     told = [(result.model, name, str(value)) for result in results for name, value in result.settings.items()]
     told = [(model if len(results) > 1 else "", name, value) for model, name, value in told]
-    counts = {"classes that occur": str(len(np.unique(first.labels)))}
+    counts = {"images from": str(first.settings["data"])} if "data" in first.settings else {}
+    counts |= {"classes that occur": str(len(np.unique(first.labels)))}
     counts |= {f"outputs of {result.model}": str(len(result.classes)) for result in results}
     found = "; ".join(f"{result.model}: {100 * result.accuracy():.2f} %" for result in results)
     return rendered(
@@ -40,7 +42,7 @@ def evaluation_page(results: Sequence[EvaluationResult], *, command: str, files:
         setting=list(counts.items()),
         sections=[
             Section(title="Accuracy", tables=[_accuracies(results)]),
-            Section(title="Classes", explorer="classes", tables=[_of_all(results, _classes)]),
+            Section(title="Classes", explorer="classes", tables=[_of_all(results, partial(_classes, tops=tops))]),
             Section(title="What is taken for what", tables=[_of_all(results, _confused)]),
         ],
         environment=sorted(
@@ -65,7 +67,7 @@ def _of_all(results: Sequence[EvaluationResult], table: Callable[[EvaluationResu
 def _accuracies(results: Sequence[EvaluationResult]) -> Table:
     rows = []
     for result in results:
-        for top in (1, 5)[: 1 + (result.best.shape[1] >= 5)]:
+        for top in result.tops:
             low, high = (100 * end for end in result.interval(top))
             published = result.published.get(f"top{top}")
             known = "-" if published is None else f"{published:.2f}"
@@ -78,12 +80,13 @@ def _accuracies(results: Sequence[EvaluationResult]) -> Table:
     )
 
 
-def _classes(result: EvaluationResult) -> Table:
-    rows = [
-        [row["class"], str(row["images"]), f"{100 * row['top1']:.1f}", f"{100 * row['top5']:.1f}"]
-        for row in result.by_class().to_dict("records")
-    ]
-    return Table(columns=["class", "images", "top-1 (%)", "top-5 (%)"], rows=rows)
+def _classes(result: EvaluationResult, tops: Sequence[int]) -> Table:
+    rows = []
+    for row in result.by_class().to_dict("records"):
+        shares = [row.get(f"top{top}") for top in tops]
+        cells = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
+        rows.append([row["class"], str(row["images"]), *cells])
+    return Table(columns=["class", "images", *(f"top-{top} (%)" for top in tops)], rows=rows)
 
 
 def _confused(result: EvaluationResult) -> Table:

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from analysis import ErfResult
 from analysis.cli.ablate import ablate_train
-from analysis.cli.options import Fields, ModelChoice, default_workers, parse_names, parse_numbers, takes
+from analysis.cli.choosing import ModelChoice, default_workers
+from analysis.cli.options import Fields, parse_names, parse_numbers, takes
 from analysis.models.loaded import resolve_device
 from analysis.study.design import Study
 from analysis.study.jobs import JobOptions

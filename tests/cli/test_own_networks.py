@@ -1,6 +1,7 @@
 """Networks by a name of the user's own, their folders, and weights for them, as they are typed."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import torchvision
 
 import replknet
 from analysis import ErfResult, SyntheticImages, load_model, save_stimuli
-from analysis.cli.options import ModelChoice
+from analysis.cli.choosing import ModelChoice
+from analysis.cli.console import told_if_slow
 from analysis.runs.identity import identify
 from tests.cli.command import run
 from tests.networks import TINY
@@ -78,6 +80,37 @@ def test_a_file_of_weights_for_each(here: Path, capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     run(command, "--checkpoint", "A=two.pth", "--checkpoint", "B=two.pth", code=2)  # the same folder, other weights
     assert "differs in models" in capsys.readouterr().err
+    choice = ModelChoice(checkpoint=["A=one.pth"], pretrained=False, device="cpu")
+    mine, random = choice.load(["A=torchvision:squeezenet1_1", "B=torchvision:squeezenet1_1"])
+    assert identify(mine.module).weights == identify(networks["one"]).weights
+    assert (bool(mine.initial), bool(random.initial)) == (False, True)
+
+
+def test_layers_of_each_network(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"erf K=replknet_nano_k3 S=torchvision:squeezenet1_1 --no-pretrained {ERF} --out out"
+    run(f"{command} --layers stages.0,features.3", code=2)
+    said = capsys.readouterr().err
+    assert said.startswith("replknet: K: --layers='features.3': the model has no such module")
+    assert said.endswith("; --layers K=... gives it layers of its own\n")
+    run(f"{command} --layers S=features.3,last --layers stages.0")
+    table = pd.read_csv("out/erf.csv")
+    assert list(zip(table["model"].str[0], table["layer"], strict=True)) == [
+        ("K", "stages.0"),
+        ("S", "features.3"),
+        ("S", "last feature map"),
+    ]
+    capsys.readouterr()
+    for wrong in ("--layers T=features.3", "--layers a --layers b"):
+        run(f"{command} {wrong}", code=2)
+        assert "replknet: --layers=" in capsys.readouterr().err
+
+
+def test_a_wait_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with told_if_slow("a: still loading", seconds=0.01):
+        time.sleep(0.3)
+    with told_if_slow("b: still loading", seconds=60):
+        pass
+    assert capsys.readouterr().err == "note: a: still loading\n"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +167,8 @@ def images(here: Path) -> str:
 
 
 def test_several_networks_name_images(images: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(f"predict replknet_nano_k3 replknet_nano_k31 {images}", code=2)
+    assert "'replknet_nano_k31': is a network; --model replknet_nano_k31 has it answer" in capsys.readouterr().err
     command = f"predict A=replknet_nano_k3 {images} --model B=replknet_nano_k31 --top 2 --device cpu"
     alone = {}
     for spec in ("replknet_nano_k3", "replknet_nano_k31"):

@@ -88,8 +88,13 @@ def test_features_into_a_file(images: Path, tmp_path: Path, capsys: pytest.Captu
         assert file["stage1"].shape == (24, 32)
         assert file["pooled"].shape == (24, 128)
         assert len(file["images"]) == 24
+    more = tmp_path / "layers.npz"
+    run("features replknet_nano_k3 --layers stages.0,last", images, "--out", more)
+    with np.load(more) as file:
+        assert set(file) == {"stages.0", "last", "images", "model"}
+    run("features replknet_nano_k3 --layers 0 --stages 0", images, "--out", tmp_path / "none.npz", code=2)
+    assert "--layers='0': the model has no such module" in capsys.readouterr().err
     before = out.read_bytes()
-    capsys.readouterr()
     run("features replknet_nano_k3", images, "--out", out, code=2)
     assert "exists already" in capsys.readouterr().err
     assert out.read_bytes() == before
@@ -310,3 +315,6 @@ def test_many_skipped_files_are_told_in_one_line(
 def test_labels_is_named_where_it_is_the_way_out(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("evaluate replknet_nano_k3 --data", images / "ring", code=2)
     assert "expected a sub-folder for each class, or --labels FILE, a CSV of file,class" in capsys.readouterr().err
+    (images / "val").mkdir()
+    run("evaluate replknet_nano_k3 --data", images, code=2)
+    assert f"a CSV of file,class; is '{images / 'val'}' meant?" in capsys.readouterr().err

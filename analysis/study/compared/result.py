@@ -194,7 +194,7 @@ _ALL = (
         "evaluation",
         lambda found: found.interval(),
     ),
-    _measure("top5_accuracy", "evaluation", lambda found: found.accuracy(5) if found.best.shape[1] > 4 else _NOTHING),
+    _measure("top5_accuracy", "evaluation", lambda found: found.accuracy(5) if 5 in found.tops else _NOTHING),
     _measure("accuracy_images", "evaluation", lambda found: len(found.images)),
     _measure(
         "parameters", "network", lambda network: network.parameters, heading="million parameters", scale=1e-6,

@@ -44,6 +44,9 @@ def test_accuracy_and_confusion_counted_by_hand(data: Path) -> None:
     assert table.loc["blue"].to_dict() == {"red": 0, "green": 1, "blue": 2}
     by_class = result.by_class().set_index("class")["top1"].to_dict()
     assert by_class == {"red": 0.75, "green": pytest.approx(2 / 3), "blue": pytest.approx(2 / 3)}
+    # The best five of three classes tell nothing.
+    assert result.tops == (1,)
+    assert not {"top5", "in_top5"} & {*result.by_class(), *result.decisions(), *result.headline()}
     wrong = result.decisions().query("not correct")
     assert list(wrong["image"]) == ["blue/2.png", "green/2.png", "red/3.png"] or set(wrong["image"]) == {
         "blue/2.png",

@@ -171,6 +171,20 @@ def test_features_of_stages_layers_and_the_head(folder: Path, tmp_path: Path) ->
         found.save(path)
 
 
+def test_the_last_feature_map_and_layers_that_are_called_by_numbers(folder: Path, tmp_path: Path) -> None:
+    found = extract_features("replknet_nano_k31", folder, stages=["last", 0])
+    assert list(found.arrays) == ["last", "stage0"]
+    expected = extract_features("replknet_nano_k31", folder, stages=[3]).arrays["stage3"]
+    np.testing.assert_allclose(found.arrays["last"], expected, atol=1e-5)
+    net = nn.Sequential(nn.Conv2d(3, 2, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = extract_features(net, folder, stages=["0", "last"])
+    np.testing.assert_array_equal(np.maximum(found.arrays["0"], 0), found.arrays["last"])
+    means = extract_features(net, folder, stages=["last"], average=True).arrays["last"]
+    np.testing.assert_allclose(means, found.arrays["last"].mean((2, 3)), atol=1e-6)
+    named = nn.Sequential(OrderedDict(last=nn.Conv2d(3, 2, 4, 4), act=nn.ReLU()))  # a layer of that name is that layer
+    assert (extract_features(named, folder, stages=["last"]).arrays["last"] < 0).any()
+
+
 def test_features_of_other_networks(folder: Path) -> None:
     timm_model = extract_features(analysis.load_model("timm:resnet18", pretrained=False), folder, stages=[1, "pooled"])
     assert timm_model.arrays["stage1"].shape == (3, 64, 56, 56)
