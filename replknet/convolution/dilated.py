@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
 from replknet.convolution.autograd import Gradients
 from replknet.convolution.layouts import layout
-from replknet.convolution.operators import is_recorded
+from replknet.convolution.operators import is_altered
 
 
 class DilatedConv2d(nn.Conv2d):
@@ -60,12 +60,9 @@ def _with_gradients(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: in
     if (
         not wanted
         or not x.is_cpu
-        or is_recorded()
+        or is_altered()
         or x.dtype is not weight.dtype
         or x.dtype not in (torch.float32, torch.float64)
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
     ):
         return _conv2d(x, weight, bias, dilation)
     out: Tensor = _Dilated.apply(x, weight, dilation)

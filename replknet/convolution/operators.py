@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from replknet.convolution.applying import correlate, gradients
 from replknet.convolution.layouts import layout
@@ -13,6 +14,16 @@ from replknet.convolution.rearranged import meeting_taps, plain_conv2d
 def is_recorded() -> bool:
     """Whether the call becomes part of a graph: of torch.compile, torch.export, ONNX or `torch.jit.trace`."""
     return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def is_altered() -> bool:
+    """Whether more than the call itself is at work: a graph, autocast, a transform or derivatives in forward mode."""
+    return (
+        is_recorded()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 def recorded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Tensor:

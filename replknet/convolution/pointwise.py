@@ -11,13 +11,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from replknet.convolution.layouts import layout, with_layout
-from replknet.convolution.operators import is_recorded
+from replknet.convolution.operators import is_altered, is_recorded
 
 PART_BYTES = 8 * 2**20
 """Of what is kept between the steps of a fast path; memory fresh from the system for more costs more than the steps."""
@@ -72,16 +71,13 @@ def takes_fast_path(block: nn.Module, x: Tensor, layers: tuple[type[nn.Module], 
         x: Its input.
         layers: The class of each of its modules, in the order of `block.modules()`.
     """
-    if torch.is_grad_enabled() or is_recorded() or type(x) is not Tensor:  # a proxy of torch.fx is none
+    if torch.is_grad_enabled() or is_altered() or type(x) is not Tensor:  # a proxy of torch.fx is none
         return False
     if not x.is_cpu or x.dtype is not torch.float32 or x.ndim != 4 or not x.numel():
         return False
     if (
         not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         or not torch.backends.mkldnn.enabled
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
         or is_in_torch_dispatch_mode()
         or torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
     ):
