@@ -15,7 +15,7 @@ from analysis.models.loaded import LoadedModel, resolve_device
 from analysis.models.loading import has_weights, load_model
 from analysis.models.replknets import is_own
 from analysis.models.specs import distinct, split_name
-from analysis.models.untrained import UNTRAINED, calibrated, untrained_copy
+from analysis.models.untrained import UNTRAINED, calibrated, signs_of_no_training, untrained_copy
 from analysis.runs.identity import describe_device
 from analysis.runs.settings import LARGEST_KERNEL, SEEDS, check_fields
 
@@ -165,7 +165,7 @@ class ModelChoice:
     def on_images(self, loaded: LoadedModel, images: Images, size: int | None = None) -> LoadedModel:
         """As it is measured: a network that is not trained with its batch norms calibrated on these images."""
         if not loaded.initial:
-            return loaded
+            return replace(loaded, notes=(*loaded.notes, *signs_of_no_training(loaded)))
         made = calibrated(loaded, images, size=size, unit_scales=self.unit_scales)
         return replace(made, notes=tuple(note.replace("unit_scales=True", "--unit-scales") for note in made.notes))
 

@@ -82,12 +82,12 @@ def predict_command(
             raise ValueError(f"images={item!r}: is a network; --model {item} has it answer beside {model}")
     given = fetched(images)
     found = []
+    loaded = [choice.on_images(item, given, size) for item in loaded]
     for number, network in enumerate(loaded):
-        prepared = choice.on_images(network, given, size)
         with progress_bar("images" if len(loaded) == 1 else network.name) as progress:
             found.append(
                 predict(
-                    prepared,
+                    network,
                     given,
                     top=top,
                     size=size,

@@ -20,6 +20,7 @@ from analysis.images.inputs import Images
 from analysis.models.batches import inputs_for
 from analysis.models.layers import evaluation_mode, run
 from analysis.models.loaded import OWN, LoadedModel, place_of
+from analysis.runs.texts import few
 from replknet.networks.folding import copy_of, is_reparametrized
 
 UNTRAINED = ", untrained"
@@ -203,6 +204,18 @@ def small_scales(module: nn.Module) -> dict[str, float]:
                 if bool((values == values[0]).all()) and abs(float(values[0])) < _SMALL:
                     found[f"{prefix}.{name}" if prefix else name] = round(abs(float(values[0])), 12)
     return found
+
+
+def signs_of_no_training(loaded: LoadedModel) -> tuple[str, ...]:
+    """A note on a network that is said to be trained and has `small_scales`, which a training would have moved."""
+    scales = small_scales(loaded.module)
+    if loaded.initial or not scales:
+        return ()
+    names = few(list(scales))
+    return (
+        f"{loaded.name}: {len(scales)} norms or layer scales ({names}) have one value in all channels, below 0.1, as "
+        "before a training: are these the trained weights?",
+    )
 
 
 def set_to_one(module: nn.Module, names: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 import analysis
 import replknet
 from analysis import LoadedModel, calibrated, effective_receptive_field, load_model, untrained_copy
-from analysis.models.untrained import small_scales
+from analysis.models.untrained import signs_of_no_training, small_scales
 
 IMAGES = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -150,3 +150,16 @@ def test_networks_for_segmentation_and_detection_load_without_a_network(
     assert field.grid[0] * field.grid[1] > 1
     with pytest.raises(ValueError, match=r"returns (OrderedDict|list|dict)"):
         analysis.predict(loaded, torch.rand(1, 3, *size))
+
+
+def test_weights_of_no_training_are_told() -> None:
+    """timm's ResNets begin with zeros in the last norm of each block; no training leaves all of a norm alike."""
+    module = timm.create_model("resnet18")
+    (note,) = signs_of_no_training(LoadedModel(name="Mine", module=module))
+    assert note.startswith("Mine: 8 norms or layer scales (layer1.0.bn2.weight, ")
+    assert signs_of_no_training(LoadedModel(name="Mine", module=module, initial="its own")) == ()
+    for name, parameter in module.named_parameters():
+        if name.endswith("bn2.weight"):
+            torch.nn.init.normal_(parameter)
+    assert signs_of_no_training(LoadedModel(name="Mine", module=module)) == ()
+    assert signs_of_no_training(load_model("replknet_nano_k31")) == ()
