@@ -94,6 +94,7 @@ def predict_command(
                     batch_size=batch_size,
                     num_workers=choice.workers(workers),
                     partial=_state_of(out, number),
+                    keep_partial=len(loaded) > 1,
                     progress=progress,
                 )
             )
@@ -103,6 +104,9 @@ def predict_command(
                 path.write_text(_json(found))
             else:
                 write_table(_with_models(found, [own.table() for own in found]), path)
+        for state in (_state_of(out, number) for number in range(len(found))):
+            if state is not None:
+                state.unlink(missing_ok=True)
         typer.echo(f"the best classes of {len(found[0])} images: {out}")
     elif as_csv:
         write_table(_with_models(found, [own.table() for own in found]), sys.stdout)

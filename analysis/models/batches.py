@@ -126,6 +126,7 @@ def run_batches(
     by_item: bool = False,
     fingerprint: str = "",
     partial: str | PathLike[str] | None = None,
+    keep_partial: bool = False,
     progress: Progress | None = None,
 ) -> Measured:
     """Measure every image by a network in evaluation mode, without gradients of its parameters.
@@ -141,6 +142,7 @@ def run_batches(
         by_item: Call `progress` after each image.
         fingerprint: Of all that the rows depend on.
         partial: The file of an unfinished measurement.
+        keep_partial: See `measure`.
         progress: Called with the number of images done and of all, at the start and after each batch.
 
     Raises:
@@ -172,6 +174,7 @@ def run_batches(
             by_item=by_item,
             fingerprint=fingerprint,
             partial=partial,
+            keep_partial=keep_partial,
             progress=progress,
         )
 

@@ -93,6 +93,7 @@ def predict(
     num_workers: int = 0,
     identity: NetworkIdentity | None = None,
     partial: str | PathLike[str] | None = None,
+    keep_partial: bool = False,
     progress: Progress | None = None,
 ) -> Predictions:
     """Classify images.
@@ -106,6 +107,7 @@ def predict(
         num_workers: Processes that read images; 0 reads them in this one.
         identity: What `identify` says of the module, where that is known already.
         partial: A file that keeps the state of an unfinished run; the same call goes on from there.
+        keep_partial: Keep that file at the end, for a caller that has more to do before all is safe.
         progress: Called with the number of images done and of all, at the start and after each batch.
 
     Returns:
@@ -142,6 +144,7 @@ def predict(
         num_workers=num_workers,
         identity=identity,
         partial=partial,
+        keep_partial=keep_partial,
         progress=progress,
     )
     names = class_names(loaded, int(measured.rows["outputs"][0]))

@@ -70,6 +70,7 @@ def measure(
     by_item: bool = False,
     fingerprint: str = "",
     partial: str | PathLike[str] | None = None,
+    keep_partial: bool = False,
     progress: Progress | None = None,
 ) -> Measured:
     """Do `work` on all items in order, a batch at a time; in a process group, batches in turns.
@@ -85,6 +86,7 @@ def measure(
             the same fingerprint and names goes on from there; it is removed at the end. A file that anything else has
             written or changed is replaced. Batches are the same as without an interruption: one that was stopped in the
             middle is done again.
+        keep_partial: Keep that file at the end, for a caller that has more to do before all is safe.
         progress: Called at the start and after each batch.
 
     Raises:
@@ -131,7 +133,7 @@ def measure(
     except BaseException:  # Ctrl-C, too
         store()
         raise
-    if not found.used:
+    if keep_partial or not found.used:
         store()
     elif partial is not None:
         by_first(lambda: Path(partial).unlink(missing_ok=True))

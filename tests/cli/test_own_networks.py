@@ -1,6 +1,7 @@
 """Networks by a name of the user's own, their folders, and weights for them, as they are typed."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -247,3 +248,30 @@ def test_a_trained_network_of_another_library_is_read_back(here: Path, capsys: p
     run(f"train timm:test_resnet --recipe finetune-small --data few --set steps=1 --set batch_size=2 --device cpu "
         f"--checkpoint {weights} --out again")  # fmt: skip
     assert len(load_model("again").classes) == 3
+
+
+def test_what_a_network_has_answered_is_kept_until_all_have(images: str, here: Path) -> None:
+    Path("mine.py").write_text(
+        "import torch\n"
+        "calls = []\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, name, stop):\n"
+        "        super().__init__()\n"
+        "        self.weight = torch.nn.Parameter(torch.ones(1))\n"
+        "        self.name, self.stop = name, stop\n"
+        "    def forward(self, x):\n"
+        "        calls.append(self.name)\n"
+        "        if self.stop and calls.count(self.name) == 3:\n"
+        "            raise KeyboardInterrupt\n"
+        "        return self.weight * x.mean((2, 3))\n"
+        "def one(): return Net('one', False)\n"
+        "def two(): return Net('two', True)\n"
+    )
+    command = f"predict mine:one {images} --model mine:two --batch-size 4 --size 32 --device cpu --out best.csv"
+    run(command, code=130)
+    calls = sys.modules["mine"].calls
+    assert calls == ["one"] * 3 + ["two"] * 3
+    run(command)
+    assert calls[6:] == ["two"]
+    assert len(pd.read_csv("best.csv")) == 2 * 12 * 3
+    assert sorted(path.name for path in here.glob(".best*")) == []
