@@ -208,10 +208,18 @@ def plot_category_box(
     return ax
 
 
-def plot_pair_map(result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str = CELL_COLORS) -> Axes:
+def plot_pair_map(
+    result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str = CELL_COLORS, bar: bool = True
+) -> Axes:
     """Shape bias of every pair of shape (row) and texture (column), with the counts of shape / texture decisions.
 
     A cell without either is grey; the diagonal has no conflict and is empty. The counts are written where they fit.
+
+    Args:
+        result: Of an observer.
+        ax: To draw into.
+        cmap: Of the colours.
+        bar: With a colour bar of its own.
     """
     ax = axes_or_new(ax)
     table = result.pair_map()
@@ -227,24 +235,31 @@ def plot_pair_map(result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str 
         if np.isnan(values[y, x]):
             ax.fill([x - 0.5, x + 0.5, x + 0.5, x - 0.5], [y - 0.5, y - 0.5, y + 0.5, y + 0.5], color="0.88", lw=0)
         texts.append((x, y, f"{num_shape}/{num_texture}"))
-    draw_cells(ax, values, Normalize(0, 1), cmap, "shape bias", texts, rows, columns)
+    draw_cells(ax, values, Normalize(0, 1), cmap, "shape bias", texts, rows, columns, bar=bar)
     ax.set(xlabel="texture", ylabel="shape")
     title = f"{result.observer}: shape / texture decisions, {result.num_images} images"
     ax.set_title(wrapped(title, 0.75 * room_of(ax)))
     return ax
 
 
-def plot_confusion(result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str = CELL_COLORS) -> Axes:
+def plot_confusion(
+    result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str = CELL_COLORS, bar: bool = True
+) -> Axes:
     """Responses (columns) to each shape category (rows) in percent of its images, all images.
 
-    Colours go by the square root, from none to the largest, so that rare answers are seen; numbers are written where
-    they fit.
+    Colours go by the square root from 0 to 100 %, so that rare answers are seen; numbers are written where they fit.
+
+    Args:
+        result: Of an observer.
+        ax: To draw into.
+        cmap: Of the colours.
+        bar: With a colour bar of its own.
     """
     ax = axes_or_new(ax)
     table = result.confusion()
     if not table[NO_RESPONSE].any():  # networks always answer
         table = table.drop(columns=NO_RESPONSE)
-    draw_counts(ax, table, cmap)
+    draw_counts(ax, table, cmap, bar=bar)
     ax.set(xlabel="response", ylabel="shape")
     title = f"{result.observer}: responses to {len(result.stimuli)} images"
     ax.set_title(wrapped(title, 0.75 * room_of(ax)))
