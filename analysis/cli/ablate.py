@@ -255,6 +255,7 @@ def ablate_posthoc(
                 labelled=materials.labelled,
                 stimuli=materials.stimuli,
                 mapping=materials.mapping,
+                measured_on=materials.measured_on,
                 settings=settings,
                 batch_size=batch_size,
                 num_workers=choice.workers(workers),
@@ -271,6 +272,7 @@ def ablate_posthoc(
         cells = ["-" if value != value else f"{scale * value:.{digits}f}" for value, scale, digits in numbers]
         shown.add_row(row["variant"], *cells)
     print_table(shown)
+    print_line(f"Variants: {posthoc.names_explained(variants)}.", stderr=False)
     print_notes(loaded.notes)
     if not posthoc.branches_of(module):
         print_notes(["the small kernels of this network are merged or absent; they cannot be dropped"])

@@ -86,6 +86,15 @@ def test_posthoc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert whole > cropped
     assert pd.read_csv(out / "energy.csv")["stage"].max() == 4
     assert (out / "posthoc.png").stat().st_size > 1000
+    methods, page = (out / "methods.txt").read_text(), (out / "index.html").read_text()
+    for words in (
+        "600 images generated like those of its training, but others",
+        "264 stimuli (generated, conflict, seed 3, balance 0.0)",
+        "cropK: of the large kernels only the central K x K taps, the others zero",
+        "_nosmall: without the small kernels parallel to the large ones",
+    ):
+        assert words in methods and words in page
+    assert "_stageN" not in methods
     run(command, out)
     run("ablate posthoc torch.nn:Identity --out", out, code=2)
 
