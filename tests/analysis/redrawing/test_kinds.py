@@ -201,8 +201,12 @@ def test_a_wrong_kind_says_which_there_are(folders: dict[str, Path]) -> None:
     known = "erf, contribution, radial, growth"
     with pytest.raises(ValueError, match=rf"kind='radiall': expected one of .*: {known} \(did you mean radial\?\)"):
         draw_saved(saved, "radiall")
-    with pytest.raises(ValueError, match=f": {known}$"):
-        draw_saved(saved, "shape-bias")
+    for kind, needs in (
+        ("shape-bias", "answers to images with a conflict of shape and texture"),
+        ("compare", "networks with both a receptive field and a shape bias"),
+    ):
+        with pytest.raises(ValueError, match=f"kind='{kind}': needs {needs}, which these results do not .*: {known}$"):
+            draw_saved(saved, kind)
     for look, message in (
         (Look(width=float("nan")), "width=nan: expected 1.5 to 20 inches"),
         (Look(cmap="virids"), "cmap='virids': expected a colour map of matplotlib, such as viridis"),
