@@ -28,10 +28,10 @@ from analysis.cli.study import (
     Humans,
     Preset,
     Stimuli,
-    changed_preset,
     print_states,
     study_fields,
     study_folder,
+    study_for,
     sweep,
 )
 from analysis.runs.folder import RunFolder
@@ -129,7 +129,7 @@ def ablate_train(
     With --executor, each cell is a job: `replknet ablate status OUT` tells how they are, and the same command again
     submits what is neither done nor on its way.
     """
-    chosen = changed_preset(preset, data, stimuli, humans, study, recipe)
+    chosen = study_for(out, overwrite, preset, data, stimuli, humans, study, recipe)
     if job and "executor" not in job and not dry_run:
         raise ValueError(f"{next(iter(job))}={next(iter(job.values()))}: goes with --executor only")
     if "executor" in job or dry_run:

@@ -46,6 +46,14 @@ def test_a_sequence_of_seeds_stays_one(tmp_path: Path, capsys: pytest.CaptureFix
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"study.json"}
 
 
+def test_a_preset_that_was_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    earlier = preset("quick")
+    save_study(replace(earlier, recipe=replace(earlier.recipe, steps=7)), "", tmp_path / "out")
+    for line, known in (("study --steps 7 --out", True), ("ablate train --steps 7 --size 48 --out", False)):
+        run(line, tmp_path / "out", code=2)
+        assert ("--preset quick would be that of the earlier run" in capsys.readouterr().err) == known
+
+
 def test_study_on_an_image_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folder(tmp_path / "data")
     command = "study --preset quick --kernels 3 --seeds 1 --steps 2 --data"
