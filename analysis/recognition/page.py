@@ -25,7 +25,10 @@ def evaluation_page(results: Sequence[EvaluationResult], *, command: str, files:
     told = [(result.model, name, str(value)) for result in results for name, value in result.settings.items()]
     told = [(model if len(results) > 1 else "", name, value) for model, name, value in told]
     counts = {"classes that occur": str(len(np.unique(first.labels)))}
-    counts |= {f"outputs of {result.model}": str(len(result.classes)) for result in results}
+    counts |= {
+        f"outputs of {result.model}": f"{len(result.classes)}; guessing is right in {100 / len(result.classes):.3g} %"
+        for result in results
+    }
     found = "; ".join(f"{result.model}: {100 * result.accuracy():.2f} %" for result in results)
     return rendered(
         "results.html.j2",

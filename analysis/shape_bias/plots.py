@@ -158,7 +158,7 @@ def sensitivity_figure(table: pd.DataFrame, *, width: float | None = None) -> Fi
 
 def consistency_figure(table: pd.DataFrame, reference: HumanReference, *, width: float = 4.0) -> Figure:
     """`plot_consistency` in a figure as high as its networks need."""
-    ax = new_axes(width, 1.9 + 0.5 * table["first"].nunique())
+    ax = new_axes(width, 2.0 + 0.5 * table["first"].nunique())
     plot_consistency(table, reference, ax=ax)
     return ax.get_figure(root=True)  # type: ignore[return-value]
 
@@ -300,6 +300,7 @@ def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes
         Line2D([], [], color="black", lw=1.5, label="mean over people"),
         Patch(color=HUMAN_COLOR, alpha=0.15, lw=0, label="each person with the others, lowest to highest"),
         Line2D([], [], color=HUMAN_COLOR, linestyle="dashed", label="people with each other, mean"),
+        Line2D([], [], color="0.5", lw=0.6, label="chance"),
     ]
     numbers = sorted(set(table["num_images"]))
     title = f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} images, common to both"

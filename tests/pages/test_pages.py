@@ -17,6 +17,7 @@ from analysis.pages.drawing import Drawing
 from analysis.receptive_field.page import erf_page
 from analysis.receptive_field.plots import plot_contribution
 from analysis.receptive_field.result import ErfResult
+from analysis.shape_bias.comparing import consistency_table
 from analysis.shape_bias.page import shape_bias_page
 from analysis.shape_bias.result import ShapeBiasResult
 from analysis.study import record, report
@@ -331,6 +332,21 @@ def test_a_category_of_shapes_and_its_counts(made: Made, tab: Tab) -> None:
     assert tab.evaluate("document.querySelectorAll('.stimuli li').length") == result.shapes.count(name)
 
 
+def test_observers_are_ranked_beside_chance(made: Made, tab: Tab) -> None:
+    """Networks and people, by the mean of the consistencies with people that the table has."""
+    known = pd.read_csv(made.folder / "shape-bias" / "consistency.csv")
+    tab.open(made.page("shape-bias"))
+    table = "[...document.querySelectorAll('table.data')].find((own) => own.tHead.textContent.includes('rankmean'))"
+    rows = tab.evaluate(f"[...{table}.tBodies[0].rows].map((row) => [...row.cells].map((cell) => cell.textContent))")
+    means = known.groupby("first")["kappa"].mean().sort_values(ascending=False)
+    assert [row[1] for row in rows] == ["1", "2", "3", "4"]
+    assert [row[2] for row in rows] == [f"{mean:.3f}" for mean in means]
+    assert {row[0] for row in rows} == set(means.index)
+    text = tab.text("main")
+    assert "guessing among 12 categories gives coverage 16.7 %, shape bias 0.5 and 8.33 % answered" in text
+    assert "0 is chance" in text
+
+
 def test_intervals_are_shown_by_cluster(made: Made, tab: Tab) -> None:
     result = ShapeBiasResult.load(made.folder / "shape-bias" / "replknet_nano_k3")
     tab.open(made.page("shape-bias"))
@@ -391,7 +407,15 @@ def test_names_are_text_and_nothing_else(made: Made, tab: Tab, tmp_path: Path) -
     bias = replace(bias, observer=HOSTILE, stimuli=names, source=HOSTILE)
     summary = {**bias.summary(), "num_common": len(names), "num_seen": len(names)}
     other = shape_bias_page(
-        [bias], [bias], [summary, summary], [], sensitivity=pd.DataFrame(), stimuli=None, command=HOSTILE, files=[]
+        [bias],
+        [bias],
+        [summary, summary],
+        [],
+        consistency=consistency_table([bias], [replace(bias, observer="p")]),
+        sensitivity=pd.DataFrame(),
+        stimuli=None,
+        command=HOSTILE,
+        files=[],
     )
     for number, source in enumerate((page, other)):
         path = tmp_path / f"{number}.html"

@@ -9,6 +9,7 @@ from analysis.pages.page import Section, Table, rendered, write_page
 from analysis.runs.methods import PAPER, Methods, counted, software, write_methods
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
+from analysis.shape_bias.comparing import guessing_text
 from analysis.study.compared.panels import SECTIONS, ComparisonView, panels_of
 from analysis.study.compared.result import COMPARED, REPORTED, Comparison, cell_text
 from analysis.study.compared.verdict import field_and_bias, measured_text, people_text, warnings_of_networks
@@ -112,6 +113,7 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
     if bias is not None:
         how = bias.headline()["options"]
         rows.append(("stimuli", f"{len(bias.stimuli)}, of which {bias.num_images} count; {bias.source}; {how}"))
+        rows.append(("by chance", guessing_text([own.shape_bias for own in comparison.networks if own.shape_bias])))
     people = people_text(comparison)
     if people:
         rows.append(("people", people))
