@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize, PowerNorm, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
@@ -34,6 +35,8 @@ CELL_COLORS = "cividis"
 """Colour map of maps of cells."""
 _CELL = 8.0
 """Points: of the side of a cell, below which its row and column are not named."""
+_BAR = 0.75
+"""Height of a colour bar in parts of that of a map."""
 _TICKS = (0, 5, 20, 50, 100)
 """On a bar of per cent by their square root."""
 _LETTER = 0.58
@@ -233,15 +236,15 @@ def draw_cells(
     texts: Sequence[tuple[int, int, str]],
     rows: Sequence[str],
     columns: Sequence[str],
+    *,
+    bar: bool = True,
 ) -> None:
-    """Cells with a colour bar, with names and numbers as far as there is room."""
-    image = ax.imshow(values, norm=norm, cmap=cmap)
+    """Cells with a colour bar or without, with names and numbers as far as there is room."""
+    image = ax.imshow(values, norm=norm, cmap=cmap, label=label)
     inks = ["black" if np.isnan(values[y, x]) else ink_on(image.to_rgba(values[y, x])) for x, y, _ in texts]
     write_in_cells(ax, [(*text, ink) for text, ink in zip(texts, inks, strict=True)])
-    if ax.figure is not None:
-        largest = float(norm.vmax or 0)
-        ticks = [tick for tick in _TICKS if tick <= largest] if isinstance(norm, PowerNorm) and largest > 20 else None
-        ax.figure.colorbar(image, ax=ax, shrink=0.75, fraction=0.06, label=label, ticks=ticks)
+    if bar:
+        _draw_bar(image, [ax])
     names = SMALLEST * 0.6 * max(map(len, rows), default=0)
     cell = max(0.0, room_of(ax) - names - 70) / max(values.shape)
     size = min(8.0, max(SMALLEST, 0.85 * cell))
@@ -253,28 +256,47 @@ def draw_cells(
     ax.tick_params(axis="x", labelrotation=90)
 
 
-def draw_counts(ax: Axes, table: pd.DataFrame, cmap: str) -> None:
+def _draw_bar(image: AxesImage, axes: Sequence[Axes], rows: int = 1) -> None:
+    """The colour bar of maps on one scale, on the right of them all and as high as one in the first row."""
+    figure: Any = axes[0].get_figure(root=True)
+    shrink = _BAR / rows
+    height = (1 - (1 + _BAR) / 2 / rows) / (1 - shrink)  # a title of the next row may reach to the bar's column
+    ticks = _TICKS if isinstance(image.norm, PowerNorm) else None
+    bar = {"shrink": shrink, "anchor": (0.0, height), "fraction": 0.06}
+    figure.colorbar(image, ax=axes, label=image.get_label(), ticks=ticks, **bar)
+
+
+def draw_counts(ax: Axes, table: pd.DataFrame, cmap: str, *, bar: bool = True) -> None:
     """How often each answer (column) was given to each class (row), in percent of the images of the class.
 
-    Colours go by the square root, from none to the largest, so that rare answers are seen.
+    Colours go by the square root, so that rare answers are seen, and always from 0 to 100 %, so that all such maps can
+    be compared.
     """
     percent = 100 * table.to_numpy(dtype=float) / np.maximum(table.sum(axis=1).to_numpy(), 1)[:, None]
     texts = [(int(x), int(y), f"{value:.0f}") for (y, x), value in np.ndenumerate(percent) if value >= 0.5]
-    norm = PowerNorm(0.5, 0, percent.max() or 1.0)
+    norm = PowerNorm(0.5, 0, 100)
     names = [[str(name) for name in own] for own in (table.index, table.columns)]
-    draw_cells(ax, percent, norm, cmap, "% of the images", texts, *names)
+    draw_cells(ax, percent, norm, cmap, "% of a row's images, square-root scale", texts, *names, bar=bar)
 
 
 def cells_figure(plot: Any, results: Sequence[Any], *, width: float = 5.2, **options: Any) -> Figure:
-    """A figure with a map of cells for each result, as many in a row as are no narrower than 2.8 inches."""
+    """A figure with a map of cells for each result, as many in a row as are no narrower than 2.8 inches.
+
+    Args:
+        plot: Draws one, always on the same scale: they share a colour bar.
+        results: To be drawn.
+        width: In inches.
+        options: Of `plot`.
+    """
     columns = min(len(results), max(1, int(width / 2.8)))
     rows = -(-len(results) // columns)
     figure = Figure(figsize=(width, rows * (0.85 * width / columns + 0.3)), layout="compressed")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for result, ax in zip(results, axes, strict=False):
-        plot(result, ax=ax, **options)
+        plot(result, ax=ax, bar=False, **options)
     for ax in axes[len(results) :]:
         ax.set_visible(False)
+    _draw_bar(axes[0].get_images()[0], axes, rows)
     return figure
 
 

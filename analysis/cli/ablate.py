@@ -18,10 +18,10 @@ from analysis.cli.study import (
     Humans,
     Preset,
     Stimuli,
-    changed_preset,
     print_states,
     study_fields,
     study_folder,
+    study_for,
     sweep,
 )
 from analysis.runs.folder import RunFolder
@@ -119,7 +119,7 @@ def ablate_train(
     With --executor, each cell is a job: `replknet ablate status OUT` tells how they are, and the same command again
     submits what is neither done nor on its way.
     """
-    chosen = changed_preset(preset, data, stimuli, humans, study, recipe)
+    chosen = study_for(out, overwrite, preset, data, stimuli, humans, study, recipe)
     if job and "executor" not in job and not dry_run:
         raise ValueError(f"{next(iter(job))}={next(iter(job.values()))}: goes with --executor only")
     if "executor" in job or dry_run:
@@ -245,6 +245,7 @@ def ablate_posthoc(
                 labelled=materials.labelled,
                 stimuli=materials.stimuli,
                 mapping=materials.mapping,
+                measured_on=materials.measured_on,
                 settings=settings,
                 batch_size=batch_size,
                 num_workers=choice.workers(workers),
@@ -261,6 +262,7 @@ def ablate_posthoc(
         cells = ["-" if value != value else f"{scale * value:.{digits}f}" for value, scale, digits in numbers]
         shown.add_row(row["variant"], *cells)
     print_table(shown)
+    print_line(f"Variants: {posthoc.names_explained(variants)}.", stderr=False)
     print_notes(loaded.notes)
     if not posthoc.branches_of(module):
         print_notes(["the small kernels of this network are merged or absent; they cannot be dropped"])

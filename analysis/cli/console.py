@@ -55,23 +55,28 @@ def clear_errors_for_files(out: Path, argument: str = "out") -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[..., None]]:
+def progress_bar(label: str, *, at_most: bool = False) -> Iterator[Callable[..., None]]:
     """Yields a function of the amount done, the total and, where it changes, what is at work.
 
     Where the output is no terminal, a line tells of it when that changes, at least every minute, and at the end.
+
+    Args:
+        label: What is at work while nothing else is told.
+        at_most: The total is a limit before which it may end.
     """
     console = _console(stderr=True)
+    up_to = "up to " * at_most
     if not console.is_interactive:
-        lines = _Lines(label)
+        lines = _Lines(label, up_to)
         yield lines
         lines.end()
         return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        MofNCompleteColumn(separator=f" of {up_to}" if at_most else "/"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn(f"left{', at most' * at_most}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
@@ -99,8 +104,9 @@ def told_if_slow(text: str, seconds: float = 5.0) -> Iterator[None]:
 class _Lines:
     """Tells in lines how far something is."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, up_to: str) -> None:
         self._label = self._now = label
+        self._up_to = up_to
         self._began = self._told = time.monotonic()
         self._first: float | None = None
         self._done = self._total = 0.0
@@ -124,9 +130,10 @@ class _Lines:
         name = self._label if self._now == self._label else f"{self._label}: {self._now}"
         left = ""
         if new > 0 and self._done < self._total:
-            left = f", about {_clock(passed * (self._total - self._done) / new)} left"
-        share = f"{100 * self._done / self._total:.0f} % " if self._total else ""
-        print_line(f"{name}: {share}({self._done:g} of {self._total:g}), {_clock(passed)} passed{left}")
+            left = f", {self._up_to or 'about '}{_clock(passed * (self._total - self._done) / new)} left"
+        share = f"{100 * self._done / self._total:.0f} % " if self._total and not self._up_to else ""
+        amount = f"{self._done:g} of {self._up_to}{self._total:g}"
+        print_line(f"{name}: {share}({amount}), {_clock(passed)} passed{left}")
 
 
 def _clock(seconds: float) -> str:

@@ -239,6 +239,7 @@ def _write_page(
         [] if comparison is None else comparison.people,
         [] if comparison is None else comparison.summaries,
         drawings,
+        consistency=None if comparison is None else comparison.consistency,
         sensitivity=sensitivities.table,
         stimuli=stimuli,
         command=command_line(),

@@ -17,9 +17,11 @@ from analysis.runs.writing import write_json
 from analysis.shape_bias.categories import NO_RESPONSE
 from analysis.shape_bias.comparing import (
     HumanReference,
+    agreement_table,
     common_images,
     compare_shape_bias,
     consistency_table,
+    guessing_text,
     human_reference,
 )
 from analysis.shape_bias.responses import write_responses
@@ -177,17 +179,19 @@ def report(comparison: Comparison, notes: Sequence[str]) -> None:
         print_line(f"Everyone is compared on the {len(results[0].stimuli)} images that all have seen.")
     print_line(
         f"Shape bias {options.estimator}, congruent images {options.congruent}d, bootstrap over {comparison.cluster} "
-        "clusters; coverage: images answered with shape or texture; congruent, all: answered with the shape."
+        f"clusters; coverage: images answered with shape or texture; congruent, all: answered with the shape; "
+        f"{guessing_text(results)}."
     )
     if reference is not None:
         print_line(
             f"People: {reference.num_shape} / {reference.num_texture} = {reference.shape_bias:.4f} pooled, "
             f"{reference.shape_bias_range[0]:.4f} to {reference.shape_bias_range[1]:.4f} one by one; error consistency "
-            f"with each other {reference.kappa:.4f} (noise ceiling)."
+            f"with each other {reference.kappa:.4f} (noise ceiling; 0 is chance)."
         )
-        means = comparison.consistency.groupby("first")["kappa"].mean()
-        for result in results:
-            print_line(f"{result.observer}: mean error consistency with people {means[result.observer]:.4f}")
+        names = [result.observer for result in results]
+        agreement = agreement_table(comparison.consistency)
+        for name, mean in agreement[agreement["observer"].isin(names)][["observer", "mean"]].itertuples(index=False):
+            print_line(f"{name}: mean error consistency with people {mean:.4f}")
     more, warnings = remarks(comparison)
     print_notes([*notes, *more])
     for text in warnings:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from analysis.runs.processes import by_first
 from analysis.runs.results import ResultError
 from analysis.runs.settings import AT_ONCE
 from analysis.runs.writing import clear_leftovers
-from analysis.study.design import ADDED, GENERATED, Study, preset
+from analysis.study.design import ADDED, GENERATED, PRESETS, Study, preset
 from analysis.study.families import family_differences
 from analysis.study.images import StudyImages
 from analysis.study.jobs import CellState
@@ -133,6 +133,36 @@ def changed_preset(
     return replace(base, **study, recipe=replace(base.recipe, **recipe))
 
 
+def study_for(out: Path, overwrite: bool, name: str, *options: Any) -> Study:
+    """The study of `changed_preset`.
+
+    Raises:
+        ValueError: If OUT holds another one, which has these options and another preset.
+    """
+    chosen = changed_preset(name, *options)
+    earlier = name if overwrite else _preset_of(out, name, options)
+    if earlier != name:
+        raise ValueError(
+            f"out={str(out)!r}: holds another study; --preset {earlier} would be that of the earlier run, this is "
+            f"{name}; choose that preset or another folder, or --overwrite replaces it"
+        )
+    return chosen
+
+
+def _preset_of(out: Path, name: str, options: Sequence[Any]) -> str:
+    """The preset that makes these options the study in OUT, `name` where it does; also if none does."""
+    for other in (name, *PRESETS):
+        with suppress(ValueError):  # there is no study, or the options do not go with that preset
+            if _shared(changed_preset(other, *options)) == _shared(read_study(out)[0]):
+                return other
+    return name
+
+
+def _shared(study: Study) -> dict[str, Any]:
+    """What all cells of a study, and those that are added to it, share."""
+    return {name: value for name, value in asdict(study).items() if name not in ADDED}
+
+
 def _whole(path: Path) -> str:
     return str(path.resolve() if path.exists() else path)
 
@@ -155,7 +185,8 @@ def study(
     """Train networks that differ in kernel size, measure accuracy, receptive field and shape bias, write a report."""
     if "until_width" in changes:
         changes = {"num_seeds": _MOST_SEEDS, **changes}
-    chosen = changed_preset(preset, data, stimuli, humans, changes, {} if steps is None else {"steps": steps})
+    recipe = {} if steps is None else {"steps": steps}
+    chosen = study_for(out, overwrite, preset, data, stimuli, humans, changes, recipe)
     failed = sweep(chosen, out, workers, place, at_once, overwrite)
     _write_report(out)
     if failed:
@@ -218,7 +249,8 @@ def sweep(
 ) -> int:
     """Run a study in OUT; returns the number of failed cells."""
     keep_freed_memory()
-    with study_folder(study, out, place.device, overwrite), progress_bar("study") as progress:
+    limited = study.until_width is not None
+    with study_folder(study, out, place.device, overwrite), progress_bar("study", at_most=limited) as progress:
         outcomes = run_study(
             study,
             out,
@@ -230,7 +262,7 @@ def sweep(
         if len(outcomes) < len(study.cells()):  # it was stopped by `until_width`
             seeds = 1 + max(outcome.cell.seed for outcome in outcomes)
             by_first(lambda: save_study(replace(study, num_seeds=seeds), command_line(), out))
-    if study.until_width is not None:
+    if limited:
         what = "stopped at" if len(outcomes) < len(study.cells()) else "the limit was reached:"
         print_notes([f"{what} {1 + max(outcome.cell.seed for outcome in outcomes)} seeds"])
     if not all(outcome.reused for outcome in outcomes):

@@ -93,6 +93,11 @@ class FolderImages:
         self._prepare = prepare
 
     @property
+    def source(self) -> str:
+        """The folder of the part."""
+        return printable(self._root)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the sub-folders, in alphabetical order."""
         return tuple(printable(folder.name) for folder in self._folders)

@@ -71,6 +71,7 @@ def rendered(
     title: str,
     command: str,
     files: Iterable[str] = (),
+    environment: Iterable[tuple[str, str]] = (),
     data: Mapping[str, Any] | None = None,
     scripts: Sequence[str] = (),
     package: str = "analysis.pages",
@@ -83,25 +84,36 @@ def rendered(
         title: Of the page.
         command: What makes the page again.
         files: That the page links, relative to its folder.
+        environment: What measured: names and values; of versions those that are not of what makes the page, too.
         data: For the scripts, by name.
         scripts: Names in `scripts/`; `tables` comes with every page.
         package: Whose templates come before the common ones.
         context: What else the template names.
     """
     loaders = [jinja2.PackageLoader(name) for name in dict.fromkeys((package, "analysis.pages"))]
-    environment = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["link"] = _link
+    templates.filters["link"] = _link
     script = "\n".join(_source(f"{name}.js") for name in ("start", "tables", *scripts))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template(template).render(
+    call = describe_call(command)
+    versions, measured = call["versions"], []
+    for name, value in environment:
+        if name not in versions:
+            measured.append((name, value))
+        elif value.partition("+")[0] == versions[name].partition("+")[0]:
+            versions[name] = value  # the package itself tells its build, too
+        else:
+            measured.append((f"{name} when measured", value))
+    page = templates.get_template(template).render(
         title=title,
-        call=describe_call(command),
+        call=call,
+        environment=measured,
         files=sorted(files),
         style=Markup(_source("page.css")),
         data=script_json(data or {}),

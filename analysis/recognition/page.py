@@ -27,7 +27,10 @@ def evaluation_page(results: Sequence[EvaluationResult], *, command: str, files:
     told = [(model if len(results) > 1 else "", name, value) for model, name, value in told]
     counts = {"images from": str(first.settings["data"])} if "data" in first.settings else {}
     counts |= {"classes that occur": str(len(np.unique(first.labels)))}
-    counts |= {f"outputs of {result.model}": str(len(result.classes)) for result in results}
+    counts |= {
+        f"outputs of {result.model}": f"{len(result.classes)}; guessing is right in {100 / len(result.classes):.3g} %"
+        for result in results
+    }
     found = "; ".join(f"{result.model}: {100 * result.accuracy():.2f} %" for result in results)
     return rendered(
         "results.html.j2",

@@ -54,12 +54,14 @@ class Kind:
     Args:
         draw: Makes it.
         has: Whether the results have it.
+        needs: What they must hold for that, in words.
         has_colors: Whether it has a colour map.
         has_center: Whether it can be centred on the unit.
     """
 
     draw: Callable[[Saved, Look], Figure]
     has: Callable[[Saved], Any]
+    needs: str = ""
     has_colors: bool = False
     has_center: bool = False
 
@@ -68,9 +70,9 @@ KINDS: dict[str, Kind] = {}
 """By name; studies have their measures and panels, too, see `kinds_of`."""
 
 
-def _kind(name: str, has: Callable[[Saved], Any], **options: bool) -> Callable[[Any], Any]:
+def _kind(name: str, needs: str, has: Callable[[Saved], Any], **options: bool) -> Callable[[Any], Any]:
     def register(draw: Callable[[Saved, Look], Figure]) -> Callable[[Saved, Look], Figure]:
-        KINDS[name] = Kind(draw=draw, has=has, **options)
+        KINDS[name] = Kind(draw=draw, has=has, needs=needs, **options)
         return draw
 
     return register
@@ -92,6 +94,11 @@ def draw_saved(saved: Saved, kind: str, look: Look | None = None, *, font: str |
     check_number("width", look.width, _WIDTHS)
     known = kinds_of(saved)
     name = kind.replace("_", "-")
+    if name in KINDS and name not in known:
+        raise ValueError(
+            f"kind={kind!r}: needs {KINDS[name].needs}, which these results do not hold; expected one of those that "
+            f"they have: {', '.join(known)}"
+        )
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -143,29 +150,29 @@ def _measure(name: str, saved: Saved, look: Look) -> Figure:
 # Of receptive fields ----------------------------------------------------------------------------------------------
 
 
-@_kind("erf", lambda saved: saved.fields, has_colors=True, has_center=True)
+@_kind("erf", "receptive fields", lambda saved: saved.fields, has_colors=True, has_center=True)
 def _erf(saved: Saved, look: Look) -> Figure:
     return field_plots.erf_figure(saved.fields, width=look.width, centered=look.centered, **look.colors)
 
 
-@_kind("erf-untrained", lambda saved: len(saved.studies) == 1, has_colors=True, has_center=True)
+@_kind("erf-untrained", "a study", lambda saved: len(saved.studies) == 1, has_colors=True, has_center=True)
 def _erf_untrained(saved: Saved, look: Look) -> Figure:
     view = _view(saved, look)
     fields = [replace(cell.untrained_erf, model=f"kernel {cell.cell.kernel}") for cell in view.first]
     return field_plots.erf_figure(fields, width=look.width, centered=look.centered, **look.colors)
 
 
-@_kind("contribution", lambda saved: saved.fields)
+@_kind("contribution", "receptive fields", lambda saved: saved.fields)
 def _contribution(saved: Saved, look: Look) -> Figure:
     return field_plots.curves_figure(field_plots.plot_contribution, saved.fields, width=look.width)
 
 
-@_kind("radial", lambda saved: saved.fields)
+@_kind("radial", "receptive fields", lambda saved: saved.fields)
 def _radial(saved: Saved, look: Look) -> Figure:
     return field_plots.curves_figure(field_plots.plot_radial, saved.fields, width=look.width)
 
 
-@_kind("growth", lambda saved: len({field.layer for field in saved.fields}) > 1)
+@_kind("growth", "receptive fields of several layers", lambda saved: len({field.layer for field in saved.fields}) > 1)
 def _growth(saved: Saved, look: Look) -> Figure:
     return field_plots.curves_figure(field_plots.plot_growth, saved.fields, width=look.width)
 
@@ -177,25 +184,30 @@ def _decided(saved: Saved) -> bool:
     return any(result.num_images for result in saved.observers)
 
 
-@_kind("shape-bias", _decided)
+@_kind("shape-bias", "answers to images with a conflict of shape and texture", _decided)
 def _shape_bias(saved: Saved, look: Look) -> Figure:
     observers, people = saved.on_common_images()
     return bias_plots.shape_bias_figure(observers, humans=people, cluster=saved.cluster, width=look.width)
 
 
-@_kind("categories", _decided)
+@_kind("categories", "answers to images with a conflict of shape and texture", _decided)
 def _categories(saved: Saved, look: Look) -> Figure:
     observers, people = saved.on_common_images()
     return bias_plots.box_figure(observers, humans=people, width=look.width)
 
 
-@_kind("pairs", _decided, has_colors=True)
+@_kind("pairs", "answers to images with a conflict of shape and texture", _decided, has_colors=True)
 def _pairs(saved: Saved, look: Look) -> Figure:
     observers, _ = saved.on_common_images()
     return cells_figure(bias_plots.plot_pair_map, observers, width=look.width, **look.colors)
 
 
-@_kind("confusion", lambda saved: saved.observers or saved.evaluations, has_colors=True)
+@_kind(
+    "confusion",
+    "answers to images of known shapes or classes",
+    lambda saved: saved.observers or saved.evaluations,
+    has_colors=True,
+)
 def _confusion(saved: Saved, look: Look) -> Figure:
     if not saved.observers:
         return cells_figure(plot_answers, saved.evaluations, width=look.width, **look.colors)
@@ -203,14 +215,20 @@ def _confusion(saved: Saved, look: Look) -> Figure:
     return cells_figure(bias_plots.plot_confusion, observers, width=look.width, **look.colors)
 
 
-@_kind("consistency", lambda saved: saved.observers and len(saved.people) > 1)
+@_kind(
+    "consistency", "answers of networks and of several people", lambda saved: saved.observers and len(saved.people) > 1
+)
 def _consistency(saved: Saved, look: Look) -> Figure:
     observers, people = saved.on_common_images()
     table = consistency_table(observers, people)
     return bias_plots.consistency_figure(table, human_reference(people), width=look.width)
 
 
-@_kind("sensitivity", lambda saved: len(saved.sensitivity) == 1 and len(saved.sensitivity[0]))
+@_kind(
+    "sensitivity",
+    "sensitivities to either cue",
+    lambda saved: len(saved.sensitivity) == 1 and len(saved.sensitivity[0]),
+)
 def _sensitivity(saved: Saved, look: Look) -> Figure:
     return bias_plots.sensitivity_figure(saved.sensitivity[0], width=look.width)
 
@@ -218,26 +236,32 @@ def _sensitivity(saved: Saved, look: Look) -> Figure:
 # Of studies -------------------------------------------------------------------------------------------------------
 
 
-@_kind("psychometric", lambda saved: any(cell.balances for cell in saved.cells))
+@_kind(
+    "psychometric", "answers at several balances of the cues", lambda saved: any(cell.balances for cell in saved.cells)
+)
 def _psychometric(saved: Saved, look: Look) -> Figure:
     ax = new_axes(look.width, 3.1)
     study_plots.plot_psychometric([cell for cell in saved.cells if cell.balances], ax=ax)
     return ax.get_figure(root=True)  # type: ignore[return-value]
 
 
-@_kind("curves", lambda saved: saved.cells)
+@_kind("curves", "a study", lambda saved: saved.cells)
 def _curves(saved: Saved, look: Look) -> Figure:
     ax = new_axes(look.width, 3.1)
     study_plots.plot_curves(saved.cells, ax=ax)
     return ax.get_figure(root=True)  # type: ignore[return-value]
 
 
-@_kind("posthoc", lambda saved: saved.variants and len(saved.energy) == 1)
+@_kind("posthoc", "a network with cropped kernels", lambda saved: saved.variants and len(saved.energy) == 1)
 def _posthoc(saved: Saved, look: Look) -> Figure:
     return study_plots.posthoc_figure(posthoc_table(saved.variants), saved.energy[0], width=look.width)
 
 
-@_kind("compare", lambda saved: any(network.erf and network.shape_bias for network in saved.networks))
+@_kind(
+    "compare",
+    "networks with both a receptive field and a shape bias",
+    lambda saved: any(network.erf and network.shape_bias for network in saved.networks),
+)
 def _compare(saved: Saved, look: Look) -> Figure:
     comparison = Comparison(networks=saved.networks, people=tuple(saved.people))
     return scatter(ComparisonView(comparison, look.width))

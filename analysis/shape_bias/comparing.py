@@ -155,6 +155,26 @@ def consistency_table(observers: Sequence[ShapeBiasResult], humans: Sequence[Sha
     )
 
 
+def agreement_table(consistency: pd.DataFrame) -> pd.DataFrame:
+    """Of `consistency_table` one row for each observer, from the most to the least consistent with people.
+
+    Returns:
+        Columns `observer`, and `mean`, `min` and `max` of the kappas with the (other) people.
+    """
+    table = consistency.groupby("first", sort=False)["kappa"].agg(["mean", "min", "max"])
+    return table.sort_values("mean", ascending=False, kind="stable").reset_index(names="observer")
+
+
+def guessing_text(results: Sequence[ShapeBiasResult]) -> str:
+    """What shares an observer would have that names each category as often, whatever it sees, in words."""
+    numbers = sorted({len(result.categories) for result in results})
+    return "; ".join(
+        f"guessing among {number} categories gives coverage {100 * min(2 / number, 1):.3g} %, shape bias 0.5 and "
+        f"{100 / number:.3g} % answered with the shape"
+        for number in numbers
+    )
+
+
 def pooled_by_category(results: Sequence[ShapeBiasResult], by: Literal["shape", "texture"] = "shape") -> pd.DataFrame:
     """`by_category` of all their responses together."""
     table = pd.concat([result.by_category(by) for result in results]).groupby(by, as_index=False)

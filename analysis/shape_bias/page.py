@@ -12,7 +12,7 @@ from PIL import Image
 from analysis.images.stimuli import StimulusSet
 from analysis.pages.drawing import Drawing, shown_drawings
 from analysis.pages.page import Section, Table, rendered
-from analysis.shape_bias.comparing import pooled_by_category
+from analysis.shape_bias.comparing import agreement_table, guessing_text, pooled_by_category
 from analysis.shape_bias.result import CLUSTERS, ShapeBiasResult
 
 _SIDE, _QUALITY = 64, 70
@@ -28,6 +28,7 @@ def shape_bias_page(
     summaries: Sequence[Mapping[str, Any]],
     drawings: Sequence[Drawing],
     *,
+    consistency: pd.DataFrame | None,
     sensitivity: pd.DataFrame,
     stimuli: StimulusSet | None,
     command: str,
@@ -41,6 +42,7 @@ def shape_bias_page(
         people: The same of people.
         summaries: Of both, in order; see `ShapeBiasResult.summary`.
         drawings: Figures.
+        consistency: Of everybody with people, see `consistency_table`; none without people.
         sensitivity: As the command writes it; empty without ranks.
         stimuli: The images themselves, where they are at hand.
         command: What makes the page again.
@@ -51,7 +53,7 @@ def shape_bias_page(
     if results:
         data = _answers(results, people, stimuli)
         sections = [
-            Section(title="Observers", tables=[_summary(summaries), *_intervals(results)]),
+            Section(title="Observers", tables=[_summary(summaries, results), *_intervals(results)]),
             Section(
                 title="The stimuli and the answers",
                 text="Share of shape decisions of each shape (row) and texture (column).",
@@ -59,6 +61,8 @@ def shape_bias_page(
                 tables=[_by_shape([*results, *people])],
             ),
         ]
+    if consistency is not None and len(consistency):
+        sections.append(Section(title="Agreement with people", tables=[_agreement(consistency)]))
     if len(sensitivity):
         sections.append(Section(title="Sensitivity to either cue", tables=[_sensitivity(sensitivity)]))
     if drawings:
@@ -101,7 +105,8 @@ def _with_ends(value: float, low: float, high: float) -> str:
     return _number(value) if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _summary(summaries: Sequence[Mapping[str, Any]]) -> Table:
+def _summary(summaries: Sequence[Mapping[str, Any]], results: Sequence[ShapeBiasResult]) -> Table:
+    ordered = sorted(summaries, key=lambda row: -row["shape_bias"] if row["shape_bias"] == row["shape_bias"] else 0.0)
     rows = [
         [
             row["observer"],
@@ -110,12 +115,28 @@ def _summary(summaries: Sequence[Mapping[str, Any]]) -> Table:
             *(str(row[name]) for name in ("num_shape", "num_texture", "num_neither")),
             *(_number(row[name], 100, 1) for name in ("coverage", "congruent_accuracy", "accuracy")),
         ]
-        for row in summaries
+        for row in ordered
     ]
     columns = ["observer", "images", "shape bias [95 % interval]", "shape", "texture", "neither"]
     columns += ["coverage (%)", "congruent (%)", "all (%)"]
-    note = "Coverage: images answered with shape or texture. Congruent, all: answered with the shape."
+    note = (
+        "From the highest to the lowest shape bias. Coverage: images answered with shape or texture. Congruent, all: "
+        f"answered with the shape. By chance: {guessing_text(results)}."
+    )
     return Table(columns=columns, rows=rows, note=note)
+
+
+def _agreement(consistency: pd.DataFrame) -> Table:
+    rows = [
+        [row["observer"], str(rank), *(_number(row[name]) for name in ("mean", "min", "max"))]
+        for rank, row in enumerate(agreement_table(consistency).to_dict("records"), 1)
+    ]
+    note = (
+        "Error consistency (Cohen's kappa of who is right on which image) with each person, of a person with the "
+        "others; from the highest to the lowest mean. 0 is chance, what the two accuracies make likely; 1 is to be "
+        "right on the same images."
+    )
+    return Table(columns=["observer", "rank", "mean", "lowest", "highest"], rows=rows, note=note)
 
 
 def _intervals(results: Sequence[ShapeBiasResult]) -> list[Table]:
@@ -148,10 +169,11 @@ def _sensitivity(table: pd.DataFrame) -> Table:
         cells = []
         for cue in ("shape", "texture"):
             ends = (row[f"{cue}_{name}"] for name in ("sensitivity", "low", "high"))
-            cells += [_with_ends(*ends), _number(row[f"{cue}_top1"])]
+            cells += [_with_ends(*ends), _number(row[f"{cue}_chance"]), _number(row[f"{cue}_top1"])]
         rows.append([row["observer"], row["stimuli"], *cells, _number(row["relative_sensitivity"])])
-    columns = ["observer", "stimuli", "shape: 1/rank", "top-1", "texture: 1/rank", "top-1", "S / (S + T)"]
-    note = "Mean reciprocal rank of the right class among all outputs [95 % interval]."
+    columns = ["observer", "stimuli", "shape: 1/rank", "by chance", "top-1"]
+    columns += ["texture: 1/rank", "by chance", "top-1", "S / (S + T)"]
+    note = "Mean reciprocal rank of the right class among all outputs [95 % interval]; by chance: in random order."
     return Table(columns=columns, rows=rows, note=note)
 
 

@@ -158,7 +158,7 @@ def sensitivity_figure(table: pd.DataFrame, *, width: float | None = None) -> Fi
 
 def consistency_figure(table: pd.DataFrame, reference: HumanReference, *, width: float = 4.0) -> Figure:
     """`plot_consistency` in a figure as high as its networks need."""
-    ax = new_axes(width, 1.9 + 0.5 * table["first"].nunique())
+    ax = new_axes(width, 2.0 + 0.5 * table["first"].nunique())
     plot_consistency(table, reference, ax=ax)
     return ax.get_figure(root=True)  # type: ignore[return-value]
 
@@ -208,10 +208,18 @@ def plot_category_box(
     return ax
 
 
-def plot_pair_map(result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str = CELL_COLORS) -> Axes:
+def plot_pair_map(
+    result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str = CELL_COLORS, bar: bool = True
+) -> Axes:
     """Shape bias of every pair of shape (row) and texture (column), with the counts of shape / texture decisions.
 
     A cell without either is grey; the diagonal has no conflict and is empty. The counts are written where they fit.
+
+    Args:
+        result: Of an observer.
+        ax: To draw into.
+        cmap: Of the colours.
+        bar: With a colour bar of its own.
     """
     ax = axes_or_new(ax)
     table = result.pair_map()
@@ -227,24 +235,31 @@ def plot_pair_map(result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str 
         if np.isnan(values[y, x]):
             ax.fill([x - 0.5, x + 0.5, x + 0.5, x - 0.5], [y - 0.5, y - 0.5, y + 0.5, y + 0.5], color="0.88", lw=0)
         texts.append((x, y, f"{num_shape}/{num_texture}"))
-    draw_cells(ax, values, Normalize(0, 1), cmap, "shape bias", texts, rows, columns)
+    draw_cells(ax, values, Normalize(0, 1), cmap, "shape bias", texts, rows, columns, bar=bar)
     ax.set(xlabel="texture", ylabel="shape")
     title = f"{result.observer}: shape / texture decisions, {result.num_images} images"
     ax.set_title(wrapped(title, 0.75 * room_of(ax)))
     return ax
 
 
-def plot_confusion(result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str = CELL_COLORS) -> Axes:
+def plot_confusion(
+    result: ShapeBiasResult, *, ax: Axes | None = None, cmap: str = CELL_COLORS, bar: bool = True
+) -> Axes:
     """Responses (columns) to each shape category (rows) in percent of its images, all images.
 
-    Colours go by the square root, from none to the largest, so that rare answers are seen; numbers are written where
-    they fit.
+    Colours go by the square root from 0 to 100 %, so that rare answers are seen; numbers are written where they fit.
+
+    Args:
+        result: Of an observer.
+        ax: To draw into.
+        cmap: Of the colours.
+        bar: With a colour bar of its own.
     """
     ax = axes_or_new(ax)
     table = result.confusion()
     if not table[NO_RESPONSE].any():  # networks always answer
         table = table.drop(columns=NO_RESPONSE)
-    draw_counts(ax, table, cmap)
+    draw_counts(ax, table, cmap, bar=bar)
     ax.set(xlabel="response", ylabel="shape")
     title = f"{result.observer}: responses to {len(result.stimuli)} images"
     ax.set_title(wrapped(title, 0.75 * room_of(ax)))
@@ -285,6 +300,7 @@ def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes
         Line2D([], [], color="black", lw=1.5, label="mean over people"),
         Patch(color=HUMAN_COLOR, alpha=0.15, lw=0, label="each person with the others, lowest to highest"),
         Line2D([], [], color=HUMAN_COLOR, linestyle="dashed", label="people with each other, mean"),
+        Line2D([], [], color="0.5", lw=0.6, label="chance"),
     ]
     numbers = sorted(set(table["num_images"]))
     title = f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} images, common to both"

@@ -12,7 +12,7 @@ from analysis.shape_bias.comparing import common_images
 from analysis.shape_bias.methods import shape_bias_methods
 from analysis.study.compared.result import Comparison
 from analysis.study.measures import BRIEF, shown
-from analysis.study.posthoc import VariantResult
+from analysis.study.posthoc import VariantResult, names_explained
 from analysis.study.record import StudyRecord
 from analysis.study.result import settings_of, study_table
 from analysis.study.verdict import findings, summary_text
@@ -122,11 +122,14 @@ def posthoc_methods(results: Sequence[VariantResult], name: str) -> Methods:
     )
     whole = results[0]
     measured = [
-        words
-        for words, value in (("accuracy", whole.accuracy), ("shape bias (Geirhos et al., 2019)", whole.shape_bias))
-        if np.isfinite(value)
+        f"{words}{f' on {whole.measured_on[name]}' if name in whole.measured_on else ''}"
+        for name, words in (("accuracy", "accuracy"), ("shape_bias", "shape bias (Geirhos et al., 2019)"))
+        if np.isfinite(getattr(whole, name))
     ]
-    text += f" Measured were {joined([*measured, 'the effective receptive field'])}; the values are in posthoc.csv."
+    text += (
+        f" Measured were {joined([*measured, 'the effective receptive field'])}; the values are in posthoc.csv, by the "
+        f"names of the variants ({names_explained([result.variant for result in results])})."
+    )
     fields = erf_methods([result.erf for result in results], of="these variants")
     works = ("geirhos2019texture",) if np.isfinite(whole.shape_bias) else ()
     return Methods((text,), (*works, "ding2022replknet")) + fields

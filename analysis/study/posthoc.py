@@ -4,8 +4,8 @@ Batch norms keep the statistics of the whole kernels, as every layer keeps its w
 outer taps do in this network, not what a network trained with smaller kernels would do.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -65,6 +65,26 @@ class Variant:
     def dropped(self) -> tuple[str, ...]:
         """The branches that are left out."""
         return (() if self.small_branch else ("small",)) + (() if self.without is None else (self.without,))
+
+
+def names_explained(variants: Sequence[Variant]) -> str:
+    """What the names of the variants say, in words."""
+    told = [f"{Variant().name}: every kernel as it is"]
+    if any(variant.kernel is not None for variant in variants):
+        told.append("cropK: of the large kernels only the central K x K taps, the others zero")
+    if any(variant.stage is not None for variant in variants):
+        told.append("_stageN: in stage N alone, else in all")
+    for branch in dict.fromkeys(branch for variant in variants for branch in variant.dropped):
+        told.append(f"_no{branch}: without {_BRANCHES[branch]}")
+    return "; ".join(told)
+
+
+_BRANCHES = {
+    "small": "the small kernels parallel to the large ones",
+    "dilated": "the dilated kernels parallel to the large ones",
+    "tall": "the tall ones of the two strips that make up a large kernel",
+    "wide": "the wide ones of the two strips that make up a large kernel",
+}
 
 
 def large_kernels(model: replknet.Network) -> list[list[torch.nn.Conv2d]]:
@@ -221,6 +241,8 @@ class VariantResult(Result):
     shape_bias: float
     coverage: float
     erf: ErfResult
+    measured_on: dict[str, str] = field(default_factory=dict)
+    """By the name of a measure, "accuracy" or "shape_bias", which images it is of."""
 
     def __post_init__(self) -> None:
         check_shares(self, "accuracy", "shape_bias", "coverage")
@@ -253,6 +275,7 @@ class Materials:
         labelled: To measure the accuracy on; their classes are those of the network's outputs.
         stimuli: To measure the shape bias on.
         mapping: From outputs to the categories of the stimuli.
+        measured_on: By the name of a measure, "accuracy" or "shape_bias", which images it is of, in words.
     """
 
     erf_images: ImageSet | Tensor
@@ -260,6 +283,7 @@ class Materials:
     labelled: LabelledImages | None = None
     stimuli: StimulusSet | None = None
     mapping: LabelMapping = IMAGENET
+    measured_on: Mapping[str, str] = field(default_factory=dict)
 
 
 def materials_for(
@@ -298,8 +322,11 @@ def materials_for(
     check_number("size", side, SIDES)
     labelled: LabelledImages | None = None
     generated: StudyImages | None = None
+    measured_on = {}
     if data is not None:
-        labelled = InMemory(FolderImages(data, "val", size=loaded.input_size or 224))
+        folder = FolderImages(data, "val", size=loaded.input_size or 224)
+        labelled = InMemory(folder)
+        measured_on["accuracy"] = f"{len(labelled)} images of {folder.source}"
         if len(labelled.classes) != module.config.num_classes or loaded.classes not in ((), labelled.classes):
             raise ValueError(
                 f"data={str(data)!r}: has the classes {', '.join(labelled.classes[:5])}, ...; the network "
@@ -319,17 +346,26 @@ def materials_for(
             )
         )
         labelled = generated.val
+        measured_on["accuracy"] = f"{len(labelled)} images generated like those of its training, but others"
     chosen = load_stimuli(stimuli) if stimuli is not None else generated.conflict(0.0) if generated else None
     if mapping is not None and chosen is None:
         raise ValueError("mapping=LabelMapping(...): goes with stimuli only; there are none")
     mapping = mapping or (MAPPING if generated is not None else IMAGENET)
     if chosen is not None:
         check_model(loaded, chosen, mapping, preprocessing_of(loaded))
+        measured_on["shape_bias"] = f"{len(chosen)} stimuli ({chosen.source})"
     if generated is not None and images is None:
         erf_images: ImageSet | Tensor = generated.erf
     else:
         erf_images = load_images(images, size=side, num_images=num_images, seed=seed, mean=loaded.mean, std=loaded.std)
-    return Materials(erf_images=erf_images, size=side, labelled=labelled, stimuli=chosen, mapping=mapping)
+    return Materials(
+        erf_images=erf_images,
+        size=side,
+        labelled=labelled,
+        stimuli=chosen,
+        mapping=mapping,
+        measured_on=measured_on,
+    )
 
 
 def measure_variants(
@@ -341,6 +377,7 @@ def measure_variants(
     labelled: LabelledImages | None = None,
     stimuli: StimulusSet | None = None,
     mapping: LabelMapping = IMAGENET,
+    measured_on: Mapping[str, str] | None = None,
     settings: dict[str, Any] | None = None,
     batch_size: int | None = None,
     num_workers: int = 0,
@@ -356,6 +393,7 @@ def measure_variants(
         labelled: To measure the accuracy on; their classes are those of the network's outputs.
         stimuli: To measure the shape bias on.
         mapping: From outputs to the categories of the stimuli.
+        measured_on: Which images these are, see `Materials`; recorded as the next.
         settings: Recorded with each result; one that was measured under other settings is measured anew.
         batch_size: See `effective_receptive_field`.
         num_workers: Processes that load images; without effect on the results.
@@ -368,6 +406,7 @@ def measure_variants(
     if not isinstance(model, replknet.Network):
         raise ValueError(f"model={loaded.name!r}: expected {ANY_FAMILY}, not {type(model).__name__}")
     recorded = plain({"weights": hash_weights(model), **(settings or {})})
+    measured_on = dict(measured_on or {})
     clear_leftovers(Path(directory))
     results = []
     for number, variant in enumerate(variants):
@@ -378,7 +417,7 @@ def measure_variants(
             found = VariantResult.load(target)
         except (OSError, ResultError):
             found = None
-        if found is None or found.settings != recorded:
+        if found is None or (found.settings, found.measured_on) != (recorded, measured_on):
             fast = replknet.reparameterize(apply_variant(model, variant).eval())
             erf = effective_receptive_field(
                 fast,
@@ -389,6 +428,7 @@ def measure_variants(
                 partial=target / "erf.partial.npz",
             )
             found = _measured(loaded, fast, variant, erf, labelled, stimuli, mapping, recorded, num_workers)
+            found = replace(found, measured_on=measured_on)
             found.save(target, overwrite=True)
         results.append(found)
     if progress is not None:

@@ -11,7 +11,7 @@ from analysis.pages.page import Section, Table, rendered
 from analysis.receptive_field.page import map_groups
 from analysis.study.measures import MEASURES
 from analysis.study.plots import plot_energy, plot_posthoc
-from analysis.study.posthoc import VariantResult, posthoc_table
+from analysis.study.posthoc import VariantResult, names_explained, posthoc_table
 
 
 def posthoc_page(
@@ -43,11 +43,13 @@ def posthoc_page(
         warnings=[],
         setting=[
             ("question", "what the outer taps do in this network, not what one trained with smaller kernels would do"),
+            ("variants", names_explained([result.variant for result in results])),
             (
                 "receptive fields",
                 f"{first.map_size[0]} x {first.map_size[1]} pixels; raw map",
             ),
             ("their images", f"{len(first.images)}; {first.image_source}"),
+            *((name.replace("_", " "), images) for name, images in results[0].measured_on.items()),
         ],
         sections=[
             Section(

@@ -308,6 +308,8 @@ def _rows(view: View) -> list[list[str]]:
         rows.append(row + [summary_text(own[measure.name].tolist(), measure) for measure in _columns(table)])
     if len(people):
         values = [people[measure.name].tolist() if measure.name in people else [] for measure in _columns(table)]
-        cells = [summary_text(given, measure) for given, measure in zip(values, _columns(table), strict=True)]
+        cells = [
+            summary_text(given, measure, of="people") for given, measure in zip(values, _columns(table), strict=True)
+        ]
         rows.append(["people", *[""] * (4 if several else 2), str(len(people)), *cells])
     return rows

@@ -202,9 +202,19 @@ def interval_text(values: Sequence[float], *, percent: bool = False, lowest: flo
     return f"{text} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
-def summary_text(values: Sequence[float], measure: Measure) -> str:
-    """A measure of the seeds of one setting, as a table shows it."""
+def summary_text(values: Sequence[float], measure: Measure, *, of: str = "seeds") -> str:
+    """A measure of the seeds of one setting, as a table shows it: with how many have it, where it is not all.
+
+    Args:
+        values: One for each seed.
+        measure: Of which they are.
+        of: What they are one for each of, if not seeds.
+    """
+    finite = [value for value in values if np.isfinite(value)]
+    if not finite:
+        return "-"
     if measure.typical is not None:
-        finite = [value for value in values if np.isfinite(value)]
-        return measure.typical(float(np.median(finite))) if finite else "-"
-    return interval_text(values, percent=measure.scale == 100, lowest=measure.lowest)
+        text = measure.typical(float(np.median(finite)))
+    else:
+        text = interval_text(finite, percent=measure.scale == 100, lowest=measure.lowest)
+    return text if len(finite) == len(values) else f"{text} ({len(finite)} of {len(values)} {of})"

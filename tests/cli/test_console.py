@@ -48,6 +48,14 @@ def test_a_line_a_cell(clock: list[float], capsys: pytest.CaptureFixture[str]) -
     ]
 
 
+def test_a_limit_is_no_total(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress_bar("study", at_most=True) as progress:
+        for cell in range(2):
+            progress(10 * cell, 80, f"k{cell}")
+            clock[0] += 30
+    assert capsys.readouterr().err == "study: k1: (10 of up to 80), 0:00:30 passed, up to 0:03:30 left\n"
+
+
 def test_many_short_things_and_errors_make_no_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with console.progress_bar("variants") as progress:
         for number in range(20):

@@ -46,6 +46,14 @@ def test_a_sequence_of_seeds_stays_one(tmp_path: Path, capsys: pytest.CaptureFix
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"study.json"}
 
 
+def test_a_preset_that_was_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    earlier = preset("quick")
+    save_study(replace(earlier, recipe=replace(earlier.recipe, steps=7)), "", tmp_path / "out")
+    for line, known in (("study --steps 7 --out", True), ("ablate train --steps 7 --size 48 --out", False)):
+        run(line, tmp_path / "out", code=2)
+        assert ("--preset quick would be that of the earlier run" in capsys.readouterr().err) == known
+
+
 def test_study_on_an_image_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folder(tmp_path / "data")
     command = "study --preset quick --kernels 3 --seeds 1 --steps 2 --data"
@@ -86,6 +94,15 @@ def test_posthoc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert whole > cropped
     assert pd.read_csv(out / "energy.csv")["stage"].max() == 4
     assert (out / "posthoc.png").stat().st_size > 1000
+    methods, page = (out / "methods.txt").read_text(), (out / "index.html").read_text()
+    for words in (
+        "600 images generated like those of its training, but others",
+        "264 stimuli (generated, conflict, seed 3, balance 0.0)",
+        "cropK: of the large kernels only the central K x K taps, the others zero",
+        "_nosmall: without the small kernels parallel to the large ones",
+    ):
+        assert words in methods and words in page
+    assert "_stageN" not in methods
     run(command, out)
     run("ablate posthoc torch.nn:Identity --out", out, code=2)
 

@@ -1,6 +1,7 @@
 """Every page in a real browser: what is under the mouse, sliders, pickers, clicks, colours, widths, print."""
 
 import json
+import platform
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from analysis.pages.drawing import Drawing
 from analysis.receptive_field.page import erf_page
 from analysis.receptive_field.plots import plot_contribution
 from analysis.receptive_field.result import ErfResult
+from analysis.shape_bias.comparing import consistency_table
 from analysis.shape_bias.page import shape_bias_page
 from analysis.shape_bias.result import ShapeBiasResult
 from analysis.study import record, report
@@ -158,7 +160,7 @@ def test_contents_links_and_figures_have_names(made: Made, tab: Tab, name: str) 
     assert all(figures)
     pages = tab.text("main")
     assert re.search(r"page made\s*\d{4}-\d\d-\d\dT", pages)
-    assert "torch " in pages
+    assert len(re.findall(r"\btorch\b", pages.partition("page made")[2])) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -169,6 +171,12 @@ def test_a_page_prints_on_a4(made: Made, tab: Tab, name: str) -> None:
     sides = {tuple(map(float, box.split())) for box in re.findall(rb"/MediaBox \[([^\]]*)\]", content)}
     for _, _, width, height in sides:
         assert (width, height) == pytest.approx((595.3, 841.9), abs=1)
+    hints = "[...document.querySelectorAll('[data-hint]')].map((own) => own.checkVisibility())"
+    assert tab.evaluate(hints) == [True] * (name in ("shape-bias", "study", "compare"))
+    tab.send("Emulation.setEmulatedMedia", media="print")
+    assert not any(tab.evaluate(hints))
+    shown = tab.evaluate("[...document.querySelectorAll('select')].map((own) => own.checkVisibility())")
+    assert all(shown) or name == "shape-bias"  # what is chosen is read; the order of images once there are some
 
 
 # Receptive fields -------------------------------------------------------------------------------------------------
@@ -324,6 +332,21 @@ def test_a_category_of_shapes_and_its_counts(made: Made, tab: Tab) -> None:
     assert tab.evaluate("document.querySelectorAll('.stimuli li').length") == result.shapes.count(name)
 
 
+def test_observers_are_ranked_beside_chance(made: Made, tab: Tab) -> None:
+    """Networks and people, by the mean of the consistencies with people that the table has."""
+    known = pd.read_csv(made.folder / "shape-bias" / "consistency.csv")
+    tab.open(made.page("shape-bias"))
+    table = "[...document.querySelectorAll('table.data')].find((own) => own.tHead.textContent.includes('rankmean'))"
+    rows = tab.evaluate(f"[...{table}.tBodies[0].rows].map((row) => [...row.cells].map((cell) => cell.textContent))")
+    means = known.groupby("first")["kappa"].mean().sort_values(ascending=False)
+    assert [row[1] for row in rows] == ["1", "2", "3", "4"]
+    assert [row[2] for row in rows] == [f"{mean:.3f}" for mean in means]
+    assert {row[0] for row in rows} == set(means.index)
+    text = tab.text("main")
+    assert "guessing among 12 categories gives coverage 16.7 %, shape bias 0.5 and 8.33 % answered" in text
+    assert "0 is chance" in text
+
+
 def test_intervals_are_shown_by_cluster(made: Made, tab: Tab) -> None:
     result = ShapeBiasResult.load(made.folder / "shape-bias" / "replknet_nano_k3")
     tab.open(made.page("shape-bias"))
@@ -384,7 +407,15 @@ def test_names_are_text_and_nothing_else(made: Made, tab: Tab, tmp_path: Path) -
     bias = replace(bias, observer=HOSTILE, stimuli=names, source=HOSTILE)
     summary = {**bias.summary(), "num_common": len(names), "num_seen": len(names)}
     other = shape_bias_page(
-        [bias], [bias], [summary, summary], [], sensitivity=pd.DataFrame(), stimuli=None, command=HOSTILE, files=[]
+        [bias],
+        [bias],
+        [summary, summary],
+        [],
+        consistency=consistency_table([bias], [replace(bias, observer="p")]),
+        sensitivity=pd.DataFrame(),
+        stimuli=None,
+        command=HOSTILE,
+        files=[],
     )
     for number, source in enumerate((page, other)):
         path = tmp_path / f"{number}.html"
@@ -430,6 +461,13 @@ def test_the_same_result_is_the_same_page_but_for_the_date(made: Made) -> None:
     before = re.sub(r"<time.*?</time>", "", path.read_text())
     report.write_report(path.parent)
     assert re.sub(r"<time.*?</time>", "", path.read_text()) == before
+
+
+def test_a_version_is_told_twice_only_where_it_is_another(made: Made) -> None:
+    result = replace(field(made, 0), environment={"torch": "0.1", "python": platform.python_version(), "device": "cpu"})
+    again = erf_page([result], [], command="replknet erf", files=[]).partition("<dt>versions</dt>")[2]
+    assert re.findall(r"<dt>(.*?)</dt>", again) == ["device", "torch when measured"]
+    assert f"python {platform.python_version()}" in again
 
 
 def test_pages_stay_small(made: Made) -> None:

@@ -33,7 +33,7 @@
     return counts(chosen({ shape: number(shape), texture: number(texture) }), state.group.members);
   };
 
-  const read = element("output", { class: "read", text: "Click a cell, a shape or a texture to see its images." });
+  const read = element("output", { class: "read", "data-hint": "Click a cell, a shape or a texture to see its images." });
   const matrix = element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Pairs, scrolls" });
   const list = element("ul", { class: "stimuli" });
   const button = (pair, text) => element("button", {
@@ -96,6 +96,7 @@
       return element("li", {}, ...picture, said);
     }));
     read.textContent = describe(state.pair);
+    order.hidden = false;
   }
   const group = picker(groups.map((own, index) => [index, own.name]), (event) => {
     state.group = groups[event.target.value];
@@ -103,8 +104,10 @@
     if (state.pair) read.textContent = describe(state.pair);
   }, "observer");
   const sort = picker(Object.keys(orders).map((name) => [name, name]), (event) => { state.sort = event.target.value; show(); }, "sort");
+  const order = labelled("images by", sort);
+  order.hidden = true;
   place.append(
-    element("div", { class: "controls" }, labelled("answers of", group), labelled("images by", sort),
+    element("div", { class: "controls" }, labelled("answers of", group), order,
       element("span", {}, element("span", { class: "shape", text: "shape" }), " or ", element("span", { class: "texture", text: "texture" }))),
     matrix, read, list);
   place.hidden = false;

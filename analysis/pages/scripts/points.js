@@ -6,7 +6,7 @@
   const colors = ["var(--blue)", "#d55e00", "#009e73", "#cc79a7", "#b37a00", "#56b4e9"];
   const [height, left, right, top, bottom] = [340, 64, 16, 14, 46];
   let width = 0;
-  const read = element("output", { class: "read", text: "Point at a dot to see what it is." });
+  const read = element("output", { class: "read", "data-hint": "Point at a dot to see what it is." });
   const frame = element("div");
   const measure = (name) => measures.find((own) => own.name === name);
 

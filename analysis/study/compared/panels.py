@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.receptive_field.plots import curves_figure, erf_row, plot_contribution
 from analysis.receptive_field.result import ErfResult
+from analysis.runs.methods import counted
 from analysis.shape_bias.comparing import common_images
 from analysis.shape_bias.plots import shape_bias_figure
 from analysis.shape_bias.result import ShapeBiasResult
@@ -58,8 +59,9 @@ def _fields_text(view: ComparisonView) -> str:
         return "None could be measured."
     first = view.fields[0]
     size = "x".join(map(str, dict.fromkeys(first.map_size)))
+    number = counted(len(first.images), "image")
     return (
-        f"Mean absolute gradient of the central unit of the last feature map over {len(first.images)} images "
+        f"Mean absolute gradient of the central unit of the last feature map over {number} "
         f"({first.image_source}) of {size} pixels (the paper: 1024), weights as they are; all on one scale."
     )
 

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from analysis.pages.page import Section, Table, rendered, write_page
-from analysis.runs.methods import PAPER, Methods, software, write_methods
+from analysis.runs.methods import PAPER, Methods, counted, software, write_methods
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
+from analysis.shape_bias.comparing import guessing_text
 from analysis.study.compared.panels import SECTIONS, ComparisonView, panels_of
 from analysis.study.compared.result import COMPARED, REPORTED, Comparison, cell_text
-from analysis.study.compared.verdict import field_and_bias, people_text, warnings_of_networks
+from analysis.study.compared.verdict import field_and_bias, measured_text, people_text, warnings_of_networks
 from analysis.study.methods import comparison_methods
 from analysis.study.report import FIGURES, REPORT, drawn
 
 TABLE = "compare.csv"
-_QUESTION = (
-    "RepLKNet's authors report that networks with a larger effective receptive field have a higher shape bias. Here "
-    "networks that are trained already are measured alike. They differ in more than their fields (training data, "
+_CLAIM = "RepLKNet's authors report that networks with a larger effective receptive field have a higher shape bias."
+_SETTING = (
+    "Here networks that are trained already are measured alike. They differ in more than their fields (training data, "
     "recipe, size): what goes together need not be cause and effect."
 )
 
@@ -62,18 +63,19 @@ def _render(
         [row["network"], str(row["input_size"]), *(cell_text(row, COMPARED[name]) for name in names)]
         for row in table.to_dict("records")
     ]
-    asked = bool(table["shape_bias"].notna().any())
+    answer = field_and_bias(table) if table["shape_bias"].notna().any() else None
+    measured = measured_text(comparison)
     return rendered(
         "compared.html.j2",
-        title="Do larger receptive fields go with more shape bias?",
+        title=answer.question if answer else f"{measured[0].upper()}{measured[1:]} of trained networks",
         summary=f"{len(networks)} trained network{'s' * (len(networks) != 1)}, measured alike.",
-        question=_QUESTION,
+        question=f"{_CLAIM} {_SETTING}" if answer else _SETTING,
         command=command,
         states=[],
         num_done=len(networks),
         finished=True,
         families=None,
-        groups=[{"label": "", "findings": [field_and_bias(table)], "power": "", "associations": []}] if asked else [],
+        groups=[{"label": "", "findings": [answer], "power": "", "associations": []}] if answer else [],
         warnings=warnings_of_networks(comparison),
         setting=_setting(comparison),
         sections=sections,
@@ -104,11 +106,14 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
     field = next((network.erf for network in comparison.networks if network.erf is not None), None)
     if field is not None:
         size = " x ".join(map(str, field.map_size))
-        rows.append(("receptive fields", f"{len(field.images)} images, {size} pixels; {field.image_source}; raw map"))
+        rows.append(
+            ("receptive fields", f"{counted(len(field.images), 'image')}, {size} pixels; {field.image_source}; raw map")
+        )
     bias = next((network.shape_bias for network in comparison.networks if network.shape_bias is not None), None)
     if bias is not None:
         how = bias.headline()["options"]
         rows.append(("stimuli", f"{len(bias.stimuli)}, of which {bias.num_images} count; {bias.source}; {how}"))
+        rows.append(("by chance", guessing_text([own.shape_bias for own in comparison.networks if own.shape_bias])))
     people = people_text(comparison)
     if people:
         rows.append(("people", people))

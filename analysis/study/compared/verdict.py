@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.correlation import RankCorrelation, rank_correlation
+from analysis.runs.methods import joined
 from analysis.runs.texts import few
 from analysis.shape_bias.result import LOW_CONGRUENT_ACCURACY
 from analysis.study.compared.measuring import NOT_GIVEN
@@ -90,18 +91,30 @@ def _power(found: RankCorrelation, number: str) -> str:
     return needed + f"as they would in 80 % of draws if it was {found.detectable:.2f} among all networks"
 
 
+_MEASURED = {"erf": "receptive field", "shape_bias": "shape bias", "evaluation": "accuracy", "cost": "cost"}
+"""What a measurement tells, by its name."""
+
+
+def measured_text(comparison: Comparison) -> str:
+    """What was measured on one of the networks or more, such as "receptive field and cost"."""
+    return joined(
+        words
+        for name, words in _MEASURED.items()
+        if any(name not in network.missing for network in comparison.networks)
+    )
+
+
 def warnings_of_networks(comparison: Comparison) -> list[str]:
     """What weakens the numbers, and what is missing, with the reason."""
     table = comparison.table
     notes = []
-    measured = {"cost": "cost", "erf": "receptive field", "shape_bias": "shape bias", "evaluation": "accuracy"}
     reasons: dict[tuple[str, str], list[str]] = {}
     for network in comparison.networks:
         for name, why in network.missing.items():
             reasons.setdefault((name, why), []).append(network.name)
     for (name, why), names in reasons.items():
         given = NOT_GIVEN.get(name) == why
-        notes.append(f"No {measured[name]}{'' if given else f' of {few(names, 6)}'}: {why}.")
+        notes.append(f"No {_MEASURED[name]}{'' if given else f' of {few(names, 6)}'}: {why}.")
 
     def of(rows: pd.DataFrame) -> str:
         return few(rows["network"].tolist(), 6)

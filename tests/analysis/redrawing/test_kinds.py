@@ -201,8 +201,12 @@ def test_a_wrong_kind_says_which_there_are(folders: dict[str, Path]) -> None:
     known = "erf, contribution, radial, growth"
     with pytest.raises(ValueError, match=rf"kind='radiall': expected one of .*: {known} \(did you mean radial\?\)"):
         draw_saved(saved, "radiall")
-    with pytest.raises(ValueError, match=f": {known}$"):
-        draw_saved(saved, "shape-bias")
+    for kind, needs in (
+        ("shape-bias", "answers to images with a conflict of shape and texture"),
+        ("compare", "networks with both a receptive field and a shape bias"),
+    ):
+        with pytest.raises(ValueError, match=f"kind='{kind}': needs {needs}, which these results do not .*: {known}$"):
+            draw_saved(saved, kind)
     for look, message in (
         (Look(width=float("nan")), "width=nan: expected 1.5 to 20 inches"),
         (Look(cmap="virids"), "cmap='virids': expected a colour map of matplotlib, such as viridis"),
@@ -319,12 +323,22 @@ def test_the_bar_at_all_images_is_explained() -> None:
     assert named[2:] == ["all images: 95 % interval (shape)", "all images: lowest to highest of humans"]
 
 
-def test_a_confusion_uses_its_range() -> None:
-    ax = plot_confusion(answers("net", 0.4))
-    image = ax.images[0]
-    values = np.asarray(image.get_array())
-    assert image.norm.vmax == values.max() < 100
-    assert image.norm(values.max() / 4) == pytest.approx(0.5)  # the square root
+@pytest.mark.parametrize(
+    ("kind", "label"), [("confusion", "% of a row's images, square-root scale"), ("pairs", "shape bias")]
+)
+def test_maps_of_several_observers_share_a_scale_and_a_labelled_bar(
+    folders: dict[str, Path], kind: str, label: str
+) -> None:
+    figure = draw_saved(read_saved([folders["bias"]]), kind, Look(width=7))
+    images = [image for ax in figure.axes for image in ax.images]
+    assert len(images) == 3
+    assert len({(type(image.norm), image.norm.vmin, image.norm.vmax) for image in images}) == 1
+    assert [ax.get_ylabel() for ax in figure.axes if ax.get_label() == "<colorbar>"] == [label]
+
+
+def test_a_confusion_shows_rare_answers() -> None:
+    norm: Any = plot_confusion(answers("net", 0.4)).images[0].norm
+    assert (norm.vmin, norm.vmax, norm(25)) == (0, 100, 0.5)  # the square root
     assert (ink_on("white"), ink_on("#00224E"), ink_on("yellow")) == ("black", "white", "black")
 
 

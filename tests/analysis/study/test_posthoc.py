@@ -219,7 +219,7 @@ def test_measures_each_variant_and_resumes(tmp_path: Path) -> None:
     measured: list[str] = []
     settings = {"size": 64}
 
-    def measure(**changes: int) -> list[float]:
+    def measure(images_of: str = "one set", **changes: int) -> list[float]:
         results = measure_variants(
             loaded,
             variants,
@@ -228,9 +228,11 @@ def test_measures_each_variant_and_resumes(tmp_path: Path) -> None:
             labelled=SyntheticImages(num_images=24, options=options),
             stimuli=stimulus_set(SyntheticImages(kind="conflict", num_images=24, options=options)),
             mapping=MAPPING,
+            measured_on={"accuracy": images_of},
             settings=settings | changes,
             progress=lambda done, total, name: measured.append(name),
         )
+        assert results[1].measured_on == {"accuracy": images_of}
         table = posthoc_table(results)
         assert list(table["variant"]) == ["whole", "crop3", "crop1_stage2"]
         assert table["accuracy"].between(0, 1).all()
@@ -245,6 +247,7 @@ def test_measures_each_variant_and_resumes(tmp_path: Path) -> None:
     assert (tmp_path / "crop3" / "measures" / "result.json").stat().st_mtime_ns == stamp
     measure(size=65)
     assert (tmp_path / "crop3" / "measures" / "result.json").stat().st_mtime_ns != stamp
+    measure("another set", size=65)
 
 
 def test_wrong_values_are_named(tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ def test_interval_text() -> None:
     assert interval_text([0.5]) == "0.50"
     assert interval_text([np.nan]) == "-"
     assert interval_text([-0.5, 0.5], lowest=-1) == "0.00 [-1.00, 1.00]"
-    assert summary_text([np.nan, 0.0021, np.nan], MEASURES["seconds_per_step"]) == "2"
+    assert summary_text([np.nan, 0.0021, np.nan], MEASURES["seconds_per_step"]) == "2 (1 of 3 seeds)"
+    assert summary_text([0.25, 0.25, np.nan], MEASURES["pse"]) == "0.25 [0.25, 0.25] (2 of 3 seeds)"
+    assert summary_text([0.25, 0.25], MEASURES["pse"]) == "0.25 [0.25, 0.25]"
     assert summary_text([np.nan], MEASURES["seconds_per_step"]) == "-"
 
 

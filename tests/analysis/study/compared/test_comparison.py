@@ -223,6 +223,16 @@ def test_what_a_network_cannot_do_is_missing_and_the_rest_is_there(tmp_path: Pat
     assert ">100.0 [" in page
 
 
+def test_without_stimuli_nobody_asks_for_shape(tmp_path: Path) -> None:
+    comparison = compare_networks([reader("a", 3, 12), reader("b", 5, 6)], tmp_path, **options(stimuli=None))
+    source = write_comparison(comparison, tmp_path / "out").read_text()
+    page = source.partition("<body>")[2].partition("<script")[0]
+    assert "<h1>Receptive field and cost of trained networks</h1>" in page
+    assert "No shape bias: no stimuli were given." in page
+    assert page.lower().count("shape bias") == 1
+    assert "Kendall" not in page
+
+
 def test_a_finished_measurement_is_not_made_again(tmp_path: Path) -> None:
     def stop(done: int, total: int, what: str) -> None:
         if what == "network 3, shape bias":
