@@ -24,6 +24,7 @@ from analysis.figures import (
     room_of,
     wrapped,
 )
+from analysis.models.layouts import LAST
 from analysis.receptive_field.result import ErfResult
 
 COLORS = "magma"
@@ -141,11 +142,11 @@ def plot_radial(results: ErfResult | Sequence[ErfResult], *, ax: Axes | None = N
 
 
 def plot_growth(results: Sequence[ErfResult], *, ax: Axes | None = None) -> Axes:
-    """Root mean square radius of the layers of one or several models, in the order given."""
+    """Root mean square radius of the layers of one or several models, in the order given, the last feature map last."""
     ax = axes_or_new(ax)
-    layers = list(dict.fromkeys(result.layer for result in results))
+    layers = sorted(dict.fromkeys(result.layer for result in results), key=lambda layer: layer == LAST)
     for index, model in enumerate(dict.fromkeys(result.model for result in results)):
-        own = [result for result in results if result.model == model]
+        own = sorted((result for result in results if result.model == model), key=lambda own: layers.index(own.layer))
         places = [layers.index(result.layer) for result in own]
         radii = [result.rms_radius() for result in own]
         name = wrapped(model, room_of(ax) - 68)

@@ -23,8 +23,6 @@ def evaluation_page(results: Sequence[EvaluationResult], *, command: str, files:
         files: To be linked.
     """
     first, tops = results[0], max((result.tops for result in results), key=len)
-    told = [(result.model, name, str(value)) for result in results for name, value in result.settings.items()]
-    told = [(model if len(results) > 1 else "", name, value) for model, name, value in told]
     counts = {"images from": str(first.settings["data"])} if "data" in first.settings else {}
     counts |= {"classes that occur": str(len(np.unique(first.labels)))}
     counts |= {
@@ -48,13 +46,21 @@ def evaluation_page(results: Sequence[EvaluationResult], *, command: str, files:
             Section(title="Classes", explorer="classes", tables=[_of_all(results, partial(_classes, tops=tops))]),
             Section(title="What is taken for what", tables=[_of_all(results, _confused)]),
         ],
-        environment=sorted(
-            (f"{model}: {name}" if model else name, value)
-            for model, name, value in told
-            if name not in ("weights", "images")
-        ),
+        environment=_environment(results),
         sources=[("Intervals: Wilson 1927, JASA 22", "")],
     )
+
+
+def _environment(results: Sequence[EvaluationResult]) -> list[tuple[str, str]]:
+    """What measured: once what holds for all networks, by their names what does not."""
+    found: list[tuple[str, str]] = []
+    for name in sorted({name for result in results for name in result.settings} - {"weights", "images", "data"}):
+        values = {result.model: str(result.settings[name]) for result in results if name in result.settings}
+        if len(set(values.values())) == 1:
+            found.append((name, next(iter(values.values()))))
+        else:
+            found += [(f"{name}, {model}", value) for model, value in values.items()]
+    return found
 
 
 def _of_all(results: Sequence[EvaluationResult], table: Callable[[EvaluationResult], Table]) -> Table:
@@ -96,7 +102,9 @@ def _confused(result: EvaluationResult) -> Table:
     pairs = zip(result.labels.tolist(), result.best[:, 0].tolist(), strict=True)
     found = Counter(pair for pair in pairs if pair[0] != pair[1]).most_common()
     rows = [[result.classes[label], result.classes[answer], str(count)] for (label, answer), count in found]
-    note = f"The {_CONFUSED} most frequent of {len(rows)}." if len(rows) > _CONFUSED else ""
+    note = "" if rows else "No answer is wrong."
+    if len(rows) > _CONFUSED:
+        note = f"The {_CONFUSED} most frequent of {len(rows)}."
     return Table(columns=["right class", "answer", "images"], rows=rows[:_CONFUSED], note=note)
 
 

@@ -275,7 +275,8 @@ class Materials:
         labelled: To measure the accuracy on; their classes are those of the network's outputs.
         stimuli: To measure the shape bias on.
         mapping: From outputs to the categories of the stimuli.
-        measured_on: By the name of a measure, "accuracy" or "shape_bias", which images it is of, in words.
+        measured_on: By the name of a measure, "receptive_field", "accuracy" or "shape_bias", which images it is of, in
+            words.
     """
 
     erf_images: ImageSet | Tensor
@@ -356,8 +357,10 @@ def materials_for(
         measured_on["shape_bias"] = f"{len(chosen)} stimuli ({chosen.source})"
     if generated is not None and images is None:
         erf_images: ImageSet | Tensor = generated.erf
+        measured_on["receptive_field"] = "of those of the accuracy, spread over them and resized"
     else:
         erf_images = load_images(images, size=side, num_images=num_images, seed=seed, mean=loaded.mean, std=loaded.std)
+        measured_on["receptive_field"] = erf_images.source
     return Materials(
         erf_images=erf_images,
         size=side,

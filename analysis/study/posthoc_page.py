@@ -30,7 +30,8 @@ def posthoc_page(
     groups, numbers = map_groups(
         [("", [(result.erf, result.variant.name, {"variant": result.variant.name}) for result in results])]
     )
-    first = results[0].erf
+    first, measured_on = results[0].erf, dict(results[0].measured_on)
+    of_fields = measured_on.pop("receptive_field", first.image_source)
     return rendered(
         "results.html.j2",
         title=f"What do the large kernels of {name} do?",
@@ -48,8 +49,8 @@ def posthoc_page(
                 "receptive fields",
                 f"{first.map_size[0]} x {first.map_size[1]} pixels; raw map",
             ),
-            ("their images", f"{len(first.images)}; {first.image_source}"),
-            *((name.replace("_", " "), images) for name, images in results[0].measured_on.items()),
+            ("their images", f"{len(first.images)}; {of_fields}"),
+            *((name.replace("_", " "), images) for name, images in measured_on.items()),
         ],
         sections=[
             Section(

@@ -15,6 +15,7 @@ import replknet
 from analysis import ErfResult, SyntheticImages, load_model, save_stimuli
 from analysis.cli.choosing import ModelChoice
 from analysis.cli.console import told_if_slow
+from analysis.receptive_field.plots import plot_growth
 from analysis.runs.identity import identify
 from tests.cli.command import run
 from tests.networks import TINY
@@ -100,6 +101,9 @@ def test_layers_of_each_network(here: Path, capsys: pytest.CaptureFixture[str]) 
         ("S", "features.3"),
         ("S", "last feature map"),
     ]
+    results = [ErfResult.load(path.parent) for path in sorted(Path("out").glob("*/result.json"))]
+    ticks = [label.get_text() for label in plot_growth(results).get_xticklabels()]
+    assert ticks == ["stages.0", "features.3", "last feature map"]
     capsys.readouterr()
     for wrong in ("--layers T=features.3", "--layers a --layers b"):
         run(f"{command} {wrong}", code=2)
@@ -191,6 +195,9 @@ def test_several_networks_name_images(images: str, here: Path, capsys: pytest.Ca
 
 def test_several_networks_are_evaluated(images: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(f"evaluate A=replknet_nano_k3 B=replknet_nano_k31 --data {images} --device cpu --confusion --out out")
+    page = Path("out/index.html").read_text()
+    assert page.count("<dt>dtype</dt>") == 1  # what holds for all is told once, as is each version
+    assert page.count("numpy") == 1
     table = pd.read_csv("out/accuracy.csv").set_index("model")
     decisions = pd.read_csv("out/decisions.csv")
     assert list(table["images"]) == [12, 12]
@@ -201,6 +208,9 @@ def test_several_networks_are_evaluated(images: str, here: Path, capsys: pytest.
     assert set(pd.read_csv("out/by_class.csv")["model"]) == set(pd.read_csv("out/confusion.csv")["model"]) == {"A", "B"}
     shown = capsys.readouterr().out
     run(f"evaluate A=replknet_nano_k3 B=replknet_nano_k31 --data {images} --device cpu --confusion --out out")
+    page = Path("out/index.html").read_text()
+    assert page.count("<dt>dtype</dt>") == 1  # what holds for all is told once, as is each version
+    assert page.count("numpy") == 1
     last = "results, tables and page (index.html): out"
     assert shown.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1] == last
     run(f"evaluate replknet_nano_k3 --data {images} --device cpu --out one")
