@@ -181,6 +181,7 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
         .replace("trust=True", "--trust")
         .replace("with checkpoint=", "with --checkpoint ")
         .replace("labels=FILE", "--labels FILE")
+        .replace("mapping=LabelMapping(...) of each", "--labels NAME=FILE of each")
         .replace("mapping=LabelMapping(...)", "--labels")
     )
 

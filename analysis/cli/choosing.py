@@ -201,29 +201,33 @@ def default_workers(cores: int) -> int:
     return max(0, min(MOST_WORKERS, cores - 1))
 
 
-def layers_of(texts: Sequence[str] | None, loaded: Sequence[LoadedModel]) -> list[tuple[str, ...] | None]:
-    """Names of layers for each network: a list NAME=a,b is that of one network, one without a name that of all others.
-
-    None stands for a network that none is given for.
+def owned(option: str, texts: Sequence[str] | None, names: Sequence[str]) -> list[str | None]:
+    """Of an option that may be given several times, what each network has: by NAME=..., or what is for all others.
 
     Args:
-        texts: Of the option, which may be given several times.
-        loaded: The networks; an untrained copy has the layers of its original.
+        option: For messages.
+        texts: As typed.
+        names: Of the networks; an untrained copy has what its original has.
 
     Raises:
-        ValueError: If two lists are given to one network, or one has no names.
+        ValueError: If a name is that of none, or one has two.
     """
-    names = [item.name.removesuffix(UNTRAINED) for item in loaded]
-    found: dict[str, tuple[str, ...]] = {}
+    names = [name.removesuffix(UNTRAINED) for name in names]
+    found: dict[str, str] = {}
     for text in texts or ():
         owner = max((name for name in names if text.startswith(f"{name}=")), key=len, default="")
-        own = text.removeprefix(f"{owner}=") if owner else text
-        if not owner and "=" in text:
-            raise ValueError(f"--layers={text!r}: expected layers, or NAME=layers with one of {', '.join(names)}")
+        if not owner and "=" in text and not Path(text).exists():
+            raise ValueError(f"{option}={text!r}: expected what is meant, or NAME=... with one of {', '.join(names)}")
         if owner in found:
-            raise ValueError(f"--layers={text!r}: {owner or 'all networks'} have another list already")
-        found[owner] = parse_names("--layers", own)
+            raise ValueError(f"{option}={text!r}: {owner or 'all networks'} have another one already")
+        found[owner] = text.removeprefix(f"{owner}=") if owner else text
     return [found.get(name, found.get("")) for name in names]
+
+
+def layers_of(texts: Sequence[str] | None, loaded: Sequence[LoadedModel]) -> list[tuple[str, ...] | None]:
+    """Names of layers for each network (`owned`); None for a network that none is given for."""
+    found = owned("--layers", texts, [item.name for item in loaded])
+    return [None if text is None else parse_names("--layers", text) for text in found]
 
 
 MODEL_HELP = (

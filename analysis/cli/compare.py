@@ -31,6 +31,7 @@ from analysis.runs.memory import keep_freed_memory
 from analysis.runs.methods import PAPER, networks_of
 from analysis.runs.settings import COUNTS, check_number
 from analysis.shape_bias.categories import LabelMapping
+from analysis.shape_bias.mapping import common_classes
 from analysis.shape_bias.responses import read_observers
 from analysis.study.compared.measuring import NETWORKS, check_comparable, compare_networks
 from analysis.study.compared.result import BRIEF, COMPARED, Comparison, cell_text
@@ -92,6 +93,11 @@ def compare(
     folder_names([person.observer for person in people])  # refuses two that would share one
     shown = None if stimuli is None else load_stimuli(stimuli)
     loaded = choice.load(model)
+    if mapping is not None:
+        try:
+            common_classes(loaded)
+        except ValueError:
+            raise ValueError(f"labels={str(labels)!r}: one table, and the networks have different classes") from None
     check_comparable(loaded, stimuli=shown, people=people, data=data)
     pixels = _common_size(loaded) if size is None else parse_size(size)
     chosen = load_images(images, size=pixels, num_images=num_images, seed=choice.seed)

@@ -102,6 +102,8 @@ def erf(
     named = {"grid": units, "prefix_tokens": prefix_tokens}
     _check_layers(loaded, wanted, pixels, named)
     chosen = load_images(images, size=pixels, num_images=num_images, seed=choice.seed)
+    if len(chosen) + len(chosen.skipped) < num_images:
+        notes.append(f"{images} has {len(chosen)} images, fewer than the {num_images} that were asked for")
     loaded = [choice.on_images(item, chosen) for item in loaded]
     notes += [note for item in loaded for note in item.notes]
     notes += [f"{item.name}: {item.initial}" for item in loaded if item.initial]

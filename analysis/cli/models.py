@@ -15,10 +15,14 @@ from analysis.cli.choosing import MODEL_HELP, ModelChoice
 from analysis.cli.console import print_notes, print_table, progress_bar
 from analysis.cli.options import Fields, Overwrite, takes
 from analysis.models.complexity import num_macs, num_parameters
+from analysis.models.specs import network_in
 
 app = typer.Typer()
 _Source = Annotated[
-    Path, typer.Argument(help="A weight file of a network (replknet models), in any naming and format.")
+    Path,
+    typer.Argument(
+        help="A weight file of a network (replknet models), in any naming and format, or the folder of a training."
+    ),
 ]
 _Destination = Annotated[Path, typer.Argument(help="The new file; .safetensors, .pth or .pt fixes its format.")]
 
@@ -85,7 +89,7 @@ def convert(
         if destination.suffix != ".safetensors":
             raise ValueError(f"DST={str(destination)!r}: expected a name that ends in .safetensors")
         to = "official"
-    replknet.convert_checkpoint(source, destination, to=to, overwrite=overwrite)  # type: ignore[arg-type]
+    replknet.convert_checkpoint(_file(source), destination, to=to, overwrite=overwrite)  # type: ignore[arg-type]
     typer.echo(f"{destination}: {to} names; read again, its network gives the same outputs")
 
 
@@ -103,7 +107,7 @@ def reparameterize(
     if level not in ("full", "kernels"):
         raise ValueError(f"--level={level}: expected full or kernels")
     done = replknet.convert_checkpoint(
-        source,
+        _file(source),
         destination,
         to=to,  # type: ignore[arg-type]
         level=level,  # type: ignore[arg-type]
@@ -111,6 +115,11 @@ def reparameterize(
     )
     typer.echo(f"{destination}: {done.num_parameters_before:,} parameters became {done.num_parameters:,}")
     typer.echo(f"read again, its outputs differ by at most {done.difference:.1e} of the largest one")
+
+
+def _file(source: Path) -> Path:
+    """That of a training's folder, or the one that is named."""
+    return network_in(source) if source.is_dir() else source
 
 
 @app.command()

@@ -26,6 +26,7 @@ from analysis.cli.methods import write_for_paper
 from analysis.cli.options import BatchSize, Fields, InputSize, Overwrite, Workers, parse_names, takes
 from analysis.images.addresses import fetched
 from analysis.models.libraries import names_library
+from analysis.models.loaded import LoadedModel
 from analysis.models.replknets import is_own
 from analysis.recognition.evaluation import EvaluationResult, check_files, evaluate, num_outputs
 from analysis.recognition.features import LAST, POOLED, extract_features
@@ -299,8 +300,7 @@ def evaluate_command(
                     results.append(found)
                 else:
                     results.append(EvaluationResult.load(out / name))
-            environments = [result.settings for result in results]
-            by_first(lambda: write_for_paper(evaluation_methods(results), folder, environments, model, loaded))
+            by_first(lambda: _for_paper(results, folder, model, loaded, size))
             by_first(lambda: _write(results, folder, confusion))
     _report(results)
     notes = [note for item in loaded for note in item.notes]
@@ -311,6 +311,17 @@ def evaluate_command(
         typer.echo(f"classes matched {rule}", err=True)
     if out is not None:
         typer.echo(f"result{'s' * (len(results) > 1)}, tables and page (index.html): {out}")
+
+
+def _for_paper(
+    results: Sequence[EvaluationResult],
+    folder: RunFolder,
+    specs: Sequence[str],
+    loaded: Sequence[LoadedModel],
+    size: int | None,
+) -> None:
+    environments = [result.settings for result in results]
+    write_for_paper(evaluation_methods(results), folder, environments, specs, loaded, prepared=True, size=size)
 
 
 def _save(result: EvaluationResult, name: str, folder: RunFolder) -> None:

@@ -53,7 +53,7 @@ class Sensitivities:
         rows = [
             _row(CONFLICTS, result, cells, cluster)
             for result, cells in zip(conflicts, summaries, strict=True)
-            if result.logits is not None
+            if result.logits is not None and result.columns["conflict"].any()
         ]
         rows += [_row(SINGLE_CUES, result, sensitivity_row(result, of_single), of_single) for result in single]
         biases = {result.observer: result.shape_bias for result in conflicts}

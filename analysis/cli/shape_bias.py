@@ -9,10 +9,10 @@ from typing import Annotated, Any, Self
 
 import typer
 
-from analysis.cli.choosing import MODEL_HELP, ModelChoice
+from analysis.cli.choosing import MODEL_HELP, ModelChoice, owned
 from analysis.cli.console import command_line, print_notes, progress_bar, run_folder, skipped_notes
 from analysis.cli.methods import write_for_paper
-from analysis.cli.options import BatchSize, Fields, Labels, Out, Overwrite, Workers, parse_names, parse_three, takes
+from analysis.cli.options import BatchSize, Fields, Out, Overwrite, Workers, parse_names, parse_three, takes
 from analysis.cli.sensitivity import (
     SINGLE_CUES,
     Sensitivities,
@@ -29,9 +29,10 @@ from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.methods import Methods
 from analysis.runs.processes import by_first
 from analysis.runs.results import ResultError
-from analysis.shape_bias.categories import LabelMapping, select_categories
+from analysis.runs.texts import few
+from analysis.shape_bias.categories import IMAGENET, LabelMapping, select_categories
 from analysis.shape_bias.comparing import common_images
-from analysis.shape_bias.mapping import own_mapping
+from analysis.shape_bias.mapping import common_classes, own_mapping, renamed
 from analysis.shape_bias.measuring import (
     check_model,
     evaluate_shape_bias,
@@ -68,7 +69,13 @@ def shape_bias(
     ] = None,
     humans: Annotated[Path | None, typer.Option(help="Folder of raw responses of people, one CSV each.")] = None,
     cluster: Annotated[str, typer.Option(help=f"What the bootstrap draws: {', '.join(CLUSTERS)}.")] = "two-way",
-    labels: Labels = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="CSV with class_index and category, for models with other classes; NAME=FILE for one network alone; "
+            "may be given several times."
+        ),
+    ] = None,
     categories: Annotated[
         str | None, typer.Option(help="Only these, e.g. cat,dog,car, of stimuli and of answers; all by default.")
     ] = None,
@@ -106,9 +113,21 @@ def shape_bias(
     }
     whole, single = _loaded_stimuli(stimuli or ()) if specs else (None, None)
     if single is not None and whole is None:
-        _refuse_alone(single, [spec for spec in model if spec not in specs], options, humans, labels, categories)
+        _refuse_alone(
+            single,
+            [spec for spec in model if spec not in specs],
+            options,
+            humans,
+            labels[0] if labels else None,
+            categories,
+        )
     loaded = choice.load(specs) if specs else []
-    mapping = own_mapping(loaded if whole else ()) if labels is None else LabelMapping.from_csv(labels)
+    mappings = _mappings(labels, loaded, whole is not None)
+    mapping = mappings[0]
+    if labels is not None:
+        loaded = [
+            replace(item, notes=(*item.notes, *renamed(item, own))) for item, own in zip(loaded, mappings, strict=False)
+        ]
     recorded = [_recorded(spec) for spec in model if spec.endswith(".csv")]
     people = [] if humans is None else read_observers(humans, categories=None)
     asked = [*recorded, *people]
@@ -137,8 +156,8 @@ def shape_bias(
     labels_of_folders += [result.observer for result in recorded]
     folders = folder_names(labels_of_folders, reserved=(RAW, PEOPLE))
     networks = [
-        _Network.known(item, folder, chosen, whole, mapping, changes, out)
-        for item, folder in zip(loaded, folders[: len(loaded)], strict=True)
+        _Network.known(item, folder, chosen, whole, own, changes, out)
+        for item, folder, own in zip(loaded, folders[: len(loaded)], mappings, strict=False)
         if chosen is not None and whole is not None
     ]
     alone = (
@@ -154,6 +173,7 @@ def shape_bias(
         "responses": [[result.observer, result.responses_hash()] for result in recorded],
         "humans": [[human.observer, human.responses_hash()] for human in people],
         "labels": [list(pair) for pair in mapping.indices],
+        **({"labels_of_each": [own.indices for own in mappings]} if len(set(mappings)) > 1 else {}),
         "cluster": cluster,
         **asdict(options),
         **({} if wanted is None else {"categories": wanted}),
@@ -180,7 +200,7 @@ def shape_bias(
         by_first(lambda: write_sensitivities(sensitivities, folder))
         methods = _methods(comparison, single_cues, cluster)
         environments = [result.environment for result in (*measured, *single_cues)]
-        by_first(lambda: write_for_paper(methods, folder, environments, specs, loaded))
+        by_first(lambda: write_for_paper(methods, folder, environments, specs, loaded, prepared=True, size=size))
         by_first(lambda: _write_page(comparison, sensitivities, chosen, folder))
     notes = [note for item in loaded for note in item.notes]
     if whole is not None and chosen is not None:
@@ -204,6 +224,35 @@ def shape_bias(
         report(comparison, notes)
     report_sensitivities(sensitivities)
     typer.echo(f"results, tables, figures and page (index.html): {out}")
+
+
+def _mappings(labels: Sequence[str] | None, loaded: Sequence[LoadedModel], needed: bool) -> list[LabelMapping]:
+    """That of each network, or the one for answers alone.
+
+    Args:
+        labels: Of the option.
+        loaded: The networks.
+        needed: Whether they answer stimuli by categories.
+
+    Raises:
+        ValueError: If one table is for networks of different classes, or the tables have different categories.
+    """
+    files = owned("--labels", labels, [item.name for item in loaded] or [""])
+    if not loaded:
+        return [own_mapping(()) if file is None else LabelMapping.from_csv(file) for file in files]
+    for file in dict.fromkeys(files):
+        common_classes([item for item, own in zip(loaded, files, strict=True) if own == file and (needed or file)])
+    found = [
+        (own_mapping([item]) if needed else IMAGENET) if file is None else LabelMapping.from_csv(file)
+        for item, file in zip(loaded, files, strict=True)
+    ]
+    for item, own in zip(loaded, found, strict=True):
+        if own.categories != found[0].categories:
+            raise ValueError(
+                f"labels: {loaded[0].name} has the categories {few(found[0].categories)}, {item.name} "
+                f"{few(own.categories)}; expected the same of all"
+            )
+    return found
 
 
 def _save_recorded(answers: Sequence[ShapeBiasResult], names: Sequence[str], folder: RunFolder) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from analysis.cli.console import print_line, print_notes, print_table
 from analysis.runs.folder import RunFolder, folder_name
 from analysis.runs.tables import write_table
+from analysis.runs.texts import few
 from analysis.runs.writing import write_json
 from analysis.shape_bias.categories import NO_RESPONSE
 from analysis.shape_bias.comparing import (
@@ -240,7 +241,6 @@ def note_of_counts(what: str, counts: Iterable[tuple[str, int, int]]) -> list[st
         if part:
             names.setdefault(f"{part} of {whole}", []).append(name)
     shown = [
-        f"{', '.join(own)} {share}" if len(own) < 4 else f"{own[0]}, ..., {own[-1]} ({len(own)}) {share} each"
-        for share, own in names.items()
+        f"{own[0]} {share}" if len(own) == 1 else f"{share} of each of {few(own, 4)}" for share, own in names.items()
     ]
     return [f"{what}: {'; '.join(shown)}"] if shown else []

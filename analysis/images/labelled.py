@@ -75,7 +75,9 @@ class FolderImages:
             check_number("size", size, SIDES)
         found = [Path(directory) / name for name in SPLITS[split] if (Path(directory) / name).is_dir()]
         if not found:
-            raise FileNotFoundError(f"data={str(directory)!r}: holds no folder {' or '.join(SPLITS[split])}")
+            above = Path(directory).resolve()
+            meant = f"; is {str(above.parent)!r} meant?" if above.name in SPLITS[split] else ""
+            raise FileNotFoundError(f"data={str(directory)!r}: holds no folder {' or '.join(SPLITS[split])}{meant}")
         self._root = found[0]
         self._folders = folders_in(self._root)
         self._samples: list[tuple[str, int]] = []  # a Path takes ten times the memory

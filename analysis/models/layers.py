@@ -1,5 +1,6 @@
 """Running any module: its own errors in one line, and the outputs of its layers caught."""
 
+import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -181,7 +182,11 @@ def require_layers(model: nn.Module, layers: Sequence[str], also: str = "") -> N
             top = ", ".join(name for name in names if name and name.count(".") < 2)
             shown = top if len(top) < 300 else top[:300] + " ..."
             other = f"{also} or " if also else ""
-            raise LayerError(f"layer={layer!r}: the model has no such module; expected {other}a name such as {shown}")
+            near = difflib.get_close_matches(layer, names, n=2, cutoff=0.75)
+            meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+            raise LayerError(
+                f"layer={layer!r}: the model has no such module{meant}; expected {other}a name such as {shown}"
+            )
 
 
 @contextmanager

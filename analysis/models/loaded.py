@@ -38,6 +38,7 @@ class LoadedModel(Shown):
         training: How it was trained, as `save_network` was told; empty if it is not known.
         initial: How its weights were initialised, if it is not trained; empty if it is.
         fresh: Makes the module anew with its own initialisation, where that is known.
+        source: What it was loaded from, as it was named; empty for a module.
         notes: What was decided while loading, for the user to read.
     """
 
@@ -53,6 +54,7 @@ class LoadedModel(Shown):
     training: Mapping[str, Any] = field(default_factory=dict)
     initial: str = ""
     fresh: Callable[[], nn.Module] | None = None
+    source: str = ""
     notes: tuple[str, ...] = ()
 
     def headline(self) -> dict[str, Any]:

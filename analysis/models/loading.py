@@ -106,7 +106,10 @@ def load_model(
         loaded = with_weights(lambda classes: _load(spec, False, trust, classes), checkpoint, heads=names_library(spec))
     loaded.module.eval()
     initial = f"{loaded.initial}, seed {seed}" if loaded.initial else ""
-    return replace(loaded, name=given or loaded.name, initial=initial)
+    changed = {"kernels": kernel_sizes and "-".join(map(str, kernel_sizes)), "small kernel": small_kernel}
+    told = [spec, *(f"{name} {value}" for name, value in changed.items() if value is not None)]
+    told += [] if checkpoint is None else [f"weights of {checkpoint}"]
+    return replace(loaded, name=given or loaded.name, initial=initial, source=", ".join(told))
 
 
 def has_weights(spec: str) -> bool:

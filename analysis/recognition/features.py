@@ -176,7 +176,7 @@ def _stage_maps(loaded: LoadedModel, images: Tensor, numbers: Sequence[int]) -> 
         try:
             out = module.forward_intermediates(images, list(numbers))
         except (ValueError, AssertionError) as error:  # timm asserts
-            raise LayerError(f"stages={list(numbers)}: {error}") from error
+            raise LayerError(f"stages={list(numbers)}: the model refuses them ({error})") from error
     maps = out[1] if isinstance(out, tuple) else out  # timm returns the last map, too
     return {f"stage{number}": feature for number, feature in zip(numbers, maps, strict=True)}
 

@@ -32,7 +32,7 @@ def evaluation_page(results: Sequence[EvaluationResult], *, command: str, files:
     found = "; ".join(f"{result.model}: {100 * result.accuracy():.2f} %" for result in results)
     return rendered(
         "results.html.j2",
-        title=f"How often {'is' if len(results) == 1 else 'are'} {few([r.model for r in results])} right?",
+        title=f"Accuracy of {few([result.model for result in results])}",
         kind="Accuracy on an image folder",
         summary=f"{len(first.images)} images, answered with their class by {found}.",
         command=command,

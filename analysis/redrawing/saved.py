@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.models.layouts import LAST
 from analysis.receptive_field.result import ErfResult
 from analysis.recognition.evaluation import EvaluationResult
 from analysis.runs.folder import RUN_FILE
@@ -148,10 +149,14 @@ def _settings_of(path: Path) -> tuple[dict[str, Any], list[str]]:
 def _place(value: Any, settings: dict[str, Any], order: list[str]) -> tuple[int, int]:
     name = next((getattr(value, item) for item in ("observer", "model", "name") if hasattr(value, item)), "")
     name = value.variant.name if isinstance(value, VariantResult) else name
-    layers = [layer or "last feature map" for layer in settings.get("layers", [])]
+    at = order.index(name) if name in order else len(order)
+    layers = settings.get("layers", [])
+    if layers and isinstance(layers[0], list):  # of each network
+        layers = layers[at] if at < len(layers) else []
+    layers = [layer or LAST for layer in layers]
     layer = getattr(value, "layer", "")
     return (
-        order.index(name) if name in order else len(order),
+        at,
         layers.index(layer) if layer in layers else len(layers),
     )
 

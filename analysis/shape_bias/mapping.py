@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from analysis.images.imagenet import are_imagenet
 from analysis.models.loaded import LoadedModel
+from analysis.runs.texts import few
 from analysis.shape_bias.categories import IMAGENET, LabelMapping
 
 
@@ -14,14 +15,9 @@ def own_mapping(loaded: Sequence[LoadedModel]) -> LabelMapping:
     Raises:
         ValueError: If they have different classes, or one name stands for several outputs.
     """
-    classes = {() if are_imagenet(item.classes) else tuple(item.classes) for item in loaded}
-    if classes in (set(), {()}):
+    own = common_classes(loaded)
+    if not own:
         return IMAGENET
-    if len(classes) > 1:
-        raise ValueError(
-            f"model: {', '.join(item.name for item in loaded)} have different classes; pass mapping=LabelMapping(...)"
-        )
-    (own,) = classes
     twice, count = Counter(own).most_common(1)[0]
     if count > 1:
         outputs = ", ".join(str(index) for index, name in enumerate(own) if name == twice)
@@ -29,3 +25,29 @@ def own_mapping(loaded: Sequence[LoadedModel]) -> LabelMapping:
             f"model: {loaded[0].name} calls several outputs {twice!r} ({outputs}); pass mapping=LabelMapping(...)"
         )
     return LabelMapping.from_dict(dict(enumerate(own)), len(own))
+
+
+def common_classes(loaded: Sequence[LoadedModel]) -> tuple[str, ...]:
+    """The classes that all the models name; empty for those of ImageNet-1K, and where none is named.
+
+    Raises:
+        ValueError: If they have different classes.
+    """
+    classes = {() if are_imagenet(item.classes) else tuple(item.classes) for item in loaded}
+    if len(classes) > 1:
+        raise ValueError(
+            f"model: {', '.join(item.name for item in loaded)} have different classes; pass mapping=LabelMapping(...) "
+            "of each"
+        )
+    return next(iter(classes), ())
+
+
+def renamed(item: LoadedModel, mapping: LabelMapping) -> tuple[str, ...]:
+    """A note on what a mapping calls otherwise than the network itself."""
+    pairs = [(category, index) for category, own in mapping.indices for index in own]
+    changed = [
+        f"{item.classes[index]} for {category}"
+        for category, index in pairs
+        if index < len(item.classes) and item.classes[index] != category
+    ]
+    return (f"{item.name}: by the labels its own classes stand for others: {few(changed)}",) if changed else ()

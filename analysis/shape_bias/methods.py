@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from analysis.runs.methods import Methods, counted, joined, with_interval
+from analysis.shape_bias.categories import IMAGENET
 from analysis.shape_bias.comparing import human_reference
 from analysis.shape_bias.result import Cluster, ShapeBiasResult
 
@@ -68,12 +69,15 @@ def shape_bias_methods(
         "of "
         f"{_DRAWN[cluster]} (Efron and Tibshirani, 1993{two_ways})."
     )
+    text += "".join(_outputs(result) for result in decided)
+    text += f" Any other answer, also outside of {_these(first)}, counts as neither."
     paragraphs = [text, " ".join(_found(result, cluster) for result in results)]
     if len(people) > 1:
         known = human_reference(people)
         low, high = known.shape_bias_range
         paragraphs.append(
-            f"{len(people)} people answered the same images (for such comparisons see Geirhos et al., 2021): shape "
+            f"{len(people)} people answered the same images (for such comparisons see Geirhos et al., 2021), of whose "
+            f"answers {sum(person.num_neither for person in people)} were neither category of the image: shape "
             f"bias {known.shape_bias:.3f} pooled, {low:.3f} to {high:.3f} one by one; the mean error consistency "
             f"(Cohen's kappa of who is right on which image; Geirhos et al., 2020) of two of them is {known.kappa:.3f}."
         )
@@ -93,6 +97,18 @@ def sensitivity_methods(results: Sequence[ShapeBiasResult]) -> Methods:
         "in sensitivity.csv with their 95 % bootstrap intervals (Efron and Tibshirani, 1993)."
     )
     return Methods((text,), ("kim2026refinedbias", "efron1993bootstrap"))
+
+
+def _these(result: ShapeBiasResult) -> str:
+    return f"the {counted(len(result.categories), 'category', 'categories')} ({joined(result.categories)})"
+
+
+def _outputs(result: ShapeBiasResult) -> str:
+    """Which outputs stand for which category, where these are not ImageNet's."""
+    if result.mapping is None or set(result.mapping.indices) <= set(IMAGENET.indices):
+        return ""
+    pairs = [f"{', '.join(map(str, own))} for {category}" for category, own in result.mapping.indices]
+    return f" Of {result.observer} these are the outputs {joined(pairs)}."
 
 
 def _found(result: ShapeBiasResult, cluster: Cluster) -> str:

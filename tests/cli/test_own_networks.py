@@ -16,6 +16,7 @@ from analysis import ErfResult, SyntheticImages, load_model, save_stimuli
 from analysis.cli.choosing import ModelChoice
 from analysis.cli.console import told_if_slow
 from analysis.receptive_field.plots import plot_growth
+from analysis.redrawing.saved import read_saved
 from analysis.runs.identity import identify
 from tests.cli.command import run
 from tests.networks import TINY
@@ -101,6 +102,15 @@ def test_layers_of_each_network(here: Path, capsys: pytest.CaptureFixture[str]) 
         ("S", "features.3"),
         ("S", "last feature map"),
     ]
+    settings = json.loads(Path("out/run.json").read_text())["settings"]
+    assert settings["layers"] == [["stages.0"], ["features.3", None]]
+    redrawn = read_saved(["out"]).fields  # in the order of the run
+    assert [(own.model[0], own.layer) for own in redrawn] == list(
+        zip(table["model"].str[0], table["layer"], strict=True)
+    )
+    assert (
+        "S is a SqueezeNet of 1,235,496 parameters (torchvision:squeezenet1_1)." in Path("out/methods.txt").read_text()
+    )
     results = [ErfResult.load(path.parent) for path in sorted(Path("out").glob("*/result.json"))]
     ticks = [label.get_text() for label in plot_growth(results).get_xticklabels()]
     assert ticks == ["stages.0", "features.3", "last feature map"]

@@ -190,6 +190,34 @@ def twice() -> LoadedModel:
     return LoadedModel(name="twice", module=ten_classes(), input_size=16, classes=("cat", *"bcdefghi", "cat"))
 
 
+def test_a_table_of_labels_is_of_networks_with_the_same_classes(tmp_path: Path, capsys: Capture) -> None:
+    """Outputs of another network would be called by names that are not theirs."""
+    folder = write_stimuli(tmp_path / "own", ["lion1-wolf1", "wolf1-lion1", "lion2-wolf2"])
+    for name, text in {
+        "ten": "0,lion\n1,wolf\n",
+        "twice": "1,lion\n0,wolf\n9,wolf\n",
+        "fox": "0,lion\n1,fox\n",
+    }.items():
+        (tmp_path / f"{name}.csv").write_text(f"class_index,category\n{text}")
+    command = ("shape-bias", "T=tests.cli.test_shape_bias:ten_classes", "W=tests.cli.test_shape_bias_comparison:twice")
+    arguments = (*command, "--stimuli", folder, "--out", tmp_path / "out")
+    run(*arguments, "--labels", tmp_path / "ten.csv", code=2)
+    assert "T, W have different classes; pass --labels NAME=FILE of each" in capsys.readouterr().err
+    run(*arguments, "--labels", f"T={tmp_path / 'ten.csv'}", "--labels", f"W={tmp_path / 'fox.csv'}", code=2)
+    assert "T has the categories lion, wolf, W fox, lion; expected the same of all" in capsys.readouterr().err
+    run(*arguments, "--labels", f"T={tmp_path / 'ten.csv'}", "--labels", f"W={tmp_path / 'twice.csv'}")
+    told = capsys.readouterr().err
+    assert "W: by the labels its own classes stand for others: b for lion, cat for wolf, cat for wolf" in told
+    kept = {name: ShapeBiasResult.load(tmp_path / "out" / name) for name in "TW"}
+    assert {name: own.mapping.indices for name, own in kept.items() if own.mapping is not None} == {
+        "T": (("lion", (0,)), ("wolf", (1,))),
+        "W": (("lion", (1,)), ("wolf", (0, 9))),
+    }
+    methods = (tmp_path / "out" / "methods.txt").read_text()
+    assert "Of W these are the outputs 1 for lion and 0, 9 for wolf." in methods
+    assert "parameters (tests.cli.test_shape_bias:ten_classes, images prepared at 224 pixels)." in methods
+
+
 def test_the_mapping_of_a_network_is_by_the_names_of_its_classes(
     stimuli: Path, tmp_path: Path, capsys: Capture
 ) -> None:
