@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from analysis.images.sets import GENERATED
+from analysis.models.layouts import LAST
 from analysis.receptive_field.options import ErfOptions
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.methods import Methods, counted, joined, with_interval
@@ -28,8 +29,10 @@ def erf_methods(results: Sequence[ErfResult], *, of: str = "") -> Methods:
     """
     first = results[0]
     models = list(dict.fromkeys(result.model for result in results))
-    layers = joined(dict.fromkeys(result.layer for result in results))
-    layers = f"the {layers}" if layers.startswith("last") else layers
+    each = {model: _layers([result for result in results if result.model == model]) for model in models}
+    layers = joined(f"{own} of {model}" for model, own in each.items())
+    if len(set(each.values())) == 1:
+        layers = each[models[0]]
     whose = of or f"{counted(len(models), 'network')} ({joined(models)})"
     size = joined(dict.fromkeys(" x ".join(map(str, result.map_size)) for result in results))
     works = ["luo2016erf", "ding2022replknet"]
@@ -64,6 +67,11 @@ def erf_methods(results: Sequence[ErfResult], *, of: str = "") -> Methods:
             " ".join(_found(result, several=len({own.layer for own in results}) > 1) for result in results)
         )
     return Methods(tuple(paragraphs), tuple(works))
+
+
+def _layers(results: Sequence[ErfResult]) -> str:
+    names = joined(dict.fromkeys(result.layer for result in results))
+    return names.replace(LAST, f"the {LAST}")
 
 
 def _measured(options: ErfOptions, layers: str) -> str:
