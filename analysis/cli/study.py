@@ -38,7 +38,7 @@ from analysis.study.record import PEOPLE, STUDY_FILE, load_study, read_study, sa
 from analysis.study.result import settings_of, study_table
 from analysis.study.running import check_cells
 from analysis.study.sweeping import run_study
-from analysis.study.verdict import findings, summary_text
+from analysis.study.verdict import findings, summary_text, warnings_of
 
 app = typer.Typer()
 PLACE = Fields(ModelChoice, only=("device",))
@@ -323,4 +323,5 @@ def _write_report(directory: Path) -> None:
                 typer.echo(f"{finding.question} {finding.answer}")
     for found in family_differences(rows, sequential=record.study.until_width is not None):
         typer.echo(found.text)
+    print_notes(warnings_of(rows, chance=record.chance), "warning")
     typer.echo(f"report: {path}")

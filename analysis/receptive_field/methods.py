@@ -54,7 +54,7 @@ def erf_methods(results: Sequence[ErfResult], *, of: str = "") -> Methods:
             f" The map is raw, neither normalised nor logarithmic; its area is the part of the image that the smallest "
             f"square round {around} takes which holds a given share of the gradient."
         )
-    if not signed and any(len(result.images) > 1 for result in results):
+    if not of and not signed and any(len(result.images) > 1 for result in results):
         text += " Brackets are 95 % bootstrap intervals over images (Efron and Tibshirani, 1993)."
         works.append("efron1993bootstrap")
     initial = {result.model: result.initial for result in results if result.initial}

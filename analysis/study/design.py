@@ -1,7 +1,7 @@
 """What a study is made of: its settings, its cells, its presets."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,10 @@ ADDED = (
 """Fields of which a later command may have others: cells, and answers to stimuli, are added to what is there."""
 REFERENCE = "replknet"
 """The family whose networks have the widths of the study; those of others are made as costly."""
+CAP = (
+    "capped at twice the side of the stage's map minus 1, or 3 if that is more: further taps would never meet the image"
+)
+"""Of kernels in stages with small maps."""
 _STRIDE = 4
 """Of the first stage; each further stage doubles it."""
 _MOST_CELLS = 10_000
@@ -191,6 +195,14 @@ class Study:
         """The kernel of each stage after capping."""
         maps = [-(-self.size // (_STRIDE * 2**stage)) for stage in range(len(self.layers))]
         return tuple(min(kernel, max(2 * side - 1, 3)) for side in maps)
+
+    def capped_kernels(self, kernels: Sequence[int]) -> list[int]:
+        """Those of some kernels that are smaller in later stages; `CAP` says why."""
+        return [kernel for kernel in kernels if len(set(self.kernel_sizes(kernel))) > 1]
+
+    def sizes_text(self, kernels: Sequence[int]) -> str:
+        """The sides of kernels in each stage, such as "13: 13-7-3-3"."""
+        return "; ".join(f"{kernel}: {'-'.join(map(str, self.kernel_sizes(kernel)))}" for kernel in kernels)
 
     def config(self, cell: "Cell", num_classes: int) -> Any:
         """The architecture of a cell's network.

@@ -1,5 +1,6 @@
 """What a study measures on each network: every quantity once, with how it is computed, named, asked about and drawn."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +9,15 @@ import numpy as np
 import pandas as pd
 
 from analysis.shape_bias.result import ShapeBiasResult
+from analysis.statistics import mean_interval
 
 _Result = Any
 """A `CellResult` of `analysis.study.result`, which takes its measures from here."""
 Value = float | bool | None
 STIMULI = ("cue_conflict", "edges", "silhouettes")
 """Stimuli of others; each is the field of a result with the answers to them, None where they were not shown."""
+_SHARE = (0.0, 1.0)
+"""What a part of something can be."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Measure:
         label: Of an axis; by default the heading.
         scale: Factor on shown values, 100 for per cent.
         limits: Of an axis.
-        lowest: The smallest value that is possible, for intervals of shares; the largest is 1.
+        possible: The lowest and the highest value that there can be, where intervals of means end.
         typical: How the median over the seeds is written; None for a mean with its interval.
         two_cues: Defined for generated images only, which have two cues.
         question: Asked before the study.
@@ -57,11 +61,16 @@ class Measure:
     label: str = ""
     scale: float = 1.0
     limits: tuple[float | None, float | None] = (0, None)
-    lowest: float = 0.0
+    possible: tuple[float, float] = (0.0, math.inf)
     typical: Callable[[float], str] | None = None
     two_cues: bool = False
     question: Question | None = None
     of_answers: Callable[[ShapeBiasResult], Value] | None = None
+
+    def interval(self, values: Sequence[float]) -> tuple[float, float]:
+        """Student's 95 % interval of the mean, as far as it is possible; NaN as in `mean_interval`."""
+        low, high = np.clip(mean_interval(values), *self.possible)
+        return float(low), float(high)
 
 
 def _plain(name: str) -> Measure:
@@ -78,6 +87,7 @@ def _share(name: str, heading: str, *, two_cues: bool = False, question: Questio
         "accuracy (%)" if "accuracy" in name else "",
         scale=100,
         limits=(0, 103),
+        possible=_SHARE,
         two_cues=two_cues,
         question=question,
     )
@@ -97,7 +107,7 @@ def _answered(
         return None if answers is None else of_answers(answers)
 
     label = "accuracy (%)" if "accuracy" in name else "answers (%)"
-    share = {"label": label, "scale": 100, "limits": (0, 103)} if "(%)" in heading else {}
+    share = {"label": label, "scale": 100, "limits": (0, 103), "possible": _SHARE} if "(%)" in heading else {}
     of_people = of_answers if stimuli == "cue_conflict" else None
     return Measure(name, of, heading, **share | options, of_answers=of_people)  # type: ignore[arg-type]
 
@@ -153,6 +163,7 @@ _ALL = (
         "shape bias",
         "shape bias, S / (S + T)",
         limits=(-0.03, 1.03),
+        possible=_SHARE,
         two_cues=True,
         question=Question(
             "Does it see shape?",
@@ -170,7 +181,7 @@ _ALL = (
         "PSE",
         "point of subjective equality",
         limits=(-1.05, 1.05),
-        lowest=-1.0,
+        possible=(-1.0, 1.0),
         two_cues=True,
         question=Question(
             "Does a weaker shape still win?",
@@ -186,6 +197,7 @@ _ALL = (
         "shape bias, real stimuli",
         label="shape bias, S / (S + T)",
         limits=(-0.03, 1.03),
+        possible=_SHARE,
         question=Question(
             "Does it see shape in the real stimuli?",
             "Yes: the shape bias on the real stimuli grows with the kernel size.",
@@ -226,6 +238,7 @@ _ALL = (
             "ERF 50 % area (%)",
             "area with half of the gradient (%)",
             scale=100,
+            possible=_SHARE,
             question=Question(
                 "Does a larger kernel see further?",
                 "Yes: the effective receptive field grows with the kernel size.",
@@ -233,7 +246,13 @@ _ALL = (
                 "area that holds half of the gradient",
             ),
         ),
-        Measure("erf_area_0.99", lambda result: result.erf.area_ratio(0.99), "ERF 99 % area (%)", scale=100),
+        Measure(
+            "erf_area_0.99",
+            lambda result: result.erf.area_ratio(0.99),
+            "ERF 99 % area (%)",
+            scale=100,
+            possible=_SHARE,
+        ),
     ),
     *_of_erf(
         "untrained_erf",
@@ -242,6 +261,7 @@ _ALL = (
             lambda result: result.untrained_erf.area_ratio(0.5),
             "untrained 50 % area (%)",
             scale=100,
+            possible=_SHARE,
             question=Question(
                 "Did it before the training?",
                 "Yes: it grew with the kernel size there too.",

@@ -11,11 +11,12 @@ from analysis.runs.methods import FAMILIES, Methods, counted, joined
 from analysis.shape_bias.comparing import common_images
 from analysis.shape_bias.methods import shape_bias_methods
 from analysis.study.compared.result import Comparison
+from analysis.study.design import CAP
 from analysis.study.measures import BRIEF, shown
 from analysis.study.posthoc import VariantResult, names_explained
 from analysis.study.record import StudyRecord
 from analysis.study.result import settings_of, study_table
-from analysis.study.verdict import findings, summary_text
+from analysis.study.verdict import findings, summary_text, warnings_of
 from replknet.networks import family_named
 
 
@@ -30,11 +31,13 @@ def study_methods(record: StudyRecord) -> Methods:
     works = ["loshchilov2019adamw", "student1908mean", "luo2016erf"]
     families = [family_named(name).name for name in dict.fromkeys(table["family"])]
     works += [FAMILIES[name] for name in families if name in FAMILIES]
+    lesser = study.capped_kernels(record.kernels)
+    capped = f" ({study.sizes_text(lesser)} by stage, {CAP})" if lesser else ""
     budget = f", their widths scaled to equal {_BUDGETS[study.budget]} within 3 %," if len(families) > 1 else ""
     text = (
         f"{counted(len(results), 'network')} of the {'families' if len(families) > 1 else 'family'} "
         f"{joined(families)}{' (Ding et al., 2022)' if families == ['RepLKNet'] else ''} with kernels of "
-        f"{joined(map(str, record.kernels))} pixels, {joined(map(str, study.layers))} pairs of blocks and "
+        f"{joined(map(str, record.kernels))} pixels{capped}, {joined(map(str, study.layers))} pairs of blocks and "
         f"{joined(map(str, study.channels))} channels in the stages{budget} "
         f"were trained on {number}{images} of {study.size} x {study.size} pixels in "
         f"{counted(len(first.classes), 'class', 'classes')}, with {counted(seeds, 'seed')}, by AdamW (Loshchilov and "
@@ -52,10 +55,9 @@ def study_methods(record: StudyRecord) -> Methods:
     )
     if first.balances:
         text += (
-            f" Shape bias is S / (S + T), of {first.num_conflict} images at each of {len(first.balances)} balances of "
-            "two "
-            "cues that tell different classes; the point of subjective equality is that of a logistic function with "
-            "lapses (Wichmann and Hill, 2001)."
+            f" The two cues tell different classes in {first.num_conflict} images at each of {len(first.balances)} "
+            "balances. Shape bias is S / (S + T) at balance 0, where both cues are full; the point of subjective "
+            "equality is that of a logistic function with lapses over all balances (Wichmann and Hill, 2001)."
         )
         works.append("wichmann2001psychometric")
     if first.cue_conflict is not None:
@@ -73,8 +75,8 @@ def study_methods(record: StudyRecord) -> Methods:
             "of the difference in shape bias between the largest and the smallest kernel was "
             f"{study.until_width:g} wide or less, or the limit was reached"
         )
-    text += "."
-    paragraphs = [text]
+    text += "; they end at what is possible."
+    paragraphs = [text, *filter(None, [" ".join(warnings_of(table, chance=record.chance))])]
     for label, rows in settings_of(table):
         named = f"{label[0].upper()}{label[1:]}: " if label else ""
         found = []

@@ -16,7 +16,6 @@ from analysis.receptive_field.plots import erf_row
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.texts import few
 from analysis.shape_bias.result import ShapeBiasResult
-from analysis.statistics import mean_interval
 from analysis.study import plots
 from analysis.study.measures import MEASURES, STIMULI, people_table
 from analysis.study.record import StudyRecord
@@ -214,7 +213,7 @@ def plot_measure(view: View, *shown: tuple[str, str], chance: str = "") -> Figur
     lines = [plots.Line("guessing", view.table[chance].dropna().iloc[0], dash=":")] if chance else []
     if len(shown) == 1 and first.name in view.people_table:
         values = view.people_table[first.name].tolist()
-        lines.append(plots.Line("people", float(np.nanmean(values)), *mean_interval(values)))
+        lines.append(plots.Line("people", float(np.nanmean(values)), *first.interval(values)))
     plots.plot_by_kernel(view.table, shown, scale=first.scale, lines=lines, ax=ax)
     ax.set_ylabel(first.label or first.heading)
     ax.set_ylim(*first.limits)

@@ -69,6 +69,11 @@ class StudyRecord:
         """Of the results."""
         return sorted({result.cell.kernel for result in self.results})
 
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing; of a study with results."""
+        return 1 / len(self.results[0].classes)
+
 
 def load_study(directory: str | PathLike[str]) -> StudyRecord:
     """Read a study and its finished cells, in whatever state the others are.

@@ -15,7 +15,7 @@ from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
 from analysis.study.association import association_rows
 from analysis.study.budget import BUDGETS, TOLERANCE
-from analysis.study.design import REFERENCE, Study, has_choice
+from analysis.study.design import CAP, REFERENCE, Study, has_choice
 from analysis.study.families import COLUMNS, family_differences
 from analysis.study.measures import REPORTED, Measure, shown
 from analysis.study.methods import study_methods
@@ -152,7 +152,7 @@ def _render(
         ),
         groups=groups,
         families=Table(columns=COLUMNS, rows=[found.row() for found in differences]) if differences else None,
-        warnings=warnings_of(table, chance=1 / len(record.results[0].classes)),
+        warnings=warnings_of(table, chance=record.chance),
         num_tests=num_tests,
         chance_of_any=round(100 * chance_of_any(num_tests)),
         num_seeds=num_seeds,
@@ -215,13 +215,9 @@ def _question(study: Study, *, alone: bool, measured: bool) -> str:
 def _setting(view: View) -> list[tuple[str, str]]:
     record = view.record
     study, recipe = record.study, record.study.recipe
-    capped = [k for k in record.kernels if len(set(study.kernel_sizes(k))) > 1]
-    sizes = "; ".join(f"{k}: {'-'.join(map(str, study.kernel_sizes(k)))}" for k in record.kernels)
-    rows = [*_network_rows(view), ("kernels by stage", sizes)]
-    if capped:
-        rows.append(
-            ("", "capped at twice the side of the stage's map minus 1: further taps would never meet the image")
-        )
+    rows = [*_network_rows(view), ("kernels by stage", study.sizes_text(record.kernels))]
+    if study.capped_kernels(record.kernels):
+        rows.append(("", CAP))
     cells = [result.cell for result in record.results]
     smalls = sorted({cell.small_kernel for cell in cells if has_choice(cell.family, "small_kernel")})
     if smalls:
@@ -246,6 +242,7 @@ def _setting(view: View) -> list[tuple[str, str]]:
     rows.append(("receptive fields", f"{study.num_erf} images of {study.erf_size} pixels, raw gradient magnitude"))
     if study.data is None:
         rows.append(("conflict images", f"{study.num_conflict} scenes at each of {len(study.balances)} balances"))
+        rows.append(("", "shape bias and coverage: those at balance 0, with both cues full; PSE: all of them"))
     return rows
 
 

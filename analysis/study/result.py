@@ -202,7 +202,7 @@ class ByKernel:
         kernels: In order.
         by_seed: Values, shape (seeds, kernels), NaN where there is none.
         means: Over the finite values of each kernel, shape (kernels,).
-        ends: Of their 95 % intervals, shape (kernels, 2).
+        ends: Of their 95 % intervals, as far as they are possible, shape (kernels, 2).
     """
 
     kernels: list[int]
@@ -214,12 +214,13 @@ class ByKernel:
 def by_kernel(table: pd.DataFrame, measure: str) -> ByKernel:
     """Values, means and Student's intervals of the cells of one setting."""
     kernels, values = values_by_seed(table, measure)
+    interval = MEASURES[measure].interval if measure in MEASURES else mean_interval  # columns of a user's own
     finite = [column[np.isfinite(column)] for column in values.T]
     return ByKernel(
         kernels=kernels,
         by_seed=values,
         means=np.array([column.mean() if len(column) else np.nan for column in finite]),
-        ends=np.array([mean_interval(column.tolist()) for column in finite]),
+        ends=np.array([interval(column.tolist()) for column in finite]),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.statistics import Trend, mean_interval, trend
+from analysis.statistics import Trend, trend
 from analysis.study.measures import ASKED, SHAPE_BIAS, Measure, Question, shown
 from analysis.study.power import study_power
 from analysis.study.result import values_by_seed
@@ -109,16 +109,18 @@ def _finding(table: pd.DataFrame, measure: Measure, asked: Question, sequential:
         parts.append("the test goes by the order of all kernels; the difference of the two ends alone is uncertain")
     missing = len(values) - tested.num_repeats
     if missing:
-        parts.append(f"{missing} seed{'s' * (missing > 1)} without all values left out")
+        parts.append(f"left out: {missing} seed{'s that lack' if missing > 1 else ' that lacks'} a value")
     return Finding(question=asked.text, answer=answer, detail="; ".join(parts) + ".", trend=tested)
 
 
 def difference_text(tested: Trend, measure: Measure) -> str:
-    """The mean difference of a test, with its interval if it has one."""
+    """The mean difference of a test, with its interval, as far as that is possible, if it has one."""
     percent = measure.scale == 100
     text = _number(tested.difference, percent, unit=" percentage points", sign=True)
     if np.isfinite(tested.low):
-        low, high = (_number(end, percent, unit="", sign=True) for end in (tested.low, tested.high))
+        most = measure.possible[1] - measure.possible[0]
+        ends = np.clip((tested.low, tested.high), -most, most)
+        low, high = (_number(float(end), percent, unit="", sign=True) for end in ends)
         text += f" [{low}, {high}]"
     return text
 
@@ -175,35 +177,23 @@ def warnings_of(table: pd.DataFrame, *, chance: float) -> list[str]:
     full = table[table["erf_area_0.99"] >= 0.9]
     if len(full):
         kernels = ", ".join(str(kernel) for kernel in sorted(set(full["kernel"])))
-        notes.append(
-            f"The square with 99 % of the gradient takes nine tenths of the image or more (kernel {kernels}): there "
-            "the border limits that area; the area with half of the gradient is not concerned."
-        )
+        notes.append(border_text(f"kernel {kernels}"))
     return notes
 
 
-def interval_text(values: Sequence[float], *, percent: bool = False, lowest: float = 0.0) -> str:
-    """Mean and 95 % interval over seeds, such as "5.6 [4.9, 6.3]", cut where no value of a share can lie.
-
-    Args:
-        values: One for each seed; those that are not finite do not count.
-        percent: Shown in per cent.
-        lowest: Smallest possible value; the largest is 1.
-    """
-    finite = [value for value in values if np.isfinite(value)]
-    if not finite:
-        return "-"
-    scale, digits = (100, 1) if percent else (1, 2)
-    text = f"{scale * np.mean(finite):.{digits}f}"
-    low, high = mean_interval(finite)
-    if np.isnan(low):
-        return text
-    low, high = max(low, lowest), min(high, 1.0)
-    return f"{text} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+def border_text(named: str) -> str:
+    """What an area with 99 % of the gradient of nine tenths of the image or more says, of the networks of this name."""
+    return (
+        f"The square with 99 % of the gradient takes nine tenths of the image or more ({named}): gradient beyond the "
+        "border is cut off, so that this area cannot grow any further. Smaller shares are of the gradient inside the "
+        "image; their areas are a little too small as well."
+    )
 
 
 def summary_text(values: Sequence[float], measure: Measure, *, of: str = "seeds") -> str:
-    """A measure of the seeds of one setting, as a table shows it: with how many have it, where it is not all.
+    """A measure of the seeds of one setting, as a table shows it, such as "5.6 [4.9, 6.3]" or "0.25 (1 of 2 seeds)".
+
+    It is the mean with its 95 % interval, or the median of what has none, and how many have it where it is not all.
 
     Args:
         values: One for each seed.
@@ -216,5 +206,7 @@ def summary_text(values: Sequence[float], measure: Measure, *, of: str = "seeds"
     if measure.typical is not None:
         text = measure.typical(float(np.median(finite)))
     else:
-        text = interval_text(finite, percent=measure.scale == 100, lowest=measure.lowest)
+        digits = 1 if measure.scale == 100 else 2
+        mean, low, high = (f"{measure.scale * x:.{digits}f}" for x in (np.mean(finite), *measure.interval(finite)))
+        text = mean if len(finite) < 2 else f"{mean} [{low}, {high}]"
     return text if len(finite) == len(values) else f"{text} ({len(finite)} of {len(values)} {of})"

@@ -21,7 +21,8 @@ def test_train_then_report_then_more_cells(tmp_path: Path, capsys: pytest.Captur
     run(TRAIN, out)
     assert {path.name for path in (out / "cells").iterdir()} == {"k3_small3_seed0", "k5_small3_seed0"}
     run("report", out)
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    assert "warning: 2 of 2 networks are less than twice as accurate as guessing (8.3 %)" in told
     assert "No answer: no result of 1 seed with 2 kernels could be significant." in printed
     assert f"report: {out / 'report.html'}" in printed
     run(TRAIN.replace("--seeds 1", "--seeds 2"), out)
@@ -103,6 +104,7 @@ def test_posthoc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert words in methods and words in page
     assert "_stageN" not in methods
+    assert "[" not in methods and "Brackets" not in methods
     run(command, out)
     run("ablate posthoc torch.nn:Identity --out", out, code=2)
 

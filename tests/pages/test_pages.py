@@ -389,6 +389,10 @@ def test_networks_of_a_comparison_are_dots_with_names(made: Made, tab: Tab) -> N
     tab.open(made.page("compare"))
     tab.point(".dot[data-name='replknet_nano_k31']")
     assert tab.text("#points output").startswith("replknet_nano_k31: ")
+    names = "[...document.querySelectorAll('.points .name')].map((own) => own.textContent)"
+    assert tab.evaluate(names) == ["replknet_nano_k3", "replknet_nano_k31"]
+    axes = "[...document.querySelectorAll('#points select')].map((own) => own.value)"
+    assert tab.evaluate(axes) == ["shape_bias", "erf_area_0.5"]
 
 
 # Names of users ---------------------------------------------------------------------------------------------------

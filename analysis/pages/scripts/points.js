@@ -1,10 +1,12 @@
-/* Every cell or network as a dot: any measure against any other, one seed or all, names under the pointer. */
+/* Every cell or network as a dot: any measure against any other, one seed or all, names under the pointer, and beside
+   the dots of a few networks. */
 {
   const { items, means, measures, x, y } = data.points;
   const place = document.getElementById("points");
   const state = { x, y, seed: "" };
   const colors = ["var(--blue)", "#d55e00", "#009e73", "#cc79a7", "#b37a00", "#56b4e9"];
   const [height, left, right, top, bottom] = [340, 64, 16, 14, 46];
+  const [mostNamed, line] = [8, 14];
   let width = 0;
   const read = element("output", { class: "read", "data-hint": "Point at a dot to see what it is." });
   const frame = element("div");
@@ -34,6 +36,24 @@
   }
   const drawn = (tag, options, ...children) => element(tag, { svg: true, ...options }, ...children);
 
+  /* Beside each dot where there is room for its name; where there is none, the name is left to the pointer. */
+  function nameDots(svg, dots) {
+    const taken = dots.map(({ x, y }) => [x - 6, y - 6, x + 6, y + 6]);
+    const free = (box) => box[0] > left && box[2] < width && box[1] > 0 && box[3] < height - bottom
+      && taken.every((own) => box[2] <= own[0] || box[0] >= own[2] || box[3] <= own[1] || box[1] >= own[3]);
+    for (const { name, x, y } of dots) {
+      const text = drawn("text", { class: "name", text: name });
+      svg.append(text);
+      const long = text.getComputedTextLength();
+      const starts = [0, -line, line].flatMap((down) => [[x + 8, y + down], [x - 8 - long, y + down]]);
+      starts.push([x - long / 2, y - line], [x - long / 2, y + line]);
+      const start = starts.find(([from, middle]) => free([from, middle - line / 2, from + long, middle + line / 2]));
+      if (!start) { text.remove(); continue; }
+      taken.push([start[0], start[1] - line / 2, start[0] + long, start[1] + line / 2]);
+      text.setAttribute("x", start[0]);
+      text.setAttribute("y", start[1] + 4);
+    }
+  }
   function draw() {
     const shown = items.filter((item) => (state.seed === "" || String(item.seed) === state.seed)
       && item.values[state.x] !== null && item.values[state.y] !== null);
@@ -75,6 +95,8 @@
       svg.append(href ? drawn("a", { href }, dot) : dot);
     }
     frame.replaceChildren(svg);
+    if (!means.length && items.length <= mostNamed)
+      nameDots(svg, shown.map(({ name, values }) => ({ name, x: across.at(values[state.x]), y: up.at(values[state.y]) })));
   }
   const choices = measures.map((own) => [own.name, own.label]);
   const choose = (name) => {

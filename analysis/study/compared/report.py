@@ -97,7 +97,8 @@ def _points(comparison: Comparison, names: list[str]) -> dict[str, Any]:
         for row in rows
     ]
     axes = [{"name": name, "label": COMPARED[name].label or COMPARED[name].heading} for name in names]
-    x, y = (next(name for name in (wanted, *names) if name in names) for wanted in ("erf_area_0.5", "shape_bias"))
+    y = next(name for name in ("shape_bias", "accuracy", "erf_area_0.5", *names) if name in names)
+    x = next((name for name in ("erf_area_0.5", "parameters", *names) if name in names and name != y), y)
     return {"items": items, "means": [], "measures": axes, "x": x, "y": y}
 
 

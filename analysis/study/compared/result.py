@@ -131,7 +131,13 @@ def _measure(
     """Of a measurement; with the words and the scale of one of a study where it is the same."""
     if like:
         known = MEASURES[like]
-        options = {"label": known.label, "scale": known.scale, "limits": known.limits, **options}
+        options = {
+            "label": known.label,
+            "scale": known.scale,
+            "limits": known.limits,
+            "possible": known.possible,
+            **options,
+        }
         options["typical"] = known.typical
     return Measure(
         name, lambda seen: seen.of(part, take), heading or (MEASURES[like].heading if like else ""), **options
@@ -158,6 +164,7 @@ def _area(threshold: float) -> list[Measure]:
         heading=f"ERF {100 * threshold:g} % area (%)",
         label=MEASURES["erf_area_0.5"].label if threshold == 0.5 else "",
         scale=100,
+        possible=MEASURES["erf_area_0.5"].possible,
     )
     return _with_ends(measure, "erf", lambda erf: erf.area_ratio_interval(threshold))
 
@@ -183,7 +190,7 @@ _ALL = (
             lambda found: found.kappa,
             heading="error consistency with people",
             limits=(None, 1),
-            lowest=-1.0,
+            possible=(-1.0, 1.0),
         ),
         "consistency",
         lambda found: (found.low, found.high),

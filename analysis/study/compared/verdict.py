@@ -13,6 +13,7 @@ from analysis.runs.texts import few
 from analysis.shape_bias.result import LOW_CONGRUENT_ACCURACY
 from analysis.study.compared.measuring import NOT_GIVEN
 from analysis.study.compared.result import Comparison
+from analysis.study.verdict import border_text
 
 AREA, BIAS = "erf_area_0.5", "shape_bias"
 """The measures of which the comparison asks whether they go together."""
@@ -121,10 +122,7 @@ def warnings_of_networks(comparison: Comparison) -> list[str]:
 
     full = table[table["erf_area_0.99"] >= 0.9]
     if len(full):
-        notes.append(
-            f"The square with 99 % of the gradient takes nine tenths of the image or more ({of(full)}): there the "
-            "border limits that area, and the smaller ones a little."
-        )
+        notes.append(border_text(of(full)))
     weak = table[table["congruent_accuracy"] < LOW_CONGRUENT_ACCURACY]
     if len(weak):
         notes.append(

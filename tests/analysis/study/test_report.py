@@ -9,9 +9,13 @@ import pytest
 
 from analysis.runs.results import ResultError
 from analysis.study import record, report
+from analysis.study.design import CAP
 from analysis.study.measures import MEASURES
+from analysis.study.methods import study_methods
+from analysis.study.plots import plot_by_kernel
+from analysis.study.result import by_kernel
 from analysis.study.sweeping import run_study
-from analysis.study.verdict import findings, interval_text, summary_text, warnings_of
+from analysis.study.verdict import findings, summary_text, warnings_of
 from tests.analysis.study.test_running import TINY
 
 
@@ -82,17 +86,45 @@ def test_warnings() -> None:
     notes = warnings_of(weak, chance=0.1)
     assert len(notes) == 4
     assert "12 of 12 networks" in notes[0]
+    assert "(kernel 3, 7, 13, 31): gradient beyond the border is cut off" in notes[3]
 
 
-def test_interval_text() -> None:
-    assert interval_text([0.1, 0.2, 0.3], percent=True) == "20.0 [0.0, 44.8]"
-    assert interval_text([0.5]) == "0.50"
-    assert interval_text([np.nan]) == "-"
-    assert interval_text([-0.5, 0.5], lowest=-1) == "0.00 [-1.00, 1.00]"
+def test_a_summary_is_a_mean_with_its_interval_or_a_median() -> None:
+    assert summary_text([0.1, 0.2, 0.3], MEASURES["accuracy"]) == "20.0 [0.0, 44.8]"
+    assert summary_text([0.5], MEASURES["shape_bias"]) == "0.50"
+    assert summary_text([np.nan], MEASURES["shape_bias"]) == "-"
+    assert summary_text([-0.5, 0.5], MEASURES["pse"]) == "0.00 [-1.00, 1.00]"
     assert summary_text([np.nan, 0.0021, np.nan], MEASURES["seconds_per_step"]) == "2 (1 of 3 seeds)"
     assert summary_text([0.25, 0.25, np.nan], MEASURES["pse"]) == "0.25 [0.25, 0.25] (2 of 3 seeds)"
     assert summary_text([0.25, 0.25], MEASURES["pse"]) == "0.25 [0.25, 0.25]"
     assert summary_text([np.nan], MEASURES["seconds_per_step"]) == "-"
+
+
+def test_intervals_end_at_what_is_possible() -> None:
+    rows = table(bias=[[0.0, 1.0], [1.0, 0.0]], area=[[0.5, 0.9], [0.9, 0.9]], kernels=(3, 31)).assign(
+        ratio=[1, 2, 3, 4]
+    )
+    assert by_kernel(rows, "erf_area_0.5").ends.tolist() == [[0.0, 1.0], pytest.approx([0.9, 0.9])]
+    assert by_kernel(rows, "pse").ends.tolist() == [[-1.0, 1.0]] * 2
+    assert by_kernel(rows, "ratio").ends.min() < 0  # a user's own column
+    ax = plot_by_kernel(rows.assign(family="replknet", shortcut=True, small_kernel=3), [("shape_bias", "")])
+    (drawn,) = ax.collections
+    assert [np.asarray(path.vertices)[:, 1].tolist() for path in drawn.get_paths()] == [[0.0, 1.0]] * 2
+    found = {finding.question: finding.detail for finding in findings(rows)}
+    assert "+20.0 percentage points [-100.0, +100.0]" in found["Does a larger kernel see further?"]
+    assert "+0.00 [-1.00, +1.00]" in found["Does it see shape?"]
+    assert "+0.00 [-2.00, +2.00]" in found["Does a weaker shape still win?"]
+    assert summary_text([2.0, 3.0], MEASURES["macs"]) == "0.00"
+
+
+def test_seeds_that_lack_a_value_are_told() -> None:
+    for lacking, text in ((1, "left out: 1 seed that lacks a value."), (2, "left out: 2 seeds that lack a value.")):
+        rows = table(bias=RISING, area=RISING)
+        rows.loc[(rows["seed"] < lacking) & (rows["kernel"] == 3), "pse"] = np.nan
+        (found,) = (
+            finding.detail for finding in findings(rows) if finding.question == "Does a weaker shape still win?"
+        )
+        assert found.endswith(text)
 
 
 def test_equal_differences_are_no_answer() -> None:
@@ -169,6 +201,20 @@ def test_page_is_whole_and_self_contained(study: Path) -> None:
     assert "<b>no luck</b>" in page.text  # escaped: text, not a tag
     assert "#010203" not in source
     assert "currentColor" in source
+
+
+def test_the_page_and_the_methods_tell_the_same(study: Path) -> None:
+    page, methods = Page(), (study / "methods.txt").read_text()
+    page.feed((study / "report.html").read_text())
+    found = record.load_study(study)
+    warnings = warnings_of(pd.read_csv(study / "study.csv"), chance=1 / 12)
+    assert warnings and found.chance == 1 / 12
+    assert all(words in methods and words in page.text for words in warnings)
+    assert CAP not in methods and CAP not in page.text
+    small = study_methods(replace(found, study=replace(found.study, size=16, texture_scale=2.0)))
+    assert f"kernels of 3 and 5 pixels (5: 5-3 by stage, {CAP})" in small.paragraphs[0]
+    assert "intervals end at what is possible" in page.text and "they end at what is possible" in methods
+    assert "those at balance 0, with both cues full" in page.text and "S / (S + T) at balance 0" in methods
 
 
 def test_figures_and_table_are_files(study: Path) -> None:

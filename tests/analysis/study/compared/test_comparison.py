@@ -28,6 +28,7 @@ from analysis import (
 )
 from analysis.images.stimuli import parse_stimulus
 from analysis.study.compared.verdict import field_and_bias, warnings_of_networks
+from analysis.study.verdict import border_text
 from tests.analysis.study.test_report import Page
 
 SIDE = 20
@@ -223,12 +224,18 @@ def test_what_a_network_cannot_do_is_missing_and_the_rest_is_there(tmp_path: Pat
     assert ">100.0 [" in page
 
 
+def test_a_field_that_fills_the_image_is_told_as_in_a_study(compared: tuple[Comparison, Path]) -> None:
+    full = compare_networks([reader("wide", 21, 1)], compared[1] / "wide", **options())
+    assert border_text("wide") in warnings_of_networks(full)
+
+
 def test_without_stimuli_nobody_asks_for_shape(tmp_path: Path) -> None:
     comparison = compare_networks([reader("a", 3, 12), reader("b", 5, 6)], tmp_path, **options(stimuli=None))
     source = write_comparison(comparison, tmp_path / "out").read_text()
     page = source.partition("<body>")[2].partition("<script")[0]
     assert "<h1>Receptive field and cost of trained networks</h1>" in page
     assert "No shape bias: no stimuli were given." in page
+    assert '"x":"parameters","y":"erf_area_0.5"' in source
     assert page.lower().count("shape bias") == 1
     assert "Kendall" not in page
 
