@@ -73,7 +73,7 @@ class EvaluationResult(Result):
 
     @property
     def tops(self) -> tuple[int, ...]:
-        """The numbers of best classes that tell something: 1, and 5 where there are more classes and so many were kept."""
+        """The numbers of best classes that tell something: 1, and 5 where more classes are and five were kept."""
         return (1, _TOP) if len(self.classes) > _TOP <= self.best.shape[1] else (1,)
 
     def num_correct(self, top: int = 1) -> int:
