@@ -239,8 +239,9 @@ def _warnings(results: Sequence[ErfResult]) -> list[str]:
             )
         if result.fills_image():
             found.append(
-                f"the 99 % area of {result.model}, {result.layer} fills the image: it shows where the "
-                "network attends, not how far it could reach; measure at a larger --size"
+                f"the 99 % area of {result.model}, {result.layer} fills the image: gradient beyond the border is cut "
+                "off, so that this area cannot grow any further and smaller ones are a little too small as well; "
+                "measure at a larger --size"
             )
     return found
 
