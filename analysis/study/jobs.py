@@ -365,6 +365,8 @@ def _queued() -> dict[str, tuple[State, str]]:
 
 
 def _is_alive(pid: str) -> bool:
+    if not pid.isdecimal():  # Python reads "7_0" as 70
+        return False
     try:
         os.kill(int(pid), 0)
         command = Path(f"/proc/{pid}/cmdline")
