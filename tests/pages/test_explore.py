@@ -86,8 +86,8 @@ def classes(tab: Tab) -> str:
 
 def test_clicks_change_map_classes_layer_crop_and_network(served: Served, tab: Tab) -> None:
     tab.open(served.address)
-    at_once = "gradio_config.components.find(part => part.props.elem_id === 'picture').props.value !== null"
-    assert tab.evaluate(at_once)
+    shown = "window.gradio_config?.components.find(part => part.props.elem_id === 'picture').props.value"
+    tab.wait_for(f"!!({shown})")  # at once, not with the first answer
     first = facts(tab)
     before = pictures(tab)
     assert "arrow: unit (4, 4) of 8x8" in first
