@@ -19,6 +19,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from analysis.runs.signals import EndedBySignal
+
 COMMANDS = {
     "models": ("models", "List the networks and the published weights."),
     "predict": ("recognition", "Name what is in images."),
@@ -74,7 +76,7 @@ app = typer.Typer(
 # Typer keeps the base class of its parsing errors under another name in each version.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 _INTERRUPTED = 130
-_HEAD_START = 3.0
+_HEAD_START, _PATIENCE = 3.0, 30.0
 """Seconds."""
 _FOR_SEVERAL_PROCESSES = ("train", "evaluate", "erf", "shape-bias", "study", "ablate train")
 
@@ -121,7 +123,7 @@ def end_by_signal(number: int, frame: FrameType | None) -> None:
     """Handles a signal: ends the process as Ctrl-C does, so that nothing unfinished is left."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"replknet: ended by {signal.Signals(number).name}; the same command resumes", err=True)
-    sys.exit(128 + number)
+    raise EndedBySignal(128 + number)
 
 
 @contextmanager
@@ -198,22 +200,39 @@ def _all_processes(given: Sequence[str]) -> Iterator[None]:
         yield
         return
     number = int(os.environ["RANK"])
-    try:
-        with _quiet(number > 0):
-            command = " ".join(word for word in given[:2] if not word.startswith("-"))
-            if not command.startswith(_FOR_SEVERAL_PROCESSES):
-                raise ValueError(
-                    f"WORLD_SIZE={os.environ['WORLD_SIZE']}: {given[0]} runs in one process, without torchrun; "
-                    f"{', '.join(_FOR_SEVERAL_PROCESSES)} run in several"
-                )
-            from analysis.runs.processes import process_group
-
-            with process_group():
-                yield
-    except (ValueError, OSError, _UsageError):
+    command = " ".join(word for word in given[:2] if not word.startswith("-"))
+    if not command.startswith(_FOR_SEVERAL_PROCESSES):
         if number > 0:
-            time.sleep(_HEAD_START)  # mostly the first process says the same, and torchrun ends this one
-        raise
+            _wait_for_end()
+        raise ValueError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: {given[0]} runs in one process, without torchrun; "
+            f"{', '.join(_FOR_SEVERAL_PROCESSES)} run in several"
+        )
+    with _quiet(number > 0):
+        from analysis.runs.processes import process_group
+
+        with process_group() as store:
+            try:
+                yield
+            except (ValueError, OSError, _UsageError) as error:
+                if number > 0:
+                    time.sleep(_HEAD_START)  # what only this one knows is told; mostly the first knows it too
+                if _told_by_another(store, str(error)):
+                    _wait_for_end()
+                raise
+
+
+def _told_by_another(store: Any, message: str) -> bool:
+    try:
+        return int(store.add(f"told: {message}", 1)) > 1
+    except RuntimeError:  # the process that had the store is gone
+        return False
+
+
+def _wait_for_end() -> NoReturn:
+    """Leave the word to the process that says the same; whatever started both ends this one when that one has ended."""
+    time.sleep(_PATIENCE)
+    sys.exit(2)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from analysis.models.precision import true_float32
 from analysis.runs.identity import check_values
+from analysis.runs.signals import EndedBySignal
 from replknet import DepthwiseConv2d
 
 
@@ -40,7 +41,7 @@ def own_code(model: nn.Module, images: Tensor, name: str = "") -> Iterator[None]
     """Whatever the code of a model raises becomes a `ForwardError` that names the model and what it was given."""
     try:
         yield
-    except (ForwardError, LayerError):
+    except (ForwardError, LayerError, EndedBySignal):
         raise
     except (Exception, SystemExit) as error:  # of any type: it is not our code
         reason = ": ".join(filter(None, (type(error).__name__, str(error).strip().partition("\n")[0])))

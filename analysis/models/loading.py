@@ -19,6 +19,7 @@ from analysis.models.replknets import is_own, load_own
 from analysis.models.specs import near_names, network_in, split_name
 from analysis.models.weights import with_weights
 from analysis.runs.settings import SEEDS, check_number
+from analysis.runs.signals import EndedBySignal
 from replknet.networks import ANY_FAMILY
 
 SPECS = (
@@ -176,7 +177,7 @@ def _users_code(spec: str, folder: Path) -> Iterator[None]:
     """What the user's code raises, also to leave Python, as an error that names its last line in the folder."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EndedBySignal):
         raise
     except BaseException as error:
         lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]

@@ -9,10 +9,13 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -32,21 +35,25 @@ def _together() -> bool:
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
+def process_group() -> Iterator["Store"]:
     """Join the processes that torchrun, or whatever set its variables, has started; leave them at the end.
 
     Tensors on GPUs go through NCCL, all else through gloo. Each process gets the GPU of its number on its machine.
+    Gives what they have in common even where they no longer do the same.
 
     Raises:
         RuntimeError: If the others cannot be reached.
     """
+    from torch.distributed.rendezvous import rendezvous
+
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend)
+    store, number, count = next(rendezvous("env://"))
+    distributed.init_process_group(backend, store=store, rank=number, world_size=count)
     try:
-        yield
+        yield store
     finally:
         distributed.destroy_process_group()
 

@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from analysis.runs.signals import DeferredSignals, leave_signals_to_parent
 from analysis.training.parallel import TrainingError
-from analysis.training.signals import DeferredSignals, leave_signals_to_parent
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -26,12 +26,12 @@ from analysis.images.preparing import check_normalization, normalize
 from analysis.models.layers import evaluation_mode, fast_layout, run
 from analysis.runs.processes import copy_buffers, gather, in_turns, num_processes, rank, total
 from analysis.runs.settings import BATCHES, SEEDS, WORKERS, check_number
+from analysis.runs.signals import DeferredSignals, leave_signals_to_parent
 from analysis.training.batches import OrderedBatches, TrainingBatches, mix, random_state, seeded
 from analysis.training.parallel import TrainingError, check_division, lost_processes_named, prepared, unsynchronised
 from analysis.training.progress import Curve, TrainingState
 from analysis.training.readings import Readings
 from analysis.training.recipe import STEPS, Recipe
-from analysis.training.signals import DeferredSignals, leave_signals_to_parent
 
 _NUM_EVALUATIONS = 10
 

@@ -1,6 +1,7 @@
 """Networks by a name of the user's own, their folders, and weights for them, as they are typed."""
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -295,3 +296,24 @@ def test_what_a_network_has_answered_is_kept_until_all_have(images: str, here: P
     assert calls[6:] == ["two"]
     assert len(pd.read_csv("best.csv")) == 2 * 12 * 3
     assert sorted(path.name for path in here.glob(".best*")) == []
+
+
+@pytest.mark.parametrize("place", ["the module", "forward"])
+def test_a_signal_in_the_midst_of_ones_own_code_is_no_error_of_it(
+    images: str, here: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"own_ended_in_{place.split()[-1]}"
+    end = "os.kill(os.getpid(), signal.SIGTERM)\n"
+    Path(f"{name}.py").write_text(
+        "import os, signal, torch\n"
+        + (end if place == "the module" else "")
+        + "class Net(torch.nn.Conv2d):\n"
+        + "    def forward(self, x):\n"
+        + (f"        {end}" if place == "forward" else "")
+        + "        return super().forward(x).mean((2, 3))\n"
+        + "def make(): return Net(3, 4, 3)\n"
+    )
+    run(f"predict {name}.py:make {images} --size 32 --device cpu", code=128 + signal.SIGTERM)
+    said = capsys.readouterr().err
+    assert "ended by SIGTERM" in said
+    assert name not in said

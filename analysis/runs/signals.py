@@ -1,4 +1,4 @@
-"""Signals that ask a training to end."""
+"""Signals that ask a run to end."""
 
 import signal
 import threading
@@ -6,6 +6,10 @@ from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class EndedBySignal(SystemExit):
+    """A signal ends this process: no error of the code that was running, be it anybody's."""
 
 
 def leave_signals_to_parent(_: int) -> None:
