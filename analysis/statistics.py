@@ -116,7 +116,8 @@ def percentile_interval(draws: NDArray[np.float64], confidence: float) -> tuple[
     draws = draws[~np.isnan(draws)]
     if not len(draws):
         return float("nan"), float("nan")
-    low, high = np.quantile(draws, ((1 - confidence) / 2, (1 + confidence) / 2))
+    between: Any = "linear" if np.isfinite(draws).all() else "inverted_cdf"  # inf - inf has no value
+    low, high = np.quantile(draws, ((1 - confidence) / 2, (1 + confidence) / 2), method=between)
     return float(low), float(high)
 
 

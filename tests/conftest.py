@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ pytest_plugins = ["tests.fuzz.reporting"]
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported, which some test will do
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what is to go on in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two test processes on two cores: threads of one would only wait for those of the other.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -30,7 +30,9 @@ def _load_timm(name: str, pretrained: bool, num_classes: int | None, **options: 
     import timm
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:3] or difflib.get_close_matches(name, timm.list_models())
+        bare = name.partition(".")[0]
+        holding = sorted(timm.list_models(f"*{bare}*"), key=lambda own: (not own.startswith(bare), len(own)))
+        near = holding[:3] or difflib.get_close_matches(name, timm.list_models())
         raise ValueError(
             f"model='timm:{name}': timm has no such model" + (f"; near are {', '.join(near)}" if near else "")
         )

@@ -45,7 +45,7 @@ def erf_methods(results: Sequence[ErfResult], *, of: str = "") -> Methods:
     text = (
         f"Effective receptive fields (Luo et al., 2016; Ding et al., 2022) of {whose} were measured on "
         f"{counted(len(first.images), 'image')}{source} of {size} pixels. "
-        f"{_measured(first.options, layers)}"
+        f"{measured_text(first.options, layers)}"
     )
     signed = first.options.gradient_rule == "signed"
     if not signed:
@@ -74,7 +74,8 @@ def _layers(results: Sequence[ErfResult]) -> str:
     return names.replace(LAST, f"the {LAST}")
 
 
-def _measured(options: ErfOptions, layers: str) -> str:
+def measured_text(options: ErfOptions, layers: str) -> str:
+    """Which gradient a map shows, as a sentence."""
     unit = {
         "center": "the unit whose centre is nearest to the centre of the image",
         "feature-center": "the unit in row h // 2 and column w // 2",

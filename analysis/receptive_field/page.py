@@ -4,7 +4,6 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import matplotlib as mpl
@@ -16,6 +15,7 @@ from PIL import Image
 from analysis.pages.drawing import Drawing, shown_drawings
 from analysis.pages.page import Section, Table, doubles, rendered
 from analysis.receptive_field.measures import THRESHOLDS, FloatArray
+from analysis.receptive_field.methods import measured_text
 from analysis.receptive_field.result import ErfResult
 
 DECADES = 4
@@ -23,6 +23,7 @@ DECADES = 4
 _PIXELS = 2**19
 """Of all pictures of a page together; larger maps are shown as means of squares of pixels."""
 _SQUARES = (0.5, 0.99)
+_CENTERS = {"unit": "that of the unit's own field", "image": "that of the image, pixel (H // 2, W // 2)"}
 
 
 def erf_page(
@@ -63,7 +64,8 @@ def erf_page(
         setting=[
             ("images", f"{len(first.images)}; {first.image_source}"),
             ("protocol", first.protocol),
-            ("choices", ", ".join(f"{name} {value}" for name, value in asdict(first.options).items())),
+            ("measured", measured_text(first.options, "the layer")),
+            ("centre of squares", _CENTERS[first.options.square_center]),
             ("scale", "raw: neither normalised nor logarithmic; areas are parts of the image"),
         ],
         sections=[

@@ -177,7 +177,8 @@ class RecipeFile:
         known = sorted({item.name for item in fields(Recipe)} | set(_BY_EPOCHS.values()))
         for name, value in {**self.settings, **changes}.items():
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
+                close = [own for own in known if name == "".join(word[0] for word in own.split("_"))]
+                close = close or difflib.get_close_matches(name, known, n=1)
                 meant = f" (did you mean {close[0]}?)" if close else ""
                 raise ValueError(f"{name}={value!r}: no field of a recipe{meant}; expected {', '.join(known)}")
         for name, by_epochs in (*_BY_EPOCHS.items(), ("steps", "warmup_epochs")):

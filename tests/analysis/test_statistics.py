@@ -118,6 +118,12 @@ def test_no_interval_has_an_impossible_confidence(confidence: float) -> None:
         bootstrap_interval(lambda drawn: float(drawn.mean()), 3, confidence=confidence)
 
 
+def test_infinite_draws_have_an_interval() -> None:
+    draws = np.array([np.nan, 1.0, 2.0, 3.0, np.inf, np.inf])
+    assert percentile_interval(draws, 0.5) == (2.0, np.inf)
+    assert percentile_interval(-draws, 0.5) == (-np.inf, -2.0)
+
+
 def test_draws_are_a_positive_number_from_a_seed_that_can_be_one() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"num_resamples": 0}, "num_resamples=0: expected"),

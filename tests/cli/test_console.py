@@ -112,6 +112,7 @@ def test_both_ways_to_ask_for_help(command: str, capsys: pytest.CaptureFixture[s
         ("erf x --sise 3 --out o", "--size"),
         ("predict resnet50 images", "(did you mean timm:resnet50 or torchvision:resnet50?)"),
         ("predict timm:resnet5o images", "near are"),
+        ("predict timm:resnet5 images", "near are resnet50, "),
         ("predict torchvision:resnet55 images", "torchvision has no such model; near are resnet50"),
         ("train replknet_nano_k33 --recipe r --data d --out o", "recipe='r'"),
     ],

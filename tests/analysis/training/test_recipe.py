@@ -165,6 +165,8 @@ def test_unknown_names_and_changes() -> None:
         ("ema_decay=1", r"ema_decay=1: expected a number in \[0, 1\), or none"),
         ("ema_decay=nan", "ema_decay=nan: expected a number"),
         ("autocast=none", "autocast='none': expected 'bfloat16' or ''"),
+        ("lr=8", r"lr=8: no field of a recipe \(did you mean learning_rate\?\)"),
+        ("wd=8", r"wd=8: no field of a recipe \(did you mean weight_decay\?\)"),
         ("batchsize=8", r"batchsize=8: no field of a recipe \(did you mean batch_size\?\); expected accumulate, aug"),
     ],
 )
