@@ -96,7 +96,7 @@ def mappings(random: Random, folder: Path) -> Case:
     def run() -> None:
         mapping = analysis.LabelMapping.from_csv(path)
         num = sum(len(own) for _, own in mapping.indices)
-        lines = sum(bool(line.strip()) for line in re.split("[\r\n]", content.decode("utf-8-sig")))
+        lines = sum(bool(line.strip().strip(",")) for line in re.split("[\r\n]", content.decode("utf-8-sig")))
         if num != lines - 1 and b'"' not in content:
             raise WrongError(f"{num} indices of {lines - 1} lines")
 
