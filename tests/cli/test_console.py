@@ -6,7 +6,8 @@ from itertools import count
 
 import pytest
 
-from analysis.cli import COMMANDS, console
+from analysis.cli import COMMANDS, _as_typed, console
+from analysis.models.libraries import _unavailable
 from tests.cli.command import run
 
 
@@ -124,3 +125,9 @@ def test_what_was_meant(words: str, message: str, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_only_options_of_the_command_are_advised() -> None:
+    told = str(_unavailable("timm:resnet50", OSError("offline"), ""))
+    assert _as_typed(told, ["erf"]).endswith("or take random weights with --no-pretrained")
+    assert _as_typed(told, ["compare"]).endswith("go online once to fill the cache")
