@@ -173,6 +173,8 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
         names = (*SPELLING.get(match[1], ()), f"--{match[1].replace('_', '-')}")
         return next((f"{name}=" for name in names if name in typed), match[0])
 
+    if list(given[:1]) == ["compare"]:  # it has trained networks alone
+        message = message.replace(", or take random weights with pretrained=False", "")
     message = re.sub(r"(?:(?<=^)|(?<=, )|(?<=: ))([a-z_]+)=", option, message)
     return (
         message.replace("overwrite=True", "--overwrite")
@@ -180,6 +182,7 @@ def _as_typed(message: str, given: Sequence[str]) -> str:
             "with pretrained=False", "without --pretrained" if list(given[:1]) == ["train"] else "with --no-pretrained"
         )
         .replace("pretrained=False", "--no-pretrained")
+        .replace("pretrained=True", "--pretrained")
         .replace("trust=True", "--trust")
         .replace("with checkpoint=", "with --checkpoint ")
         .replace("labels=FILE", "--labels FILE")

@@ -4,12 +4,14 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from analysis.cli.console import told_if_slow
 from analysis.cli.options import MOST_WORKERS, parse_names, parse_numbers
 from analysis.images.inputs import Images
+from analysis.models.layouts import LAST
 from analysis.models.libraries import LIBRARIES, names_library
 from analysis.models.loaded import LoadedModel, resolve_device
 from analysis.models.loading import has_weights, load_model
@@ -72,7 +74,7 @@ class ModelChoice:
         named = [split_name(spec) for spec in specs]
         found: list[Path | None] = [None] * len(specs)
         for text in self.checkpoint or ():
-            name, path = self._owner(text, named)
+            name, path = _owner("checkpoint", text, named)
             if name:
                 own = [number for number, names in enumerate(named) if name in names]
             else:
@@ -87,23 +89,6 @@ class ModelChoice:
                     raise ValueError(f"checkpoint={text!r}: {specs[number]} has another weight file already")
                 found[number] = Path(path)
         return found
-
-    @staticmethod
-    def _owner(text: str, named: Sequence[tuple[str, str]]) -> tuple[str, str]:
-        """The name of a network, empty for none, and the file that it is given."""
-        for name in (name for names in named for name in names if name and text.startswith(f"{name}=")):
-            path = text.removeprefix(f"{name}=")
-            if not Path(text).exists():
-                return name, path
-            if Path(path).exists():
-                raise ValueError(f"checkpoint={text!r}: may be that file, or {path!r} for {name}; rename it")
-        if "=" in text and not Path(text).exists():
-            known = ", ".join(name or spec for name, spec in named)
-            raise ValueError(
-                f"checkpoint={text!r}: no such file, and no network is called {text.partition('=')[0]!r}; expected "
-                f"NAME=FILE with one of {known}"
-            )
-        return "", text
 
     def load(self, specs: Sequence[str], *, untrained: bool = False) -> list[LoadedModel]:
         """The networks of these names, one of replknet once for each of the kernel sizes.
@@ -201,35 +186,66 @@ def default_workers(cores: int) -> int:
     return max(0, min(MOST_WORKERS, cores - 1))
 
 
-def owned(option: str, texts: Sequence[str] | None, names: Sequence[str]) -> list[str | None]:
+def _owner(option: str, text: str, owners: Sequence[Sequence[str]]) -> tuple[str, str]:
+    """Of NAME=... the name of a network, empty for none, and what it is given; `owners` has the names of each."""
+    known = [name for names in owners for name in names if name]
+    name = max((name for name in known if text.startswith(f"{name}=")), key=len, default="")
+    value = text.removeprefix(f"{name}=") if name else text
+    if "=" not in text:
+        return "", text
+    if Path(text).exists():
+        if name and Path(value).exists():
+            raise ValueError(f"{option}={text!r}: may be that file, or {value!r} for {name}; rename it")
+        return "", text
+    if not name:
+        firsts = dict.fromkeys(next(filter(None, names)) for names in owners if any(names))
+        raise ValueError(
+            f"{option}={text!r}: no network is called {text.partition('=')[0]!r}; expected the value alone"
+            + (f", or NAME=... with one of {', '.join(firsts)}" if firsts else "")
+        )
+    return name, value
+
+
+def owned(
+    option: str, texts: Sequence[str] | None, names: Sequence[str], specs: Sequence[str] = ()
+) -> list[str | None]:
     """Of an option that may be given several times, what each network has: by NAME=..., or what is for all others.
 
     Args:
         option: For messages.
         texts: As typed.
         names: Of the networks; an untrained copy has what its original has.
+        specs: What was typed for each, which stands for its name, too.
 
     Raises:
         ValueError: If a name is that of none, or one has two.
     """
-    names = [name.removesuffix(UNTRAINED) for name in names]
-    found: dict[str, str] = {}
+    owners = [(name.removesuffix(UNTRAINED), spec) for name, spec in zip_longest(names, specs, fillvalue="")]
+    found: dict[int | None, str] = {}
     for text in texts or ():
-        owner = max((name for name in names if text.startswith(f"{name}=")), key=len, default="")
-        if not owner and "=" in text and not Path(text).exists():
-            raise ValueError(f"{option}={text!r}: expected what is meant, or NAME=... with one of {', '.join(names)}")
-        if owner in found:
-            raise ValueError(f"{option}={text!r}: {owner or 'all networks'} have another one already")
-        found[owner] = text.removeprefix(f"{owner}=") if owner else text
-    return [found.get(name, found.get("")) for name in names]
+        owner, value = _owner(option, text, owners)
+        for number in [number for number, own in enumerate(owners) if owner in own] if owner else [None]:
+            if number in found:
+                raise ValueError(f"{option}={text!r}: {owner or 'all networks'} have another one already")
+            found[number] = value
+    return [found.get(number, found.get(None)) for number in range(len(owners))]
 
 
 def layers_of(texts: Sequence[str] | None, loaded: Sequence[LoadedModel]) -> list[tuple[str, ...] | None]:
-    """Names of layers for each network (`owned`); None for a network that none is given for."""
-    found = owned("--layers", texts, [item.name for item in loaded])
-    return [None if text is None else parse_names("--layers", text) for text in found]
+    """Names of layers for each network (`owned`), `LAST` where `LAST_HELP` says so; None where none is given."""
+    specs = [item.source.partition(", ")[0] for item in loaded]
+    found = owned("--layers", texts, [item.name for item in loaded], specs)
+    return [
+        None if text is None else tuple(_layer(name, item) for name in parse_names("--layers", text))
+        for text, item in zip(found, loaded, strict=True)
+    ]
 
 
+def _layer(name: str, loaded: LoadedModel) -> str:
+    return LAST if name == "last" and name not in dict(loaded.module.named_modules()) else name
+
+
+LAST_HELP = "'last' is the last feature map, unless a layer is called so."
 MODEL_HELP = (
     "replknet_31b and siblings, replknet_31b.in1k_224 and other published weights (replknet models), timm:NAME, "
     "torchvision:NAME, hf:NAME, package.module:callable, a file (weights, TorchScript or an exported program, with "

@@ -110,7 +110,7 @@ class _Lines:
         self._began = self._told = time.monotonic()
         self._first: float | None = None
         self._done = self._total = 0.0
-        self._last: tuple[float, str] | None = None
+        self._last: tuple[float, str, str] | None = None
 
     def __call__(self, done: float, total: float, now: str = "") -> None:
         changed = bool(now) and now != self._now
@@ -121,16 +121,17 @@ class _Lines:
             self._tell()
 
     def end(self) -> None:
-        if self._first is not None and self._last != (self._done, self._now):
-            self._tell()
+        if self._first is not None and self._last != (self._done, self._now, ""):
+            self._tell(ended=True)
 
-    def _tell(self) -> None:
-        self._told, self._last = time.monotonic(), (self._done, self._now)
+    def _tell(self, *, ended: bool = False) -> None:
+        self._told = time.monotonic()
         passed, new = self._told - self._began, self._done - (self._first or 0)
         name = self._label if self._now == self._label else f"{self._label}: {self._now}"
         left = ""
-        if new > 0 and self._done < self._total:
+        if new > 0 and self._done < self._total and not ended:
             left = f", {self._up_to or 'about '}{_clock(passed * (self._total - self._done) / new)} left"
+        self._last = (self._done, self._now, left)
         share = f"{100 * self._done / self._total:.0f} % " if self._total and not self._up_to else ""
         amount = f"{self._done:g} of {self._up_to}{self._total:g}"
         print_line(f"{name}: {share}({amount}), {_clock(passed)} passed{left}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ import typer
 from rich.table import Table
 
 import replknet
-from analysis.cli.choosing import MODEL_HELP, ModelChoice, layers_of
+from analysis.cli.choosing import LAST_HELP, MODEL_HELP, ModelChoice, layers_of
 from analysis.cli.console import (
     command_line,
     parse_size,
@@ -28,7 +29,7 @@ from analysis.cli.methods import write_for_paper
 from analysis.cli.options import ErfBatch, Fields, Out, Overwrite, Workers, parse_three, takes
 from analysis.images.sets import ImageSet, load_images
 from analysis.models.layers import ForwardError, LayerError
-from analysis.models.layouts import find_feature_map
+from analysis.models.layouts import LAST, find_feature_map
 from analysis.models.loaded import LoadedModel
 from analysis.receptive_field.measures import THRESHOLDS
 from analysis.receptive_field.measuring import effective_receptive_field
@@ -72,8 +73,8 @@ def erf(
     layers: Annotated[
         list[str] | None,
         typer.Option(
-            help="Layers by name, separated by commas; 'last', the default, is the last feature map. NAME=... for one "
-            "network alone; may be given several times."
+            help=f"Layers by name, separated by commas; {LAST_HELP} By default that map. NAME=... for one network "
+            "alone; may be given several times."
         ),
     ] = None,
     grid: Annotated[
@@ -96,7 +97,7 @@ def erf(
     means, stds = parse_three("--mean", mean), parse_three("--std", std)
     check_number("num_images", num_images, COUNTS)
     loaded = choice.load(model, untrained=untrained)
-    wanted = [[None if name == "last" else name for name in names or ("last",)] for names in layers_of(layers, loaded)]
+    wanted = [[None if name == LAST else name for name in names or (LAST,)] for names in layers_of(layers, loaded)]
     loaded = [replace(item, mean=means or item.mean, std=stds or item.std) for item in loaded]
     pixels, notes = fitting_size(loaded, None if size is None else parse_size(size))
     named = {"grid": units, "prefix_tokens": prefix_tokens}
@@ -170,7 +171,8 @@ def _check_layers(
             except LayerError as error:
                 if len(loaded) == 1:
                     raise
-                raise LayerError(f"{item.name}: {error}; --layers {item.name}=... gives it layers of its own") from None
+                own = shlex.quote(f"{item.name}=...")
+                raise LayerError(f"{item.name}: {error}; --layers {own} gives it layers of its own") from None
 
 
 def _measure(

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.choosing import MODEL_HELP, ModelChoice, layers_of
+from analysis.cli.choosing import LAST_HELP, MODEL_HELP, ModelChoice, layers_of
 from analysis.cli.console import print_notes, skipped_notes
 from analysis.cli.options import Fields, InputSize, takes
 from analysis.exploring.explorer import Explorer, images_to_explore
-from analysis.models.layouts import LAST
 from analysis.models.loaded import DEFAULT_SIZE
 
 app = typer.Typer()
@@ -32,8 +31,8 @@ def explore(
     layers: Annotated[
         list[str] | None,
         typer.Option(
-            help="Layers that are offered, by name, separated by commas; 'last' is the last feature map. NAME=... for "
-            "one network alone; may be given several times. By default that and all with at most one dot in the name."
+            help=f"Layers that are offered, by name, separated by commas; {LAST_HELP} NAME=... for one network alone; "
+            "may be given several times. By default that map and all with at most one dot in the name."
         ),
     ] = None,
     size: InputSize = None,
@@ -55,7 +54,7 @@ def explore(
         offered, skipped = images_to_explore(images, num_images=num_images, size=side, seed=choice.seed)
         loaded = [choice.on_images(item, [own.image for own in offered], size) for item in loaded]
         named = zip(loaded, layers_of(layers, loaded), strict=True)
-        chosen = {item.name: [LAST if own == "last" else own for own in names] for item, names in named if names}
+        chosen = {item.name: names for item, names in named if names}
         explorer = Explorer(loaded, offered, layers=chosen, size=size)
         print_notes([*(note for item in loaded for note in item.notes), *skipped_notes(skipped)])
         address = f"http://{HOST}:{listening.getsockname()[1]}/"

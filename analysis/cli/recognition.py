@@ -12,7 +12,7 @@ import pandas as pd
 import typer
 from rich.table import Table
 
-from analysis.cli.choosing import MODEL_HELP, ModelChoice
+from analysis.cli.choosing import LAST_HELP, MODEL_HELP, ModelChoice
 from analysis.cli.console import (
     clear_errors_for_files,
     command_line,
@@ -29,7 +29,7 @@ from analysis.models.libraries import names_library
 from analysis.models.loaded import LoadedModel
 from analysis.models.replknets import is_own
 from analysis.recognition.evaluation import EvaluationResult, check_files, evaluate, num_outputs
-from analysis.recognition.features import LAST, POOLED, extract_features
+from analysis.recognition.features import POOLED, extract_features
 from analysis.recognition.labels import labelled_files
 from analysis.recognition.methods import evaluation_methods
 from analysis.recognition.prediction import Predictions, class_names, class_notes, predict
@@ -194,7 +194,7 @@ def features(
     layers: Annotated[
         str | None,
         typer.Option(
-            help=f"Layers by name, also 0, 1, ..., separated by commas; '{LAST}' is the last feature map.",
+            help=f"Layers by name, also 0, 1, ..., separated by commas; {LAST_HELP}",
         ),
     ] = None,
     average: Annotated[bool, typer.Option("--average", help="Average maps over their positions.")] = False,

@@ -239,8 +239,8 @@ def _keep_rule(study: Study, out: Path) -> None:
         return
     if former.until_width is not None and study.until_width is None:
         raise ValueError(
-            f"--until-width: expected, as in the command before ({former.until_width:g}): seeds were added to "
-            f"{str(out)!r} until an interval was narrow, which no test for a number fixed before allows for"
+            f"out={str(out)!r}: expected replknet study --until-width {former.until_width:g}, as before: seeds were "
+            "added until an interval was narrow, which no test for a number fixed before allows for"
         )
 
 

@@ -175,6 +175,7 @@ def _blocks(explorer: Explorer) -> Any:
                 **_crop(explorer, first),
                 step=2,
                 label="Large kernels cropped to",
+                info="The largest value is the whole kernel. Weights outside are set to zero; nothing is retrained.",
                 elem_id="kernel",
                 interactive=True,
                 min_width=260,

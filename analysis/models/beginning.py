@@ -9,7 +9,7 @@ import torch
 
 from analysis.models.libraries import load_library, names_library
 from analysis.models.loaded import RANDOM, LoadedModel
-from analysis.models.specs import near_names
+from analysis.models.specs import NETWORK_FILE, near_names
 from analysis.models.weights import fitted, put
 
 
@@ -25,7 +25,7 @@ def new_library_model(
 ) -> LoadedModel:
     """See `new_model`, for "timm:NAME" and "torchvision:NAME"."""
     if not names_library(spec) or spec.startswith("hf:"):
-        raise ValueError(f"model={spec!r}: expected a RepLKNet, timm:NAME or torchvision:NAME{near_names(spec)}")
+        raise ValueError(f"model={spec!r}: expected a RepLKNet, timm:NAME or torchvision:NAME{_hint(spec)}")
     options: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}  # some take none
     if options and spec.startswith("torchvision:"):
         raise ValueError(f"drop_path_rate={drop_path_rate}: expected 0 for {spec!r}; torchvision knows no such option")
@@ -43,3 +43,11 @@ def new_library_model(
             raise ValueError(f"gradient_checkpointing=True: {spec} knows no such option")
         saving(True)
     return replace(loaded, name=spec, notes=notes)
+
+
+def _hint(spec: str) -> str:
+    """How to go on from a file or the folder of a training, or else names that are near."""
+    file = Path(spec) / NETWORK_FILE if Path(spec).is_dir() else Path(spec)
+    if not file.is_file():
+        return near_names(spec)
+    return f"; to go on from these weights, their architecture by name with checkpoint={str(file)!r}"

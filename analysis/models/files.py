@@ -156,7 +156,8 @@ def load_file(path: Path, *, trust: bool = False) -> LoadedModel:
         return _load_program(path, _load_scripted if program == "TorchScript program" else _load_exported)
     if path.suffix == ONNX_SUFFIX:
         raise ValueError(
-            f"model={str(path)!r}: ONNX files cannot be read back into PyTorch; export to .pt or .pt2 for that"
+            f"model={str(path)!r}: ONNX files are run by onnxruntime, not by this toolkit; expected a file of PyTorch, "
+            "such as the network exported to .pt or .pt2"
         )
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "is no regular file"

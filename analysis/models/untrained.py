@@ -207,14 +207,16 @@ def small_scales(module: nn.Module) -> dict[str, float]:
 
 
 def signs_of_no_training(loaded: LoadedModel) -> tuple[str, ...]:
-    """A note on a network that is said to be trained and has `small_scales`, which a training would have moved."""
-    scales = small_scales(loaded.module)
-    if loaded.initial or not scales:
+    """A note on a network that is said to be trained and has `small_scales`, which a training would have moved.
+
+    A single value is alike in all channels whatever it was trained to.
+    """
+    found = [name for name in small_scales(loaded.module) if loaded.module.get_parameter(name).numel() > 1]
+    if loaded.initial or not found:
         return ()
-    names = few(list(scales))
     return (
-        f"{loaded.name}: {len(scales)} norms or layer scales ({names}) have one value in all channels, below 0.1, as "
-        "before a training: are these the trained weights?",
+        f"{loaded.name}: {len(found)} norms or layer scales ({few(found)}) have one value in all channels, below 0.1, "
+        "as before a training: are these the trained weights?",
     )
 
 

@@ -231,7 +231,7 @@ def _line(index: int) -> dict[str, Any]:
 
 
 def _label(result: ErfResult) -> str:
-    return result.model if result.layer.startswith("last") else f"{result.model}, {result.layer}"
+    return result.model if result.layer == LAST else f"{result.model}, {result.layer}"
 
 
 def _area(result: ErfResult, threshold: float) -> str:

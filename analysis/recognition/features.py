@@ -24,6 +24,8 @@ POOLED = "pooled"
 """Name of the vector that enters the last linear layer."""
 LAST = "last"
 """Name of the last feature map, of which the receptive field is measured; a layer that is called so comes first."""
+_TAKEN = ("images", "model", "file")
+"""Names that arrays in an .npz file cannot have: those of the texts in it, and of an argument of `numpy.savez`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -103,6 +105,12 @@ def extract_features(
     wanted = list(stages)
     if not wanted or len(set(wanted)) < len(wanted) or "" in wanted:
         raise ValueError(f"stages={wanted!r}: expected one or more different stages, layers or {POOLED!r}")
+    for name in _TAKEN:
+        if name in wanted:
+            raise ValueError(
+                f"stages={name!r}: no array can have this name, which the .npz file has for something else; expected "
+                "other layers, such as one inside that one"
+            )
     loaded, inputs = inputs_for(model, images, size)
 
     maps: dict[tuple[Any, ...], FeatureMap] = {}

@@ -56,7 +56,7 @@ def _environment(results: Sequence[EvaluationResult]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for name in sorted({name for result in results for name in result.settings} - {"weights", "images", "data"}):
         values = {result.model: str(result.settings[name]) for result in results if name in result.settings}
-        if len(set(values.values())) == 1:
+        if len(values) == len(results) and len(set(values.values())) == 1:
             found.append((name, next(iter(values.values()))))
         else:
             found += [(f"{name}, {model}", value) for model, value in values.items()]

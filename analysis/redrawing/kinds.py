@@ -155,7 +155,7 @@ def _erf(saved: Saved, look: Look) -> Figure:
     return field_plots.erf_figure(saved.fields, width=look.width, centered=look.centered, **look.colors)
 
 
-@_kind("erf-untrained", "a study", lambda saved: len(saved.studies) == 1, has_colors=True, has_center=True)
+@_kind("erf-untrained", "one study", lambda saved: len(saved.studies) == 1, has_colors=True, has_center=True)
 def _erf_untrained(saved: Saved, look: Look) -> Figure:
     view = _view(saved, look)
     fields = [replace(cell.untrained_erf, model=f"kernel {cell.cell.kernel}") for cell in view.first]
@@ -226,7 +226,7 @@ def _consistency(saved: Saved, look: Look) -> Figure:
 
 @_kind(
     "sensitivity",
-    "sensitivities to either cue",
+    "the sensitivities of one run",
     lambda saved: len(saved.sensitivity) == 1 and len(saved.sensitivity[0]),
 )
 def _sensitivity(saved: Saved, look: Look) -> Figure:
@@ -252,7 +252,7 @@ def _curves(saved: Saved, look: Look) -> Figure:
     return ax.get_figure(root=True)  # type: ignore[return-value]
 
 
-@_kind("posthoc", "a network with cropped kernels", lambda saved: saved.variants and len(saved.energy) == 1)
+@_kind("posthoc", "one network with cropped kernels", lambda saved: saved.variants and len(saved.energy) == 1)
 def _posthoc(saved: Saved, look: Look) -> Figure:
     return study_plots.posthoc_figure(posthoc_table(saved.variants), saved.energy[0], width=look.width)
 

@@ -197,8 +197,8 @@ class Study:
         return tuple(min(kernel, max(2 * side - 1, 3)) for side in maps)
 
     def capped_kernels(self, kernels: Sequence[int]) -> list[int]:
-        """Those of some kernels that are smaller in later stages; `CAP` says why."""
-        return [kernel for kernel in kernels if len(set(self.kernel_sizes(kernel))) > 1]
+        """Those of some kernels that are smaller in some stages; `CAP` says why."""
+        return [kernel for kernel in kernels if any(side != kernel for side in self.kernel_sizes(kernel))]
 
     def sizes_text(self, kernels: Sequence[int]) -> str:
         """The sides of kernels in each stage, such as "13: 13-7-3-3"."""

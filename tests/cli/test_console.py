@@ -6,7 +6,8 @@ from itertools import count
 
 import pytest
 
-from analysis.cli import COMMANDS, console
+from analysis.cli import COMMANDS, _as_typed, console
+from analysis.models.libraries import _unavailable
 from tests.cli.command import run
 
 
@@ -53,7 +54,10 @@ def test_a_limit_is_no_total(clock: list[float], capsys: pytest.CaptureFixture[s
         for cell in range(2):
             progress(10 * cell, 80, f"k{cell}")
             clock[0] += 30
-    assert capsys.readouterr().err == "study: k1: (10 of up to 80), 0:00:30 passed, up to 0:03:30 left\n"
+    assert capsys.readouterr().err.splitlines() == [
+        "study: k1: (10 of up to 80), 0:00:30 passed, up to 0:03:30 left",
+        "study: k1: (10 of up to 80), 0:01:00 passed",
+    ]
 
 
 def test_many_short_things_and_errors_make_no_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,3 +126,9 @@ def test_what_was_meant(words: str, message: str, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_only_options_of_the_command_are_advised() -> None:
+    told = str(_unavailable("timm:resnet50", OSError("offline"), ""))
+    assert _as_typed(told, ["erf"]).endswith("or take random weights with --no-pretrained")
+    assert _as_typed(told, ["compare"]).endswith("go online once to fill the cache")

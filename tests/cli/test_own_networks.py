@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 import replknet
-from analysis import ErfResult, SyntheticImages, load_model, save_stimuli
-from analysis.cli.choosing import ModelChoice
+from analysis import ErfResult, LoadedModel, SyntheticImages, load_model, save_stimuli
+from analysis.cli.choosing import ModelChoice, layers_of, owned
 from analysis.cli.console import told_if_slow
 from analysis.receptive_field.plots import plot_growth
 from analysis.redrawing.saved import read_saved
@@ -96,6 +98,8 @@ def test_layers_of_each_network(here: Path, capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().err
     assert said.startswith("replknet: K: --layers='features.3': the model has no such module")
     assert said.endswith("; --layers K=... gives it layers of its own\n")
+    run("erf", "K 3=replknet_nano_k3", "S=replknet_nano_k3", *f"{ERF} --out out --layers nope".split(), code=2)
+    assert "; --layers 'K 3=...' gives it" in capsys.readouterr().err
     run(f"{command} --layers S=features.3,last --layers stages.0")
     table = pd.read_csv("out/erf.csv")
     assert list(zip(table["model"].str[0], table["layer"], strict=True)) == [
@@ -135,7 +139,7 @@ def test_a_wait_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["one.pth"], "checkpoint='one.pth': expected NAME=FILE, as several networks are named"),
         (
             ["C=one.pth"],
-            "no such file, and no network is called 'C'; expected NAME=FILE with one of A, torchvision:vgg11",
+            "no network is called 'C'; expected the value alone, or NAME=... with one of A, torchvision:vgg11",
         ),
         (["A=one.pth", "A=two.pth"], "has another weight file already"),
         (["A=none.pth"], "'none.pth': no such file"),
@@ -156,6 +160,15 @@ def test_a_file_without_a_name_is_that_of_the_only_network_that_takes_one() -> N
     assert ModelChoice(checkpoint=["timm:resnet18=w.pth"]).checkpoints(specs) == [None, Path("w.pth")]
     assert ModelChoice(checkpoint=["w.pth"]).checkpoints(["other.pth", "a.b:c"]) == [None, Path("w.pth")]
     assert ModelChoice(checkpoint=["A=a=b.pth"]).checkpoints(["A=timm:resnet18"]) == [Path("a=b.pth")]
+
+
+def test_networks_are_called_as_typed_and_their_own_layers_come_first() -> None:
+    own = LoadedModel(name="N (random weights)", module=nn.Sequential(OrderedDict(last=nn.ReLU())), source="timm:n")
+    other = LoadedModel(name="M", module=nn.ReLU(), source="timm:m, kernels 3-3")
+    assert layers_of(["timm:n=last,a", "timm:m=b"], [own, other]) == [("last", "a"), ("b",)]
+    assert layers_of(["last"], [own, other]) == [("last",), ("last feature map",)]
+    with pytest.raises(ValueError, match=r"--labels='X=m\.csv': no network is called 'X'; expected the value alone$"):
+        owned("--labels", ["X=m.csv"], [""])
 
 
 def test_bare_weights_name_the_option(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,7 +190,7 @@ BAD = [
     ("evaluate replknet_nano_k3 --data IMAGES --confusion", "--confusion: goes with --out only"),
     ("evaluate replknet_nano_k3 --data IMAGES --out FOLDER", "holds files of something else"),
     ("features replknet_nano_k3 IMAGES --out /proc/f.npz", "cannot be written"),
-    ("predict NEW.onnx IMAGES", "ONNX files cannot be read back"),
+    ("predict NEW.onnx IMAGES", "ONNX files are run by onnxruntime, not by this toolkit"),
     ("reparameterize WEIGHTS WEIGHTS --overwrite", "is the source itself"),
     ("predict replknet_nano_k3 IMAGES --seed -1", "--seed=-1: expected a whole number from 0"),
     ("info nowhere.pth", "model='nowhere.pth': no such file"),

@@ -43,7 +43,7 @@ def test_a_sequence_of_seeds_stays_one(tmp_path: Path, capsys: pytest.CaptureFix
     save_study(replace(preset("quick"), num_seeds=7, until_width=0.2), "", tmp_path / "out")
     for line in ("study --preset quick --seeds 7 --out", "ablate train --preset quick --out"):
         run(line, tmp_path / "out", code=2)
-        assert "--until-width: expected, as in the command before (0.2)" in capsys.readouterr().err
+        assert "expected replknet study --until-width 0.2, as before" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"study.json"}
 
 

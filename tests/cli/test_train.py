@@ -139,6 +139,14 @@ def test_wrong_options_are_one_line_and_leave_nothing(
         "model='resnet18': expected a RepLKNet, timm:NAME or torchvision:NAME (did you mean timm:resnet18"
         in capsys.readouterr().err
     )
+    former = tmp_path / "former"
+    former.mkdir()
+    (former / "network.safetensors").touch()
+    run(SMALL.replace("replknet_nano_k3", str(former)), "--data", data, "--out", tmp_path / "out", code=2)
+    way = f"their architecture by name with --checkpoint '{former / 'network.safetensors'}'"
+    assert way in capsys.readouterr().err
+    run(SMALL, "--pretrained", "--checkpoint", "w.pth", "--data", data, "--out", tmp_path / "out", code=2)
+    assert "--checkpoint='w.pth': expected none with --pretrained" in capsys.readouterr().err
 
 
 def test_a_network_of_timm_and_shards(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

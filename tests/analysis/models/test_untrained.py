@@ -163,3 +163,5 @@ def test_weights_of_no_training_are_told() -> None:
             torch.nn.init.normal_(parameter)
     assert signs_of_no_training(LoadedModel(name="Mine", module=module)) == ()
     assert signs_of_no_training(load_model("replknet_nano_k31")) == ()
+    slope = nn.PReLU(init=0.04)
+    assert small_scales(slope) and signs_of_no_training(LoadedModel(name="Mine", module=slope)) == ()

@@ -1,5 +1,6 @@
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from scipy import stats
 from analysis import ErfResult, EvaluationResult, ResultError, evaluate, labelled_files
 from analysis.images.imagenet import imagenet_classes
 from analysis.images.labelled import DataError
+from analysis.recognition.page import evaluation_page
 from tests.analysis.recognition.test_prediction import COLOURS
 from tests.networks import efficientnet_lite0
 
@@ -67,6 +69,9 @@ def test_saved_and_read_again(data: Path, tmp_path: Path) -> None:
     assert again.images == result.images
     assert np.array_equal(again.best, result.best)
     assert again.settings["data"] == str(data)
+    device = {**result.settings, "gpu": "one of them"}
+    page = evaluation_page([replace(result, settings=device), replace(result, model="other")], command="", files=[])
+    assert f"gpu, {result.model}" in page
     with pytest.raises(FileExistsError):
         result.save(tmp_path / "out")
     with pytest.raises(ResultError, match="expected a result of kind 'effective receptive field'"):

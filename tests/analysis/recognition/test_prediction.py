@@ -183,6 +183,8 @@ def test_the_last_feature_map_and_layers_that_are_called_by_numbers(folder: Path
     np.testing.assert_allclose(means, found.arrays["last"].mean((2, 3)), atol=1e-6)
     named = nn.Sequential(OrderedDict(last=nn.Conv2d(3, 2, 4, 4), act=nn.ReLU()))  # a layer of that name is that layer
     assert (extract_features(named, folder, stages=["last"]).arrays["last"] < 0).any()
+    with pytest.raises(ValueError, match="stages='file': no array can have this name"):
+        extract_features(nn.Sequential(OrderedDict(file=nn.Flatten())), folder, stages=["file"])
 
 
 def test_features_of_other_networks(folder: Path) -> None:

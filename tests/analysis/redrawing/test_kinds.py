@@ -19,7 +19,7 @@ from torch import nn
 import analysis
 from analysis import ErfResult, ShapeBiasResult
 from analysis.figures import axes_or_new, draw_intervals, ink_on, new_axes, paper_style
-from analysis.receptive_field.plots import plot_erf
+from analysis.receptive_field.plots import plot_erf, plot_radial
 from analysis.recognition.evaluation import EvaluationResult
 from analysis.redrawing.kinds import Look, draw_saved, kinds_of
 from analysis.redrawing.saved import Saved, read_saved
@@ -207,6 +207,9 @@ def test_a_wrong_kind_says_which_there_are(folders: dict[str, Path]) -> None:
     ):
         with pytest.raises(ValueError, match=f"kind='{kind}': needs {needs}, which these results do not .*: {known}$"):
             draw_saved(saved, kind)
+    two = pd.DataFrame(columns=["kernel"])
+    with pytest.raises(ValueError, match="kind='sensitivity': needs the sensitivities of one run, which"):
+        draw_saved(replace(saved, sensitivity=(two, two)), "sensitivity")
     for look, message in (
         (Look(width=float("nan")), "width=nan: expected 1.5 to 20 inches"),
         (Look(cmap="virids"), "cmap='virids': expected a colour map of matplotlib, such as viridis"),
@@ -280,6 +283,8 @@ def test_compared_maps_share_one_bar_and_a_legend(folders: dict[str, Path]) -> N
     assert named == ["square with 50 % of the gradient", "square with 99 % of the gradient"]
     styles = [line.get_linestyle() for line in legend.get_lines()]
     assert styles[0] == "-" and styles[1] == "--"
+    curves = plot_radial([field("net", "last_conv"), field("net")])
+    assert [line.get_label() for line in curves.lines] == ["net, last_conv", "net"]
 
 
 def test_squares_are_told_from_any_map() -> None:

@@ -235,6 +235,7 @@ def test_kernels_are_capped_at_the_map() -> None:
     assert study.kernel_sizes(13) == (13, 13, 7, 3)
     assert study.kernel_sizes(3) == (3, 3, 3, 3)
     assert replace(study, size=96).kernel_sizes(31) == (31, 23, 11, 5)
+    assert replace(study, layers=(1,), channels=(16,), size=16, texture_scale=2.0).capped_kernels((3, 7, 13)) == [13]
     assert len(study.cells()) == 12
     assert len(preset("full").cells()) == 80
 

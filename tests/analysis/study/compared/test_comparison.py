@@ -28,7 +28,6 @@ from analysis import (
 )
 from analysis.images.stimuli import parse_stimulus
 from analysis.study.compared.verdict import field_and_bias, warnings_of_networks
-from analysis.study.verdict import border_text
 from tests.analysis.study.test_report import Page
 
 SIDE = 20
@@ -226,7 +225,8 @@ def test_what_a_network_cannot_do_is_missing_and_the_rest_is_there(tmp_path: Pat
 
 def test_a_field_that_fills_the_image_is_told_as_in_a_study(compared: tuple[Comparison, Path]) -> None:
     full = compare_networks([reader("wide", 21, 1)], compared[1] / "wide", **options())
-    assert border_text("wide") in warnings_of_networks(full)
+    said = "\n".join(warnings_of_networks(full))
+    assert "takes nine tenths of the image or more (wide): gradient beyond the border is cut off" in said
 
 
 def test_without_stimuli_nobody_asks_for_shape(tmp_path: Path) -> None:
