@@ -124,10 +124,11 @@ def shape_bias(
     loaded = choice.load(specs) if specs else []
     mappings = _mappings(labels, loaded, whole is not None)
     mapping = mappings[0]
-    if labels is not None:
-        loaded = [
-            replace(item, notes=(*item.notes, *renamed(item, own))) for item, own in zip(loaded, mappings, strict=False)
-        ]
+    tables = owned("--labels", labels, [item.name for item in loaded])
+    loaded = [
+        item if table is None else replace(item, notes=(*item.notes, *renamed(item, own)))
+        for item, table, own in zip(loaded, tables, mappings, strict=False)
+    ]
     recorded = [_recorded(spec) for spec in model if spec.endswith(".csv")]
     people = [] if humans is None else read_observers(humans, categories=None)
     asked = [*recorded, *people]
