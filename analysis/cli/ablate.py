@@ -9,7 +9,7 @@ from rich.table import Table
 
 from analysis.cli.choosing import ModelChoice, default_workers
 from analysis.cli.console import command_line, print_line, print_notes, print_table, progress_bar, run_folder
-from analysis.cli.methods import write_for_paper
+from analysis.cli.methods import networks_told
 from analysis.cli.options import ErfBatch, Fields, Labels, Out, Overwrite, Workers, parse_numbers, takes
 from analysis.cli.study import (
     PLACE,
@@ -27,6 +27,7 @@ from analysis.cli.study import (
 from analysis.runs.folder import RunFolder
 from analysis.runs.identity import hash_weights
 from analysis.runs.memory import keep_freed_memory
+from analysis.runs.methods import software, write_methods
 from analysis.runs.processes import by_first
 from analysis.runs.settings import SIDES
 from analysis.runs.tables import write_table
@@ -252,8 +253,9 @@ def ablate_posthoc(
                 progress=progress,
             )
         table, energy = posthoc.posthoc_table(results), posthoc.kernel_energy(module)
-        methods, environment = posthoc_methods(results, loaded.name), results[0].erf.environment
-        by_first(lambda: write_for_paper(methods, folder, [environment], [model], [loaded]))
+        methods = posthoc_methods(results, loaded.name) + networks_told([model], [loaded], initial=False)
+        methods += software([results[0].erf.environment])
+        by_first(lambda: write_methods(methods, folder.replace))
         by_first(lambda: _write(results, energy, folder, loaded.name))
     shown = Table("variant", "accuracy (%)", "ERF 50 % area (%)", "ERF 99 % area (%)", "shape bias", "coverage (%)")
     for row in table.to_dict("records"):

@@ -20,15 +20,15 @@ from analysis.cli.console import (
     skipped_notes,
 )
 from analysis.cli.erf import fitting_size
+from analysis.cli.methods import networks_told
 from analysis.cli.options import BatchSize, ErfBatch, Fields, Labels, Out, Overwrite, Workers, takes
 from analysis.images.sets import load_images
 from analysis.images.stimuli import load_stimuli
 from analysis.models.layers import ForwardError
 from analysis.models.loaded import LoadedModel
-from analysis.models.specs import split_name
 from analysis.runs.folder import folder_names
 from analysis.runs.memory import keep_freed_memory
-from analysis.runs.methods import PAPER, networks_of
+from analysis.runs.methods import PAPER
 from analysis.runs.settings import COUNTS, check_number
 from analysis.shape_bias.categories import LabelMapping
 from analysis.shape_bias.mapping import common_classes
@@ -130,9 +130,7 @@ def compare(
             folder.add(name)
         if comparison.people:
             save_people(comparison.people, folder.add(PEOPLE).parent)
-        page = write_comparison(
-            comparison, out, command=command_line(), works=networks_of([split_name(spec)[1] for spec in model], [])
-        )
+        page = write_comparison(comparison, out, command=command_line(), told=networks_told(model, loaded))
     _report(comparison)
     print_notes([*(note for item in loaded for note in item.notes), *skipped_notes(chosen.skipped)])
     if shown is not None:

@@ -25,7 +25,7 @@ from analysis.cli.console import (
     run_folder,
     skipped_notes,
 )
-from analysis.cli.methods import write_for_paper
+from analysis.cli.methods import networks_told
 from analysis.cli.options import ErfBatch, Fields, Out, Overwrite, Workers, parse_three, takes
 from analysis.images.sets import ImageSet, load_images
 from analysis.models.layers import ForwardError, LayerError
@@ -39,6 +39,7 @@ from analysis.receptive_field.result import ErfResult
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.memory import keep_freed_memory
+from analysis.runs.methods import software, write_methods
 from analysis.runs.processes import by_first
 from analysis.runs.settings import COUNTS, check_number
 from analysis.runs.tables import write_table
@@ -136,7 +137,9 @@ def erf(
         for item, identity, own in zip(loaded, identities, wanted, strict=True):
             for layer in own:
                 results.append(_measure(item, identity, layer, chosen, options, folder, *next(places)))
-        by_first(lambda: write_for_paper(erf_methods(results), folder, (r.environment for r in results), model, loaded))
+        methods = erf_methods(results) + networks_told(model, loaded, initial=False)
+        methods += software(result.environment for result in results)
+        by_first(lambda: write_methods(methods, folder.replace))
         by_first(lambda: _write_outputs(results, folder))
     _report(results, notes)
     typer.echo(f"results, table, figures and page (index.html): {out}")

@@ -118,7 +118,7 @@ def _show(described: ModelDescription, depth: int) -> None:
     side = "x".join(map(str, described.image_size))
     tried = ", ".join(str(other) for other in described.taken)
     table = Table(show_header=False, title=f"{loaded.name}, for an image of {side} pixels")
-    table.add_row("module", type(loaded.module).__name__)
+    table.add_row("module", loaded.architecture)
     kind = "free" if described.free_size else "fixed"
     taken = ", ".join(str(other) for other, works in described.taken.items() if works)
     table.add_row(
@@ -171,7 +171,7 @@ def _content(described: ModelDescription) -> dict[str, Any]:
     loaded = described.model
     return {
         "name": loaded.name,
-        "module": type(loaded.module).__name__,
+        "module": loaded.architecture,
         "image_size": described.image_size,
         "input_size": loaded.input_size,
         "free_size": described.free_size,

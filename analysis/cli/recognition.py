@@ -22,7 +22,7 @@ from analysis.cli.console import (
     run_folder,
     skipped_notes,
 )
-from analysis.cli.methods import write_for_paper
+from analysis.cli.methods import networks_told
 from analysis.cli.options import BatchSize, Fields, InputSize, Overwrite, Workers, parse_names, takes
 from analysis.images.addresses import fetched
 from analysis.models.libraries import names_library
@@ -36,6 +36,7 @@ from analysis.recognition.prediction import Predictions, class_names, class_note
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import identify
 from analysis.runs.memory import keep_freed_memory
+from analysis.runs.methods import software, write_methods
 from analysis.runs.processes import by_first
 from analysis.runs.tables import write_table
 from analysis.runs.writing import check_writable, replacing
@@ -320,8 +321,8 @@ def _for_paper(
     loaded: Sequence[LoadedModel],
     size: int | None,
 ) -> None:
-    environments = [result.settings for result in results]
-    write_for_paper(evaluation_methods(results), folder, environments, specs, loaded, prepared=True, size=size)
+    methods = evaluation_methods(results) + networks_told(specs, loaded, prepared=True, size=size)
+    write_methods(methods + software(result.settings for result in results), folder.replace)
 
 
 def _save(result: EvaluationResult, name: str, folder: RunFolder) -> None:

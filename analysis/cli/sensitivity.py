@@ -175,19 +175,19 @@ def report_sensitivities(found: Sensitivities) -> None:
     )
     for kind, own in found.table.groupby("stimuli", sort=False):
         chances = [f"{own[f'{cue}_chance'].iloc[0]:.4f} for the {cue}" for cue in CUES]
-        ways = sorted(
-            {
-                "their own size" if math.isnan(size) else f"{size:.0f} px ({resize})"
-                for resize, size in zip(own["resize"], own["input_size"].astype(float), strict=True)
-            }
-        )
         clusters, as_they_are = own["cluster"].iloc[0], ", unresized where they have it"
         if kind == SINGLE_CUES:
             clusters, as_they_are = "image" if clusters == "image" else "class", ""
+        ways = sorted(
+            {
+                "their own size" if math.isnan(size) else f"{size:.0f} px ({resize}{as_they_are})"
+                for resize, size in zip(own["resize"], own["input_size"].astype(float), strict=True)
+            }
+        )
         print_line(
             f"{str(kind).capitalize()}: outputs in random order give {' and '.join(chances)} "
             f"({own['observer'].iloc[0]}); bootstrap over {clusters} clusters; images go in at "
-            f"{'; '.join(ways)}{as_they_are}, with each network's mean and std."
+            f"{'; '.join(ways)}, with each network's mean and std."
         )
     for (first, second), agreement in found.agreements.items():
         tau = "is not defined"

@@ -11,7 +11,7 @@ import typer
 
 from analysis.cli.choosing import MODEL_HELP, ModelChoice, owned
 from analysis.cli.console import command_line, print_notes, progress_bar, run_folder, skipped_notes
-from analysis.cli.methods import write_for_paper
+from analysis.cli.methods import networks_told
 from analysis.cli.options import BatchSize, Fields, Out, Overwrite, Workers, parse_names, parse_three, takes
 from analysis.cli.sensitivity import (
     SINGLE_CUES,
@@ -26,7 +26,7 @@ from analysis.models.loaded import LoadedModel
 from analysis.models.specs import split_name
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import NetworkIdentity, identify
-from analysis.runs.methods import Methods
+from analysis.runs.methods import Methods, software, write_methods
 from analysis.runs.processes import by_first
 from analysis.runs.results import ResultError
 from analysis.runs.texts import few
@@ -124,10 +124,11 @@ def shape_bias(
     loaded = choice.load(specs) if specs else []
     mappings = _mappings(labels, loaded, whole is not None)
     mapping = mappings[0]
-    if labels is not None:
-        loaded = [
-            replace(item, notes=(*item.notes, *renamed(item, own))) for item, own in zip(loaded, mappings, strict=False)
-        ]
+    tables = owned("--labels", labels, [item.name for item in loaded])
+    loaded = [
+        item if table is None else replace(item, notes=(*item.notes, *renamed(item, own)))
+        for item, table, own in zip(loaded, tables, mappings, strict=False)
+    ]
     recorded = [_recorded(spec) for spec in model if spec.endswith(".csv")]
     people = [] if humans is None else read_observers(humans, categories=None)
     asked = [*recorded, *people]
@@ -198,9 +199,9 @@ def shape_bias(
         if comparison is not None:
             by_first(partial(write_tables, comparison, folder))
         by_first(lambda: write_sensitivities(sensitivities, folder))
-        methods = _methods(comparison, single_cues, cluster)
-        environments = [result.environment for result in (*measured, *single_cues)]
-        by_first(lambda: write_for_paper(methods, folder, environments, specs, loaded, prepared=True, size=size))
+        methods = _methods(comparison, single_cues, cluster) + networks_told(specs, loaded)
+        methods += software(result.environment for result in (*measured, *single_cues))
+        by_first(lambda: write_methods(methods, folder.replace))
         by_first(lambda: _write_page(comparison, sensitivities, chosen, folder))
     notes = [note for item in loaded for note in item.notes]
     if whole is not None and chosen is not None:

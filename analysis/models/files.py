@@ -16,7 +16,7 @@ from torch import nn
 import replknet
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.images.preparing import check_normalization
-from analysis.models.layers import missing_head
+from analysis.models.layers import kind_of, missing_head
 from analysis.models.libraries import load_library, quiet
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
 from analysis.models.weights import put
@@ -278,6 +278,11 @@ class _Scripted(nn.Module):
     def __init__(self, program: nn.Module) -> None:
         super().__init__()
         self.program = program
+
+    @property
+    def original_name(self) -> str:
+        """Of the class that it was made of."""
+        return kind_of(self.program)
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.program(x)

@@ -137,17 +137,17 @@ def missing_head(model: nn.Module, num_outputs: int) -> str:
     if isinstance(stated, int):
         return "" if stated == num_outputs else f"its num_classes is {stated}"
     for name, module in model.named_modules():
-        parts = list(module.children()) if _kind(module) == "Sequential" else []
-        if name.rpartition(".")[2] in _HEADS and _kind((parts or [module])[-1]) == "Identity":
+        parts = list(module.children()) if kind_of(module) == "Sequential" else []
+        if name.rpartition(".")[2] in _HEADS and kind_of((parts or [module])[-1]) == "Identity":
             return f"its {name} is an Identity"
     weighted = [module for module in model.modules() if list(module.parameters(recurse=False))]
     if isinstance(model, nn.Sequential) and weighted and isinstance(weighted[-1], nn.BatchNorm2d | nn.GroupNorm):
-        return f"it ends in a {_kind(weighted[-1])}"
+        return f"it ends in a {kind_of(weighted[-1])}"
     return ""
 
 
-def _kind(module: nn.Module) -> str:
-    """The name of its class, also in TorchScript."""
+def kind_of(module: nn.Module) -> str:
+    """The name of its class, also in TorchScript and within the wrapper of a library's network."""
     return str(getattr(module, "original_name", type(module).__name__))
 
 

@@ -135,6 +135,11 @@ class _Logits(nn.Module):
         super().__init__()
         self.network = network
 
+    @property
+    def original_name(self) -> str:
+        """Of the class within, by the name that TorchScript gives it."""
+        return type(self.network).__name__
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.network(pixel_values=x).logits
         return logits

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from analysis.images.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from analysis.images.preparing import Transform, evaluation_transform
+from analysis.models.layers import kind_of
 from analysis.runs.results import Shown
 
 DEFAULT_SIZE = 224
@@ -57,11 +58,16 @@ class LoadedModel(Shown):
     source: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def architecture(self) -> str:
+        """The name of the network's class."""
+        return kind_of(self.module)
+
     def headline(self) -> dict[str, Any]:
         """Name, kind and size of the network, and what it takes and gives."""
         return {
             "name": self.name,
-            "module": type(self.module).__name__,
+            "module": self.architecture,
             "parameters": sum(parameter.numel() for parameter in self.module.parameters()),
             "input_size": self.input_size,
             "classes": len(self.classes) or None,

@@ -9,7 +9,7 @@ from analysis.receptive_field.result import ErfResult
 from analysis.runs.methods import Methods, counted, joined, with_interval
 
 _THRESHOLDS = (0.5, 0.99)
-_UNTOLD = ("tensors", "prepared for the model")
+UNTOLD = ("tensors", "prepared for the model")
 """How images came that a user's own code has made."""
 _OUTPUTS = {"relu": "rectified outputs", "identity": "outputs"}
 _GRADIENTS = {
@@ -36,7 +36,7 @@ def erf_methods(results: Sequence[ErfResult], *, of: str = "") -> Methods:
     whose = of or f"{counted(len(models), 'network')} ({joined(models)})"
     size = joined(dict.fromkeys(" x ".join(map(str, result.map_size)) for result in results))
     works = ["luo2016erf", "ding2022replknet"]
-    told = [] if first.image_source in _UNTOLD else [first.image_source]
+    told = [] if first.image_source in UNTOLD else [first.image_source]
     if first.image_source == GENERATED:
         told, works = [f"{GENERATED}, Lee et al., 2001", f"seed {first.seed}"], [*works, "lee2001deadleaves"]
     elif first.seed is not None and told:

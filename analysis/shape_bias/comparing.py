@@ -167,12 +167,18 @@ def agreement_table(consistency: pd.DataFrame) -> pd.DataFrame:
 
 def guessing_text(results: Sequence[ShapeBiasResult]) -> str:
     """What shares an observer would have that names each category as often, whatever it sees, in words."""
-    numbers = sorted({len(result.categories) for result in results})
-    return "; ".join(
-        f"guessing among {number} categories gives coverage {100 * min(2 / number, 1):.3g} %, shape bias 0.5 and "
-        f"{100 / number:.3g} % answered with the shape"
-        for number in numbers
-    )
+    found: dict[int, str] = {}
+    for result in sorted(results, key=lambda own: len(own.categories)):
+        number, counted = len(result.categories), result.num_images
+        ratio = ""
+        if counted:
+            decided = counted + int((result.columns["counted"] & result.columns["conflict"]).sum())
+            coverage = min(decided / counted / number, 1)
+            ratio = f"coverage {100 * coverage:.3g} %, shape bias {counted / decided:.3g} and "
+        found.setdefault(
+            number, f"guessing among {number} categories gives {ratio}{100 / number:.3g} % answered with the shape"
+        )
+    return "; ".join(found.values())
 
 
 def pooled_by_category(results: Sequence[ShapeBiasResult], by: Literal["shape", "texture"] = "shape") -> pd.DataFrame:

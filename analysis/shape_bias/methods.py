@@ -63,13 +63,13 @@ def shape_bias_methods(
             "the "
             f"largest score, {score}; of equal scores {'the first' if options.tie == 'first' else 'none'} counts."
         )
+        text += "".join(_outputs(result) for result in decided) + _sizes(decided)
     text += (
         " Shape bias is the number of shape decisions divided by that of shape and of texture decisions, "
         f"{_ESTIMATORS[options.estimator]}. Brackets are 95 % percentile intervals of {num_resamples} bootstrap draws "
         "of "
         f"{_DRAWN[cluster]} (Efron and Tibshirani, 1993{two_ways})."
     )
-    text += "".join(_outputs(result) for result in decided)
     text += f" Any other answer, also outside of {_these(first)}, counts as neither."
     paragraphs = [text, " ".join(_found(result, cluster) for result in results)]
     if len(people) > 1:
@@ -95,6 +95,7 @@ def sensitivity_methods(results: Sequence[ShapeBiasResult]) -> Methods:
         f"on {counted(len(first.stimuli), 'stimulus', 'stimuli')} of {first.source} that show one of the two cues; "
         "they are "
         "in sensitivity.csv with their 95 % bootstrap intervals (Efron and Tibshirani, 1993)."
+        f"{_sizes(results)}"
     )
     return Methods((text,), ("kim2026refinedbias", "efron1993bootstrap"))
 
@@ -108,7 +109,18 @@ def _outputs(result: ShapeBiasResult) -> str:
     if result.mapping is None or set(result.mapping.indices) <= set(IMAGENET.indices):
         return ""
     pairs = [f"{', '.join(map(str, own))} for {category}" for category, own in result.mapping.indices]
-    return f" Of {result.observer} these are the outputs {joined(pairs)}."
+    return f" The classes of the categories are, of {result.observer}, the outputs {joined(pairs)}."
+
+
+def _sizes(results: Sequence[ShapeBiasResult]) -> str:
+    """The sizes at which networks saw the images, as each recorded it."""
+    seen: dict[str, list[str]] = {}
+    for result in results:
+        if result.preprocessing:
+            size = result.preprocessing["input_size"]
+            seen.setdefault("their own size" if size is None else f"{size} pixels", []).append(result.observer)
+    each = [f"{size}{f' ({joined(names)})' if len(seen) > 1 else ''}" for size, names in seen.items()]
+    return f" The images went in at {joined(each)}." if each else ""
 
 
 def _found(result: ShapeBiasResult, cluster: Cluster) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.receptive_field.methods import erf_methods
+from analysis.receptive_field.methods import UNTOLD, erf_methods
 from analysis.recognition.methods import evaluation_methods
 from analysis.runs.methods import FAMILIES, Methods, counted, joined
 from analysis.shape_bias.comparing import common_images
@@ -28,7 +28,7 @@ def study_methods(record: StudyRecord) -> Methods:
     seeds = table["seed"].nunique()
     images = f"the images of {Path(study.data).name}" if study.data else "generated images with two cues"
     number = "" if study.data else f"{study.num_train} "
-    works = ["loshchilov2019adamw", "student1908mean", "luo2016erf"]
+    works = ["loshchilov2019adamw", "luo2016erf"]
     families = [family_named(name).name for name in dict.fromkeys(table["family"])]
     works += [FAMILIES[name] for name in families if name in FAMILIES]
     lesser = study.capped_kernels(record.kernels)
@@ -68,14 +68,17 @@ def study_methods(record: StudyRecord) -> Methods:
         )
         works.append("geirhos2019texture")
     sequential = study.until_width is not None
-    text += " Brackets after means are Student's 95 % intervals over seeds (Student, 1908)"
-    if sequential:
-        text += (
-            ", for a number fixed before; those after differences are always valid, since seeds were added until that "
-            "of the difference in shape bias between the largest and the smallest kernel was "
-            f"{study.until_width:g} wide or less, or the limit was reached"
-        )
-    text += "; they end at what is possible."
+    if seeds > 1:
+        where = "means" if sequential else "means and differences"
+        text += f" Brackets after {where} are Student's 95 % intervals over seeds (Student, 1908)"
+        if sequential:
+            text += (
+                ", for a number fixed before; those after differences are always valid, since seeds were added until "
+                "that of the difference in shape bias between the largest and the smallest kernel was "
+                f"{study.until_width:g} wide or less, or the limit was reached"
+            )
+        text += "; they end at what is possible."
+        works.append("student1908mean")
     paragraphs = [text, *filter(None, [" ".join(warnings_of(table, chance=record.chance))])]
     for label, rows in settings_of(table):
         named = f"{label[0].upper()}{label[1:]}: " if label else ""
@@ -128,9 +131,11 @@ def posthoc_methods(results: Sequence[VariantResult], name: str) -> Methods:
         for name, words in (("accuracy", "accuracy"), ("shape_bias", "shape bias (Geirhos et al., 2019)"))
         if np.isfinite(getattr(whole, name))
     ]
+    fields_on = whole.measured_on.get("receptive_field", "")
+    images = f" on images {fields_on}" if whole.erf.image_source in UNTOLD and fields_on else ""
     text += (
-        f" Measured were {joined([*measured, 'the effective receptive field'])}; the values are in posthoc.csv, by the "
-        f"names of the variants ({names_explained([result.variant for result in results])})."
+        f" Measured were {joined([*measured, 'the effective receptive field'])}{images}; the values are in "
+        f"posthoc.csv, by the names of the variants ({names_explained([result.variant for result in results])})."
     )
     fields = erf_methods([result.erf for result in results], of="these variants")
     works = ("geirhos2019texture",) if np.isfinite(whole.shape_bias) else ()

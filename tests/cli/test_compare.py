@@ -29,6 +29,7 @@ def test_the_same_numbers_as_the_commands_for_one_measurement(
     assert f"report: {out / 'report.html'}" in printed.out
     table = pd.read_csv(out / "compare.csv")
     assert list(table["network"]) == NANO.split()
+    assert "replknet_nano_k3: RepLKNet, " in (out / "methods.txt").read_text()
     run(f"erf {NANO} --size 64 --num-images 2 --out", tmp_path / "erf")
     run(f"shape-bias {NANO} --stimuli {images / 'conflict'} --out", tmp_path / "bias")
     run(f"evaluate replknet_nano_k31 --data {images / 'congruent'} --out", tmp_path / "accuracy")

@@ -18,6 +18,7 @@ import replknet
 from analysis import ErfResult, LoadedModel, SyntheticImages, load_model, save_stimuli
 from analysis.cli.choosing import ModelChoice, layers_of, owned
 from analysis.cli.console import told_if_slow
+from analysis.cli.methods import networks_told
 from analysis.receptive_field.plots import plot_growth
 from analysis.redrawing.saved import read_saved
 from analysis.runs.identity import identify
@@ -90,6 +91,8 @@ def test_a_file_of_weights_for_each(here: Path, capsys: pytest.CaptureFixture[st
     mine, random = choice.load(["A=torchvision:squeezenet1_1", "B=torchvision:squeezenet1_1"])
     assert identify(mine.module).weights == identify(networks["one"]).weights
     assert (bool(mine.initial), bool(random.initial)) == (False, True)
+    told = "B: SqueezeNet, 1,235,496 parameters (torchvision:squeezenet1_1; not trained: own initialisation, seed 0)."
+    assert networks_told([], [random]).paragraphs == (told,)
 
 
 def test_layers_of_each_network(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,9 +116,9 @@ def test_layers_of_each_network(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert [(own.model[0], own.layer) for own in redrawn] == list(
         zip(table["model"].str[0], table["layer"], strict=True)
     )
-    assert (
-        "S is a SqueezeNet of 1,235,496 parameters (torchvision:squeezenet1_1)." in Path("out/methods.txt").read_text()
-    )
+    methods = Path("out/methods.txt").read_text()
+    assert "S: SqueezeNet, 1,235,496 parameters (torchvision:squeezenet1_1)." in methods
+    assert methods.count("not trained") == 2  # once of each
     results = [ErfResult.load(path.parent) for path in sorted(Path("out").glob("*/result.json"))]
     ticks = [label.get_text() for label in plot_growth(results).get_xticklabels()]
     assert ticks == ["stages.0", "features.3", "last feature map"]

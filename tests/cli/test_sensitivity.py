@@ -106,6 +106,7 @@ def test_both_kinds_of_stimuli_and_how_their_rankings_agree(
         "bicubic, no crop",
         "bilinear, antialiased, short side to 256, central crop",
     ]
+    assert "(Efron and Tibshirani, 1993). The images went in at 224 pixels." in (out / "methods.txt").read_text()
     bias = pd.read_csv(out / "shape_bias.csv").set_index("observer")
     columns = ["shape_sensitivity", "texture_low", "texture_top1", "relative_sensitivity"]
     np.testing.assert_allclose(bias.loc[names, columns], table[columns].iloc[:3])

@@ -214,8 +214,12 @@ def test_a_table_of_labels_is_of_networks_with_the_same_classes(tmp_path: Path, 
         "W": (("lion", (1,)), ("wolf", (0, 9))),
     }
     methods = (tmp_path / "out" / "methods.txt").read_text()
-    assert "Of W these are the outputs 1 for lion and 0, 9 for wolf." in methods
-    assert "parameters (tests.cli.test_shape_bias:ten_classes, images prepared at 224 pixels)." in methods
+    assert (
+        "of equal scores the first counts. The classes of the categories are, of T, the outputs 0 for lion and 1 for "
+        "wolf. The classes of the categories are, of W, the outputs 1 for lion and 0, 9 for wolf. The images went in "
+        "at their own size (T) and 16 pixels (W). Shape bias is"
+    ) in methods
+    assert "parameters (tests.cli.test_shape_bias:ten_classes)." in methods
 
 
 def test_the_mapping_of_a_network_is_by_the_names_of_its_classes(

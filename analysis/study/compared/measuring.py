@@ -159,7 +159,7 @@ class _Network:
         environment = describe_environment(place_of(loaded.module))
         new = NetworkResult(
             name=loaded.name,
-            architecture=type(loaded.module).__name__,
+            architecture=loaded.architecture,
             input_size=size,
             settings={},
             environment=environment,

@@ -1,6 +1,5 @@
 """One self-contained HTML page of networks beside each other, with its figures and its table."""
 
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ _SETTING = (
 
 
 def write_comparison(
-    comparison: Comparison, directory: str | PathLike[str], *, command: str = "", works: Sequence[str] = ()
+    comparison: Comparison, directory: str | PathLike[str], *, command: str = "", told: Methods | None = None
 ) -> Path:
     """Write the table, every figure as PNG and PDF, a text on the methods, and `report.html` into a folder.
 
@@ -33,7 +32,7 @@ def write_comparison(
         comparison: Of `compare_networks`.
         directory: For them.
         command: What makes the page again, shown on it.
-        works: Keys of further works that the networks are to be cited by, see `analysis.runs.methods.networks_of`.
+        told: What the networks are, for the text on the methods.
 
     Returns:
         The path of the page.
@@ -46,8 +45,9 @@ def write_comparison(
     view = ComparisonView(comparison)
     with replacing(directory / TABLE) as path:
         write_table(comparison.table, path)
-    methods = comparison_methods(comparison) + software(network.environment for network in comparison.networks)
-    write_methods(methods + Methods((), tuple(works)), lambda name: replacing(directory / name))
+    methods = comparison_methods(comparison) + (told or Methods((), ()))
+    methods += software(network.environment for network in comparison.networks)
+    write_methods(methods, lambda name: replacing(directory / name))
     panels = panels_of(view)
     sections, maps = drawn(panels, SECTIONS, view, directory / FIGURES)
     figures = [f"{FIGURES}/{panel.name}.pdf" for panel in panels if view.has(panel.needs)]

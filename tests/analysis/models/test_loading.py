@@ -192,6 +192,7 @@ def test_classifiers_of_transformers(tmp_path: Path, image: Image.Image) -> None
     processor.save_pretrained(tmp_path)
     loaded = load_model(f"hf:{tmp_path}")
     assert loaded.classes == ("kind 0", "kind 1", "kind 2")
+    assert loaded.architecture == "ConvNextForImageClassification"
     pixels = processor(images=image, return_tensors="pt")["pixel_values"]
     prepared = loaded.preparation()(image)
     assert torch.equal(prepared, pixels[0])

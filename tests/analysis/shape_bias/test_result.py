@@ -20,7 +20,7 @@ from analysis import (
     read_responses,
     write_responses,
 )
-from analysis.shape_bias.comparing import common_images, pooled_by_category
+from analysis.shape_bias.comparing import common_images, guessing_text, pooled_by_category
 from analysis.shape_bias.result import CLUSTERS
 from tests.analysis.shape_bias.observers import crossed, observer
 
@@ -69,6 +69,14 @@ def test_estimators_and_congruent_images_by_hand() -> None:
     assert SEVEN.with_options(estimator="category-mean").shape_bias == pytest.approx(1 / 3)
     assert SEVEN.with_options(estimator="category-median").shape_bias == pytest.approx(1 / 3)
     included = SEVEN.with_options(congruent="include")
+    number = len(SEVEN.categories)
+    whole = f"coverage {200 / number:.3g} %, shape bias 0.5 and {100 / number:.3g} % answered with the shape"
+    assert guessing_text([SEVEN]) == f"guessing among {number} categories gives {whole}"
+    assert f"coverage {100 * 13 / 7 / number:.3g} %, shape bias {7 / 13:.3g} and" in guessing_text([included])
+    congruent = SEVEN.restricted(["dog4-dog5.png"])
+    assert guessing_text([congruent]) == (
+        f"guessing among {number} categories gives {100 / number:.3g} % answered with the shape"
+    )
     assert (included.num_images, included.num_shape, included.num_texture) == (7, 3, 2)
     assert included.shape_bias == pytest.approx(3 / 5)
     for wrong in ({"estimator": "mode"}, {"congruent": "half"}, {"aggregation": "x"}, {"tie": "bogus"}):

@@ -213,7 +213,10 @@ def test_the_page_and_the_methods_tell_the_same(study: Path) -> None:
     assert CAP not in methods and CAP not in page.text
     small = study_methods(replace(found, study=replace(found.study, size=16, texture_scale=2.0)))
     assert f"kernels of 3 and 5 pixels (5: 5-3 by stage, {CAP})" in small.paragraphs[0]
-    assert "intervals end at what is possible" in page.text and "they end at what is possible" in methods
+    assert "intervals end at what is possible" in page.text and "Brackets" not in methods  # one seed
+    again = tuple(replace(own, cell=replace(own.cell, seed=own.cell.seed + 1)) for own in found.results)
+    several = replace(found, results=(*found.results, *again))
+    assert "Brackets after means and differences are Student's" in study_methods(several).paragraphs[0]
     assert "those at balance 0, with both cues full" in page.text and "S / (S + T) at balance 0" in methods
 
 
