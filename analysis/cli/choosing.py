@@ -4,7 +4,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -206,21 +205,19 @@ def _owner(option: str, text: str, owners: Sequence[Sequence[str]]) -> tuple[str
     return name, value
 
 
-def owned(
-    option: str, texts: Sequence[str] | None, names: Sequence[str], specs: Sequence[str] = ()
-) -> list[str | None]:
+def owned(option: str, texts: Sequence[str] | None, loaded: Sequence[LoadedModel]) -> list[str | None]:
     """Of an option that may be given several times, what each network has: by NAME=..., or what is for all others.
 
     Args:
         option: For messages.
         texts: As typed.
-        names: Of the networks; an untrained copy has what its original has.
-        specs: What was typed for each, which stands for its name, too.
+        loaded: The networks, called by their names or as they were typed; an untrained copy has what its original has.
+            Without one, the only element of the result is what is for all.
 
     Raises:
         ValueError: If a name is that of none, or one has two.
     """
-    owners = [(name.removesuffix(UNTRAINED), spec) for name, spec in zip_longest(names, specs, fillvalue="")]
+    owners = [(item.name.removesuffix(UNTRAINED), item.source.partition(", ")[0]) for item in loaded]
     found: dict[int | None, str] = {}
     for text in texts or ():
         owner, value = _owner(option, text, owners)
@@ -228,13 +225,12 @@ def owned(
             if number in found:
                 raise ValueError(f"{option}={text!r}: {owner or 'all networks'} have another one already")
             found[number] = value
-    return [found.get(number, found.get(None)) for number in range(len(owners))]
+    return [found.get(number, found.get(None)) for number in range(max(1, len(owners)))]
 
 
 def layers_of(texts: Sequence[str] | None, loaded: Sequence[LoadedModel]) -> list[tuple[str, ...] | None]:
     """Names of layers for each network (`owned`), `LAST` where `LAST_HELP` says so; None where none is given."""
-    specs = [item.source.partition(", ")[0] for item in loaded]
-    found = owned("--layers", texts, [item.name for item in loaded], specs)
+    found = owned("--layers", texts, loaded)
     return [
         None if text is None else tuple(_layer(name, item) for name in parse_names("--layers", text))
         for text, item in zip(found, loaded, strict=True)

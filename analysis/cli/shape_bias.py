@@ -122,9 +122,9 @@ def shape_bias(
             categories,
         )
     loaded = choice.load(specs) if specs else []
-    mappings = _mappings(labels, loaded, whole is not None)
+    tables = owned("--labels", labels, loaded)
+    mappings = _mappings(tables, loaded, whole is not None)
     mapping = mappings[0]
-    tables = owned("--labels", labels, [item.name for item in loaded])
     loaded = [
         item if table is None else replace(item, notes=(*item.notes, *renamed(item, own)))
         for item, table, own in zip(loaded, tables, mappings, strict=False)
@@ -227,18 +227,17 @@ def shape_bias(
     typer.echo(f"results, tables, figures and page (index.html): {out}")
 
 
-def _mappings(labels: Sequence[str] | None, loaded: Sequence[LoadedModel], needed: bool) -> list[LabelMapping]:
+def _mappings(files: Sequence[str | None], loaded: Sequence[LoadedModel], needed: bool) -> list[LabelMapping]:
     """That of each network, or the one for answers alone.
 
     Args:
-        labels: Of the option.
+        files: The table of each, or of the answers alone.
         loaded: The networks.
         needed: Whether they answer stimuli by categories.
 
     Raises:
         ValueError: If one table is for networks of different classes, or the tables have different categories.
     """
-    files = owned("--labels", labels, [item.name for item in loaded] or [""])
     if not loaded:
         return [own_mapping(()) if file is None else LabelMapping.from_csv(file) for file in files]
     for file in dict.fromkeys(files):

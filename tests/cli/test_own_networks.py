@@ -171,7 +171,7 @@ def test_networks_are_called_as_typed_and_their_own_layers_come_first() -> None:
     assert layers_of(["timm:n=last,a", "timm:m=b"], [own, other]) == [("last", "a"), ("b",)]
     assert layers_of(["last"], [own, other]) == [("last",), ("last feature map",)]
     with pytest.raises(ValueError, match=r"--labels='X=m\.csv': no network is called 'X'; expected the value alone$"):
-        owned("--labels", ["X=m.csv"], [""])
+        owned("--labels", ["X=m.csv"], [])
 
 
 def test_bare_weights_name_the_option(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
