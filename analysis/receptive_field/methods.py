@@ -77,13 +77,13 @@ def _layers(results: Sequence[ErfResult]) -> str:
 def measured_text(options: ErfOptions, layers: str) -> str:
     """Which gradient a map shows, as a sentence."""
     unit = {
-        "center": "the unit whose centre is nearest to the centre of the image",
-        "feature-center": "the unit in row h // 2 and column w // 2",
-    }.get(str(options.unit), f"the unit in row and column {options.unit}")
+        "center": f"the unit of {layers} whose centre is nearest to the centre of the image",
+        "feature-center": f"the unit of {layers} in row h // 2 and column w // 2",
+    }.get(str(options.unit), f"the unit of {layers} in row and column {options.unit}")
     colors = "summed over the colours" if options.sum_colors == "after" else "taken of the sum over the colours"
     return (
-        f"In each image the gradient of the sum over channels of the {_OUTPUTS[options.output_rule]} of {unit} of "
-        f"{layers} was taken with respect to the input; {_GRADIENTS[options.gradient_rule]} {colors} and averaged over "
+        f"In each image the gradient of the sum over channels of the {_OUTPUTS[options.output_rule]} of {unit} "
+        f"was taken with respect to the input; {_GRADIENTS[options.gradient_rule]} {colors} and averaged over "
         "the images."
     )
 

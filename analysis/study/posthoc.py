@@ -27,7 +27,8 @@ from analysis.runs.identity import hash_weights
 from analysis.runs.results import Result, ResultError, check_shares
 from analysis.runs.settings import COUNTS, LARGEST_KERNEL, SEEDS, SIDES, check_number
 from analysis.runs.writing import clear_leftovers, plain
-from analysis.shape_bias.categories import IMAGENET, MAPPING, LabelMapping
+from analysis.shape_bias.categories import IMAGENET, LabelMapping
+from analysis.shape_bias.mapping import own_mapping
 from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, preprocessing_of
 from analysis.study.design import Study
 from analysis.study.images import StudyImages
@@ -304,7 +305,7 @@ def materials_for(
         loaded: A network of `replknet` and its preprocessing.
         data: Image folder with `val` (or `test`), for the accuracy.
         stimuli: Folder of cue-conflict stimuli, for the shape bias.
-        mapping: From outputs to categories; by default ImageNet's, or that of generated images.
+        mapping: From outputs to categories; by default ImageNet's, or the classes that the network names.
         images: Folder of images for receptive fields; by default the network's own kind, or dead leaves.
         size: Their side in pixels; by default what the study used, or four times the network's input.
         num_images: How many of them.
@@ -351,7 +352,7 @@ def materials_for(
     chosen = load_stimuli(stimuli) if stimuli is not None else generated.conflict(0.0) if generated else None
     if mapping is not None and chosen is None:
         raise ValueError("mapping=LabelMapping(...): goes with stimuli only; there are none")
-    mapping = mapping or (MAPPING if generated is not None else IMAGENET)
+    mapping = mapping or (IMAGENET if chosen is None else own_mapping([loaded]))
     if chosen is not None:
         check_model(loaded, chosen, mapping, preprocessing_of(loaded))
         measured_on["shape_bias"] = f"{len(chosen)} stimuli ({chosen.source})"

@@ -1,10 +1,14 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from analysis import load_model
+from analysis.shape_bias.categories import MAPPING
 from analysis.study.design import preset
+from analysis.study.posthoc import materials_for
 from analysis.study.record import save_study
 from tests.analysis.shape_bias.observers import write_stimuli
 from tests.analysis.training.test_loop import make_folder
@@ -119,6 +123,11 @@ def test_generated_stimuli_are_answered_by_the_shipped_networks(
     table = pd.read_csv(tmp_path / "out" / "shape_bias.csv")
     assert list(table["observer"]) == ["replknet_nano_k3", "replknet_nano_k31"]
     assert (table["coverage"] > 0.7).all()
+    shutil.copytree(stimuli, tmp_path / "data" / "val")
+    found = materials_for(
+        load_model("replknet_nano_k31"), data=tmp_path / "data", stimuli=stimuli, size=32, num_images=1
+    )
+    assert found.mapping == MAPPING
 
 
 @pytest.mark.parametrize(

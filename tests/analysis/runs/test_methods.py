@@ -43,7 +43,7 @@ def test_a_field_is_told_with_its_numbers() -> None:
     area, (low, high) = 100 * result.area_ratio(0.5), result.area_ratio_interval(0.5)
     for part in (
         "of 2 networks (net and other) were measured on 2 images of 32 x 32 pixels",
-        "rectified outputs of the unit whose centre is nearest to the centre of the image of the last feature map",
+        "outputs of the unit of the last feature map whose centre is nearest to the centre of the image was taken",
         "its absolute values were summed over the colours",
         f"net: 50 % of the gradient in {area:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of the image",
     ):
