@@ -22,7 +22,7 @@ from analysis.study.compared.result import Comparison
 from analysis.study.measures import MEASURES
 from analysis.study.panels import PANELS, Panel, View, plot_measure
 from analysis.study.posthoc import posthoc_table
-from analysis.study.result import study_table
+from analysis.study.result import labelled_seeds, study_table
 
 _WIDTHS: Range = (1.5, 20, "1.5 to 20 inches")
 
@@ -157,8 +157,8 @@ def _erf(saved: Saved, look: Look) -> Figure:
 
 @_kind("erf-untrained", "one study", lambda saved: len(saved.studies) == 1, has_colors=True, has_center=True)
 def _erf_untrained(saved: Saved, look: Look) -> Figure:
-    view = _view(saved, look)
-    fields = [replace(cell.untrained_erf, model=f"kernel {cell.cell.kernel}") for cell in view.first]
+    named = labelled_seeds(saved.studies[0].results)
+    fields = [replace(cells[0].untrained_erf, model=label) for label, cells in named.items()]
     return field_plots.erf_figure(fields, width=look.width, centered=look.centered, **look.colors)
 
 
@@ -237,7 +237,9 @@ def _sensitivity(saved: Saved, look: Look) -> Figure:
 
 
 @_kind(
-    "psychometric", "answers at several balances of the cues", lambda saved: any(cell.balances for cell in saved.cells)
+    "psychometric",
+    "answers at several balances of the cues, of one study",
+    lambda saved: len(saved.studies) < 2 and any(cell.balances for cell in saved.cells),
 )
 def _psychometric(saved: Saved, look: Look) -> Figure:
     ax = new_axes(look.width, 3.1)
@@ -245,7 +247,7 @@ def _psychometric(saved: Saved, look: Look) -> Figure:
     return ax.get_figure(root=True)  # type: ignore[return-value]
 
 
-@_kind("curves", "a study", lambda saved: saved.cells)
+@_kind("curves", "one study", lambda saved: len(saved.studies) < 2 and saved.cells)
 def _curves(saved: Saved, look: Look) -> Figure:
     ax = new_axes(look.width, 3.1)
     study_plots.plot_curves(saved.cells, ax=ax)

@@ -21,7 +21,7 @@ from analysis.shape_bias.result import Cluster, ShapeBiasResult
 from analysis.study.compared.result import NetworkResult
 from analysis.study.posthoc import VariantResult
 from analysis.study.record import PEOPLE, STUDY_FILE, StudyRecord, load_people, load_study
-from analysis.study.result import CellResult
+from analysis.study.result import CellResult, labelled_seeds
 
 _KINDS: dict[str, Any] = {
     kind.KIND: kind for kind in (ErfResult, ShapeBiasResult, EvaluationResult, CellResult, VariantResult, NetworkResult)
@@ -185,13 +185,7 @@ def _table(path: Path) -> pd.DataFrame:
 def _add_study(record: StudyRecord, found: dict[str, list[Any]]) -> None:
     found["studies"].append(record)
     found["cells"] += record.results
-    seed = min(result.cell.seed for result in record.results)
-    first = [result for result in record.results if result.cell.seed == seed]
-    found["fields"] += [_named_field(result) for result in sorted(first, key=lambda own: own.cell.kernel)]
-
-
-def _named_field(result: CellResult) -> ErfResult:
-    return replace(result.erf, model=f"kernel {result.cell.kernel}")
+    found["fields"] += [replace(own[0].erf, model=label) for label, own in labelled_seeds(record.results).items()]
 
 
 def _add_observer(result: ShapeBiasResult, found: dict[str, list[Any]]) -> None:
@@ -201,7 +195,7 @@ def _add_observer(result: ShapeBiasResult, found: dict[str, list[Any]]) -> None:
 
 def _add_cell(result: CellResult, found: dict[str, list[Any]]) -> None:
     found["cells"].append(result)
-    found["fields"].append(_named_field(result))
+    found["fields"].append(replace(result.erf, model=result.cell.name))
 
 
 def _add_variant(result: VariantResult, found: dict[str, list[Any]]) -> None:

@@ -13,7 +13,7 @@ from scipy import optimize
 from analysis.figures import DASHES, MARKERS, OKABE_ITO, axes_or_new, draw_intervals, legend_below, wrapped
 from analysis.study.measures import MEASURES
 from analysis.study.posthoc import Variant
-from analysis.study.result import ByKernel, CellResult, by_kernel, psychometric_curves, settings_of
+from analysis.study.result import ByKernel, CellResult, by_kernel, labelled_seeds, psychometric_curves, settings_of
 
 _PANEL = 2.6
 """Inches: width of one of several."""
@@ -110,7 +110,7 @@ def _draw_means(ax: Axes, found: ByKernel, scale: float, style: dict[str, Any], 
 
 
 def plot_psychometric(results: CellResult | Sequence[CellResult], *, ax: Axes | None = None) -> Axes:
-    """Share of shape decisions against the balance of the cues: one curve for each kernel, fitted to all seeds.
+    """Share of shape decisions against the balance of the cues: a curve for each setting and kernel, of all seeds.
 
     Behind it are the seeds, each a thin line, or of more than four a band with the middle half of them; dots are the
     means over seeds, and the vertical mark is the point of subjective equality.
@@ -136,7 +136,7 @@ def plot_psychometric(results: CellResult | Sequence[CellResult], *, ax: Axes | 
         grid = np.linspace(curve.balances.min(), curve.balances.max(), 201)
         dash = DASHES[number % len(DASHES)]
         ax.plot(grid, curve.fit.probability(grid), color=color, linestyle=dash)
-        ax.plot([], [], linestyle=dash, label=f"kernel {curve.kernel}", **style)
+        ax.plot([], [], linestyle=dash, label=curve.label, **style)
         if np.isfinite(curve.fit.pse):
             ax.plot([curve.fit.pse] * 2, [0.44, 0.56], color=color, lw=2)
     ax.axhline(0.5, color="0.6", lw=0.6, zorder=0)
@@ -226,15 +226,15 @@ def plot_curves(results: CellResult | Sequence[CellResult], *, ax: Axes | None =
     """Validation accuracy during the training, every seed a line."""
     ax = axes_or_new(ax)
     results = [results] if isinstance(results, CellResult) else results
-    for number, kernel in enumerate(sorted({result.cell.kernel for result in results})):
-        for index, result in enumerate(r for r in results if r.cell.kernel == kernel):
+    for number, (label, own) in enumerate(labelled_seeds(results).items()):
+        for index, result in enumerate(own):
             ax.plot(
                 result.curve.step,
                 100 * np.array(result.curve.val_accuracy),
                 color=OKABE_ITO[number % len(OKABE_ITO)],
                 linestyle=DASHES[number % len(DASHES)],
                 lw=0.9,
-                label=None if index else f"kernel {kernel}",
+                label=None if index else label,
             )
     ax.set(xlabel="step", ylabel="validation accuracy (%)", ylim=(0, 100))
     legend_below(ax)

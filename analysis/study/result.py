@@ -226,15 +226,17 @@ def by_kernel(table: pd.DataFrame, measure: str) -> ByKernel:
 
 @dataclass(frozen=True, eq=False)
 class PsychometricCurve:
-    """Shape decisions of all seeds of one kernel.
+    """Shape decisions of all seeds of one kernel and setting.
 
     Args:
+        label: Such as "kernel 3", after the setting where there are several.
         kernel: Its size.
         balances: Of the cues, shape (balances,).
         shares: Of shape decisions, shape (seeds, balances); NaN without a decision.
         fit: To all seeds together.
     """
 
+    label: str
     kernel: int
     balances: NDArray[np.float64]
     shares: NDArray[np.float64]
@@ -242,15 +244,27 @@ class PsychometricCurve:
 
 
 def psychometric_curves(results: Sequence[CellResult]) -> list[PsychometricCurve]:
-    """One for each kernel."""
+    """One for each setting and kernel."""
     found = []
-    for kernel in sorted({result.cell.kernel for result in results}):
-        own = [result for result in results if result.cell.kernel == kernel]
+    for label, own in labelled_seeds(results).items():
         shape, texture = (np.array([getattr(r, name) for r in own]) for name in ("num_shape", "num_texture"))
         decided = shape + texture
         shares = np.divide(shape, decided, out=np.full(shape.shape, np.nan), where=decided > 0)
         fit = fit_psychometric(own[0].balances, shape.sum(0).tolist(), texture.sum(0).tolist())
-        found.append(PsychometricCurve(kernel, np.array(own[0].balances), shares, fit))
+        found.append(PsychometricCurve(label, own[0].cell.kernel, np.array(own[0].balances), shares, fit))
+    return found
+
+
+def labelled_seeds(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
+    """The cells that differ in their seeds alone, by the setting, where there are several, and the kernel."""
+    order = [family.key for family in FAMILIES]
+    results = sorted(results, key=lambda own: order.index(own.cell.family))
+    found: dict[str, list[CellResult]] = {}
+    for label, rows in settings_of(pd.DataFrame([vars(result.cell) for result in results])):
+        cells = (results[index] for index in rows.index)
+        for result in sorted(cells, key=lambda own: (own.cell.kernel, own.cell.seed)):
+            name = f"{label}, kernel {result.cell.kernel}" if label else f"kernel {result.cell.kernel}"
+            found.setdefault(name, []).append(result)
     return found
 
 

@@ -11,6 +11,8 @@ import pytest
 from scipy import stats
 
 from analysis import load_model
+from analysis.redrawing.kinds import draw_saved
+from analysis.redrawing.saved import read_saved
 from analysis.runs.decoding import made
 from analysis.study import panels, record, report
 from analysis.study.budget import cost, of_equal_cost
@@ -18,7 +20,7 @@ from analysis.study.design import Cell, Study, preset
 from analysis.study.families import family_differences
 from analysis.study.images import StudyImages
 from analysis.study.jobs import JobOptions, cell_jobs
-from analysis.study.result import study_table
+from analysis.study.result import psychometric_curves, study_table
 from analysis.study.running import Outcome, cell_settings
 from analysis.study.sweeping import run_study
 from replknet import RepLKNetConfig, SLaKConfig, UniRepLKNetConfig
@@ -197,6 +199,13 @@ def test_the_report_holds_all_families(mixed: tuple[Path, list[Outcome], list[Ou
     curves = next(panel for panel in panels.PANELS if panel.name == "curves").draw(view)
     assert [ax.get_title() for ax in curves.axes] == ["RepLKNet", "UniRepLKNet", "SLaK"]
     assert [len(ax.get_lines()) for ax in curves.axes] == [2, 2, 2]
+    # Redrawn, they keep apart, too.
+    names = [f"{name}, kernel {kernel}" for name in view.families for kernel in (3, 5)]
+    saved = read_saved([directory])
+    assert [field.model for field in saved.fields] == [curve.label for curve in psychometric_curves(results)] == names
+    for kind in ("psychometric", "curves"):
+        legend: Any = draw_saved(saved, kind).axes[0].get_legend()
+        assert [text.get_text() for text in legend.get_texts()] == names
 
 
 def test_a_job_carries_the_families(mixed: tuple[Path, list[Outcome], list[Outcome]]) -> None:
