@@ -55,7 +55,8 @@ def posthoc_page(
         sections=[
             Section(
                 title="Measures",
-                text="Against the side that the kernels are cropped to. A horizontal line is the network as it is.",
+                text="Against the side that the kernels are cropped to. The solid horizontal line is the network as it is, "
+                "a dotted one without a branch.",
                 figures=shown_drawings(_drawings(table, energy)),
             ),
             Section(
