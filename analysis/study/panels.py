@@ -144,8 +144,8 @@ SECTIONS: dict[str, Callable[[View], str]] = {
     "Kernel size": lambda _: "Every dot is one training; lines join means, bars are 95 % intervals.",
     "Effective receptive fields": _fields_text,
     "Shape against texture": lambda _: (
-        "A logistic function of the balance of the cues, fitted to the answers of all seeds together. Vertical marks are "
-        "its points of subjective equality; the table has their mean over seeds, each fitted on its own."
+        "A logistic function of the balance of the cues, fitted to the answers of all seeds together. Vertical marks "
+        "are its points of subjective equality; the table has their mean over seeds, each fitted on its own."
     ),
     "Real stimuli": _stimuli_text,
     "The images": lambda _: (

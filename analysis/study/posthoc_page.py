@@ -55,8 +55,8 @@ def posthoc_page(
         sections=[
             Section(
                 title="Measures",
-                text="Against the side that the kernels are cropped to. The solid horizontal line is the network as it is, "
-                "a dotted one without a branch.",
+                text="Against the side that the kernels are cropped to. The solid horizontal line is the network as it "
+                "is, a dotted one without a branch.",
                 figures=shown_drawings(_drawings(table, energy)),
             ),
             Section(
