@@ -226,9 +226,11 @@ def _all_processes(given: Sequence[str]) -> Iterator[None]:
 
 
 def _told_by_another(store: Any, message: str) -> bool:
+    from torch.distributed import DistNetworkError
+
     try:
         return int(store.add(f"told: {message}", 1)) > 1
-    except RuntimeError:  # the process that had the store is gone
+    except DistNetworkError:  # the process that had the store is gone
         return False
 
 
