@@ -91,6 +91,8 @@ def _check_font(font: str) -> None:
     near = [name for name in like if name in installed]
     near += [name for key, name in lower.items() if font.lower() in key or key in font.lower()]
     near += [lower[key] for key in difflib.get_close_matches(font.lower(), lower, n=3, cutoff=0.6)]
+    meant = difflib.get_close_matches(font.lower().split(" ")[0], _ALIKE, n=1, cutoff=0.6)
+    near += [name for family in meant for name in _ALIKE[family] if name in installed]
     names = list(dict.fromkeys(near))[:5] or installed[:10]
     what = "near ones are" if near else "expected one of those that are, such as"
     raise ValueError(f"font={font!r}: is not installed here; {what} {', '.join(names)}")

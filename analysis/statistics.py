@@ -146,6 +146,22 @@ def bootstrap_p_value(draws: NDArray[np.float64]) -> float:
     return float(min(1.0, 2 * (tail + 1) / (len(draws) + 1)))
 
 
+def wilson_interval(hits: int, number: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share of independent draws; NaN of none.
+
+    Raises:
+        ValueError: If `confidence` is not between 0 and 1.
+
+    References:
+        Wilson 1927, JASA 22; `scipy.stats.binomtest`.
+    """
+    _check_confidence(confidence)
+    if not number:
+        return float("nan"), float("nan")
+    found = stats.binomtest(hits, number).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
     """Student's interval of the mean of independent repeats; NaN with fewer than two or where one is not finite.
 

@@ -27,7 +27,7 @@ from analysis.cli.study import (
 from analysis.runs.folder import RunFolder
 from analysis.runs.identity import hash_weights
 from analysis.runs.memory import keep_freed_memory
-from analysis.runs.methods import software, write_methods
+from analysis.runs.methods import software, warned, write_methods
 from analysis.runs.processes import by_first
 from analysis.runs.settings import SIDES
 from analysis.runs.tables import write_table
@@ -36,6 +36,7 @@ from analysis.study import posthoc
 from analysis.study.answers import unanswered
 from analysis.study.design import Study
 from analysis.study.jobs import FOLDER, JobOptions, cell_jobs, cell_states, job_script, run_locally, submit
+from analysis.study.materials import materials_for
 from analysis.study.methods import posthoc_methods
 from analysis.study.record import read_study
 from analysis.study.result import CellResult
@@ -211,7 +212,7 @@ def ablate_posthoc(
     """
     wanted = None if kernels is None else parse_numbers("--kernels", kernels)
     (loaded,) = choice.load([model])
-    materials = posthoc.materials_for(
+    materials = materials_for(
         loaded,
         data=data,
         stimuli=stimuli,
@@ -252,22 +253,23 @@ def ablate_posthoc(
                 num_workers=choice.workers(workers),
                 progress=progress,
             )
-        table, energy = posthoc.posthoc_table(results), posthoc.kernel_energy(module)
-        methods = posthoc_methods(results, loaded.name) + networks_told([model], [loaded], initial=False)
+        energy = posthoc.kernel_energy(module)
+        methods = posthoc_methods(results, loaded.name) + warned(posthoc.posthoc_warnings(results))
+        methods += networks_told([model], [loaded], initial=False)
         methods += software([results[0].erf.environment])
         by_first(lambda: write_methods(methods, folder.replace))
         by_first(lambda: _write(results, energy, folder, loaded.name))
-    shown = Table("variant", "accuracy (%)", "ERF 50 % area (%)", "ERF 99 % area (%)", "shape bias", "coverage (%)")
-    for row in table.to_dict("records"):
-        numbers = [(row["accuracy"], 100, 1), (row["erf_area_0.5"], 100, 1), (row["erf_area_0.99"], 100, 1)]
-        numbers += [(row["shape_bias"], 1, 2), (row["coverage"], 100, 1)]
-        cells = ["-" if value != value else f"{scale * value:.{digits}f}" for value, scale, digits in numbers]
-        shown.add_row(row["variant"], *cells)
+    headings, rows = posthoc.posthoc_texts(results)
+    shown = Table(*headings)
+    for row in rows:
+        shown.add_row(*row)
     print_table(shown)
     print_line(f"Variants: {posthoc.names_explained(variants)}.", stderr=False)
+    print_line(f"Brackets are {posthoc.INTERVALS}.", stderr=False)
     print_notes(loaded.notes)
     if not posthoc.branches_of(module):
         print_notes(["the small kernels of this network are merged or absent; they cannot be dropped"])
+    print_notes(posthoc.posthoc_warnings(results), "warning")
     typer.echo(f"table, energy of the kernels, figure and page (index.html): {out}")
 
 

@@ -119,7 +119,9 @@ class ModelChoice:
         for own, spec, checkpoint, by_name in zip(given, bare, checkpoints, published, strict=True):
             ours = is_own(spec)
             for sizes in self.kernels() if ours else [None]:
-                with told_if_slow(f"{spec}: still loading; weights that are not kept here yet are fetched"):
+                fetches = by_name and self.pretrained and checkpoint is None
+                what = "; weights that are not kept here yet are fetched" if fetches else ""
+                with told_if_slow(f"{spec}: still loading{what}"):
                     item = load_model(
                         spec,
                         checkpoint=checkpoint,

@@ -34,8 +34,9 @@ from analysis.shape_bias.categories import LabelMapping
 from analysis.shape_bias.mapping import common_classes
 from analysis.shape_bias.responses import read_observers
 from analysis.study.compared.measuring import NETWORKS, check_comparable, compare_networks
-from analysis.study.compared.result import BRIEF, COMPARED, Comparison, cell_text
+from analysis.study.compared.result import BRIEF, COMPARED, Comparison
 from analysis.study.compared.verdict import field_and_bias, people_text, warnings_of_networks
+from analysis.study.measures import cell_text
 from analysis.study.record import PEOPLE, save_people
 
 app = typer.Typer()

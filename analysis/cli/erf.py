@@ -33,13 +33,13 @@ from analysis.models.layouts import LAST, find_feature_map
 from analysis.models.loaded import LoadedModel
 from analysis.receptive_field.measures import THRESHOLDS
 from analysis.receptive_field.measuring import effective_receptive_field
-from analysis.receptive_field.methods import erf_methods
+from analysis.receptive_field.methods import erf_methods, field_warnings
 from analysis.receptive_field.options import PROTOCOLS
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.memory import keep_freed_memory
-from analysis.runs.methods import software, write_methods
+from analysis.runs.methods import software, warned, write_methods
 from analysis.runs.processes import by_first
 from analysis.runs.settings import COUNTS, check_number
 from analysis.runs.tables import write_table
@@ -137,7 +137,8 @@ def erf(
         for item, identity, own in zip(loaded, identities, wanted, strict=True):
             for layer in own:
                 results.append(_measure(item, identity, layer, chosen, options, folder, *next(places)))
-        methods = erf_methods(results) + networks_told(model, loaded, initial=False)
+        methods = erf_methods(results) + warned(field_warnings(results))
+        methods += networks_told(model, loaded, initial=False)
         methods += software(result.environment for result in results)
         by_first(lambda: write_methods(methods, folder.replace))
         by_first(lambda: _write_outputs(results, folder))
@@ -228,27 +229,9 @@ def _write_outputs(results: Sequence[ErfResult], folder: RunFolder) -> None:
     ]
     maps = Drawing(name="erf", caption="The maps.", draw=lambda: plots.erf_figure(results))
     save_drawings([maps, *drawings], folder.replace)
-    page = erf_page(
-        results, drawings, command=command_line(), files=files_below(folder.path, *LINKED), warnings=_warnings(results)
-    )
+    files, warnings = files_below(folder.path, *LINKED), field_warnings(results)
+    page = erf_page(results, drawings, command=command_line(), files=files, warnings=warnings)
     write_page(folder.add(PAGE), page)
-
-
-def _warnings(results: Sequence[ErfResult]) -> list[str]:
-    found = []
-    for result in results:
-        if not result.mean_map.any():
-            found.append(
-                f"unit {result.unit} of {result.model}, {result.layer} does not react to any image "
-                "(its ReLU is off); its measures are undefined"
-            )
-        if result.fills_image():
-            found.append(
-                f"the 99 % area of {result.model}, {result.layer} fills the image: gradient beyond the border is cut "
-                "off, so that this area cannot grow any further and smaller ones are a little too small as well; "
-                "measure at a larger --size"
-            )
-    return found
 
 
 def _report(results: Sequence[ErfResult], notes: Sequence[str]) -> None:
@@ -275,4 +258,4 @@ def _report(results: Sequence[ErfResult], notes: Sequence[str]) -> None:
     print_line(f"Areas in % of the image, raw map{intervals}.")
     noted = {f"{result.model}: {result.batch_note}": None for result in results if result.batch_note}
     print_notes([*notes, *noted])
-    print_notes(_warnings(results), "warning")
+    print_notes(field_warnings(results), "warning")

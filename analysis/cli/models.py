@@ -57,6 +57,7 @@ def models() -> None:
                 costs[name, weights.image_size] = _cost(replknet.create_model(name).eval(), weights.image_size)
         progress(len(rows) + len(others), len(rows) + len(others))
     print_table(table)
+    typer.echo("merged: branches folded into the large kernels, as `reparameterize --level kernels` does; of one image")
     columns = ("model", "trained on", "input", "parameters", "MACs", "top-1 (%)", "top-5 (%)", "licence")
     published = Table(*columns, title="Published weights")
     for name, weights in replknet.PUBLISHED.items():

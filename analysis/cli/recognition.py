@@ -24,7 +24,8 @@ from analysis.cli.console import (
 )
 from analysis.cli.methods import networks_told
 from analysis.cli.options import BatchSize, Fields, InputSize, Overwrite, Workers, parse_names, takes
-from analysis.images.addresses import fetched
+from analysis.images.addresses import WebImage, fetched, is_address
+from analysis.images.files import find_images
 from analysis.models.libraries import names_library
 from analysis.models.loaded import LoadedModel
 from analysis.models.replknets import is_own
@@ -78,11 +79,11 @@ def predict_command(
     if out is not None and (as_json or as_csv):
         raise ValueError(f"--{'json' if as_json else 'csv'}: prints; with --out, its name tells the format")
     _check_file(out, (".json", ".csv"), overwrite)
-    loaded = choice.load([model, *(beside or ())])
     for item in images:
         if (is_own(item) or names_library(item)) and not Path(item).exists():
             raise ValueError(f"images={item!r}: is a network; --model {item} has it answer beside {model}")
-    given = fetched(images)
+    given = _found(images)
+    loaded = choice.load([model, *(beside or ())])
     found = []
     loaded = [choice.on_images(item, given, size) for item in loaded]
     for number, network in enumerate(loaded):
@@ -129,6 +130,14 @@ def _show(found: Sequence[Predictions]) -> None:
                 heads = [*[own.model] * several, item.image] if rank == 0 else [""] * (1 + several)
                 table.add_row(*heads, name, f"{score:.4f}", end_section=rank == len(item.names) - 1)
     print_table(table)
+
+
+def _found(images: Sequence[str]) -> list[str | WebImage]:
+    """Images as `fetched` gives them, missing ones refused before any network is loaded."""
+    files = [item for item in images if not is_address(item)]
+    if files:
+        find_images(files)
+    return fetched(images)
 
 
 def _with_models(results: Sequence[Predictions | EvaluationResult], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -209,12 +218,13 @@ def features(
     wanted = [int(name) if name.isdecimal() else name for name in named]
     wanted += () if layers is None else parse_names("--layers", layers)
     _check_file(out, (".npz",), overwrite)
+    given = _found(images)
     (loaded,) = choice.load([model])
-    loaded = choice.on_images(loaded, images, size)
+    loaded = choice.on_images(loaded, given, size)
     with progress_bar("images") as progress:
         found = extract_features(
             loaded,
-            images,
+            given,
             wanted,
             average=average,
             size=size,

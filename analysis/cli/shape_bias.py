@@ -26,7 +26,7 @@ from analysis.models.loaded import LoadedModel
 from analysis.models.specs import split_name
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import NetworkIdentity, identify
-from analysis.runs.methods import Methods, software, write_methods
+from analysis.runs.methods import Methods, software, warned, write_methods
 from analysis.runs.processes import by_first
 from analysis.runs.results import ResultError
 from analysis.runs.texts import few
@@ -40,7 +40,7 @@ from analysis.shape_bias.measuring import (
     mapping_of,
     preprocessing_of,
 )
-from analysis.shape_bias.methods import sensitivity_methods, shape_bias_methods
+from analysis.shape_bias.methods import bias_warnings, sensitivity_methods, shape_bias_methods
 from analysis.shape_bias.responses import read_observers, read_responses
 from analysis.shape_bias.result import CLUSTERS, ShapeBiasOptions, ShapeBiasResult
 from analysis.study.record import PEOPLE, save_people
@@ -268,6 +268,7 @@ def _methods(comparison: Comparison | None, single: Sequence[ShapeBiasResult], c
     found = Methods((), ())
     if comparison is not None:
         found += shape_bias_methods(comparison.results, comparison.people, cluster)
+        found += warned(bias_warnings(comparison.results))
     return found + sensitivity_methods(single) if single else found
 
 
@@ -282,7 +283,6 @@ def _write_page(
     drawings = [] if comparison is None else drawings_of(comparison)
     drawings += sensitivity_drawings(sensitivities)
     save_drawings(drawings, folder.replace)
-    notes, warnings = ([], []) if comparison is None else remarks(comparison)
     page = shape_bias_page(
         [] if comparison is None else comparison.results,
         [] if comparison is None else comparison.people,
@@ -293,7 +293,9 @@ def _write_page(
         stimuli=stimuli,
         command=command_line(),
         files=files_below(folder.path, *LINKED),
-        warnings=[f"{text}." for text in (*warnings, *notes)],
+        warnings=[]
+        if comparison is None
+        else [*bias_warnings(comparison.results), *(f"{text}." for text in remarks(comparison))],
     )
     write_page(folder.add(PAGE), page)
 

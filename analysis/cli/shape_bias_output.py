@@ -25,8 +25,9 @@ from analysis.shape_bias.comparing import (
     guessing_text,
     human_reference,
 )
+from analysis.shape_bias.methods import bias_warnings
 from analysis.shape_bias.responses import write_responses
-from analysis.shape_bias.result import LOW_CONGRUENT_ACCURACY, ShapeBiasResult
+from analysis.shape_bias.result import ShapeBiasResult
 from analysis.shape_bias.sensitivity import sensitivity_row
 
 RAW = "raw-responses"
@@ -185,7 +186,8 @@ def report(comparison: Comparison, notes: Sequence[str]) -> None:
     )
     if reference is not None:
         print_line(
-            f"People: {reference.num_shape} / {reference.num_texture} = {reference.shape_bias:.4f} pooled, "
+            f"People: {reference.num_shape} shape, {reference.num_texture} texture: shape bias "
+            f"{reference.shape_bias:.4f} pooled, "
             f"{reference.shape_bias_range[0]:.4f} to {reference.shape_bias_range[1]:.4f} one by one; error consistency "
             f"with each other {reference.kappa:.4f} (noise ceiling; 0 is chance)."
         )
@@ -193,14 +195,12 @@ def report(comparison: Comparison, notes: Sequence[str]) -> None:
         agreement = agreement_table(comparison.consistency)
         for name, mean in agreement[agreement["observer"].isin(names)][["observer", "mean"]].itertuples(index=False):
             print_line(f"{name}: mean error consistency with people {mean:.4f}")
-    more, warnings = remarks(comparison)
-    print_notes([*notes, *more])
-    for text in warnings:
-        print_line(f"warning: {text}")
+    print_notes([*notes, *remarks(comparison)])
+    print_notes(bias_warnings(results), "warning")
 
 
-def remarks(comparison: Comparison) -> tuple[list[str], list[str]]:
-    """What a reader of the numbers has to know: notes, and warnings."""
+def remarks(comparison: Comparison) -> list[str]:
+    """What a reader of the numbers has to know: what is left out, or counts as neither."""
     results = comparison.results
     left_out = [(row["observer"], row["num_seen"] - row["num_common"], row["num_seen"]) for row in comparison.summaries]
     notes = note_of_counts("images that not all have seen are left out", left_out)
@@ -212,17 +212,10 @@ def remarks(comparison: Comparison) -> tuple[list[str], list[str]]:
     words = sum(outside, Counter[str]())
     common = ", ".join([f"{name} {count}" for name, count in words.most_common(3)] + ["..."] * (len(words) > 3))
     notes += note_of_counts(f"answers outside the categories count as neither ({common})", counts)
-    warnings = []
-    for result in results:
-        chance = 0.0 if result.mapping is None else 1 / len(result.categories)
-        if result.congruent_accuracy < min(max(LOW_CONGRUENT_ACCURACY, 1.5 * chance), 1.0):
-            warnings.append(
-                f"{result.observer} names only {100 * result.congruent_accuracy:.1f} % of the images without "
-                f"conflict correctly{f' (chance {100 * chance:.1f} %)' if chance else ''}; its shape bias means little"
-            )
-        if not result.num_images:
-            notes.append(f"no image of {result.observer} has a conflict of shape and texture: no shape bias")
-    return notes, warnings
+    silent = [result.observer for result in results if not result.num_images]
+    if silent:
+        notes.append(f"no image of {few(silent)} has a conflict of shape and texture: no shape bias")
+    return notes
 
 
 def _outside(result: ShapeBiasResult) -> Counter[str]:

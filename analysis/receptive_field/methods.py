@@ -7,6 +7,7 @@ from analysis.models.layouts import LAST
 from analysis.receptive_field.options import ErfOptions
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.methods import Methods, counted, joined, with_interval
+from analysis.runs.texts import few
 
 _THRESHOLDS = (0.5, 0.99)
 UNTOLD = ("tensors", "prepared for the model")
@@ -67,6 +68,36 @@ def erf_methods(results: Sequence[ErfResult], *, of: str = "") -> Methods:
             " ".join(_found(result, several=len({own.layer for own in results}) > 1) for result in results)
         )
     return Methods(tuple(paragraphs), tuple(works))
+
+
+def field_warnings(results: Sequence[ErfResult]) -> list[str]:
+    """What weakens the numbers: units that do not react, fields that the image cuts off.
+
+    Args:
+        results: Named by their models, and by their layers where these differ.
+    """
+    several = len({result.layer for result in results}) > 1
+
+    def named(found: Sequence[ErfResult]) -> str:
+        return few([f"{own.model}, {own.layer}" if several else own.model for own in found], 6)
+
+    silent = [result for result in results if not result.mean_map.any()]
+    full = [result for result in results if result.fills_image()]
+    texts = []
+    if silent:
+        texts.append(
+            f"The unit does not react to any image, its ReLU is off ({named(silent)}): no measure of it is defined."
+        )
+    return texts + ([border_text(named(full))] if full else [])
+
+
+def border_text(named: str) -> str:
+    """What an area with 99 % of the gradient of nine tenths of the image or more says, of the networks of this name."""
+    return (
+        f"The square with 99 % of the gradient takes nine tenths of the image or more ({named}): gradient beyond the "
+        "border is cut off, so that this area cannot grow any further. Smaller shares are of the gradient inside the "
+        "image; their areas are a little too small as well. Larger images would show the whole."
+    )
 
 
 def _layers(results: Sequence[ErfResult]) -> str:

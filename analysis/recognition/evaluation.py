@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor, nn
 
 from analysis.images.inputs import Inputs
@@ -25,6 +24,7 @@ from analysis.runs.identity import NetworkIdentity, describe_environment, identi
 from analysis.runs.results import Result, ResultError
 from analysis.runs.resuming import Progress, Row, hash_settings
 from analysis.runs.texts import printable
+from analysis.statistics import wilson_interval
 
 _TOP = 5
 
@@ -85,14 +85,8 @@ class EvaluationResult(Result):
         return self.num_correct(top) / len(self.labels)
 
     def interval(self, top: int = 1, *, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval of an accuracy, for images that are independent draws.
-
-        References:
-            Wilson 1927, JASA 22; `scipy.stats.binomtest`.
-        """
-        test = stats.binomtest(self.num_correct(top), len(self.labels))
-        found = test.proportion_ci(confidence_level=confidence, method="wilson")
-        return float(found.low), float(found.high)
+        """Wilson's interval of an accuracy, for images that are independent draws."""
+        return wilson_interval(self.num_correct(top), len(self.labels), confidence=confidence)
 
     @property
     def images_per_second(self) -> float:

@@ -22,7 +22,7 @@ from analysis.study.compared.result import Comparison
 from analysis.study.measures import MEASURES
 from analysis.study.panels import PANELS, Panel, View, plot_measure
 from analysis.study.posthoc import posthoc_table
-from analysis.study.result import labelled_seeds, study_table
+from analysis.study.result import first_seeds, study_table
 
 _WIDTHS: Range = (1.5, 20, "1.5 to 20 inches")
 
@@ -157,8 +157,8 @@ def _erf(saved: Saved, look: Look) -> Figure:
 
 @_kind("erf-untrained", "one study", lambda saved: len(saved.studies) == 1, has_colors=True, has_center=True)
 def _erf_untrained(saved: Saved, look: Look) -> Figure:
-    named = labelled_seeds(saved.studies[0].results)
-    fields = [replace(cells[0].untrained_erf, model=label) for label, cells in named.items()]
+    named = first_seeds(saved.studies[0].results)
+    fields = [replace(cell.untrained_erf, model=label) for label, cell in named.items()]
     return field_plots.erf_figure(fields, width=look.width, centered=look.centered, **look.colors)
 
 

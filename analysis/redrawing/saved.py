@@ -21,7 +21,7 @@ from analysis.shape_bias.result import Cluster, ShapeBiasResult
 from analysis.study.compared.result import NetworkResult
 from analysis.study.posthoc import VariantResult
 from analysis.study.record import PEOPLE, STUDY_FILE, StudyRecord, load_people, load_study
-from analysis.study.result import CellResult, labelled_seeds
+from analysis.study.result import CellResult, first_seeds
 
 _KINDS: dict[str, Any] = {
     kind.KIND: kind for kind in (ErfResult, ShapeBiasResult, EvaluationResult, CellResult, VariantResult, NetworkResult)
@@ -71,8 +71,9 @@ def read_saved(directories: Sequence[str | PathLike[str]]) -> Saved:
 
     Raises:
         FileNotFoundError: If a folder does not exist.
-        ResultError: If one holds no result, or a damaged one.
+        ResultError: If one holds no result, or a damaged one, or is one of the others or in it.
     """
+    _check_apart([Path(directory).resolve() for directory in directories], directories)
     found: dict[str, list[Any]] = {item.name: [] for item in fields(Saved)}
     for directory in directories:
         path = Path(directory)
@@ -89,6 +90,18 @@ def read_saved(directories: Sequence[str | PathLike[str]]) -> Saved:
         people=tuple(people.values()),
         cluster=clusters[0] if clusters else "two-way",
     )
+
+
+def _check_apart(places: Sequence[Path], directories: Sequence[str | PathLike[str]]) -> None:
+    """Refuse results that would count twice."""
+    for index, place in enumerate(places):
+        if place in places[:index]:
+            raise ResultError(f"results={str(directories[index])!r}: is given twice")
+        around = next((other for other in places if other in place.parents), None)
+        if around is not None:
+            raise ResultError(
+                f"results={str(directories[index])!r}: is in {directories[places.index(around)]}, which is given, too"
+            )
 
 
 def _read(path: Path, found: dict[str, list[Any]], depth: int) -> None:
@@ -185,7 +198,7 @@ def _table(path: Path) -> pd.DataFrame:
 def _add_study(record: StudyRecord, found: dict[str, list[Any]]) -> None:
     found["studies"].append(record)
     found["cells"] += record.results
-    found["fields"] += [replace(own[0].erf, model=label) for label, own in labelled_seeds(record.results).items()]
+    found["fields"] += [replace(own.erf, model=label) for label, own in first_seeds(record.results).items()]
 
 
 def _add_observer(result: ShapeBiasResult, found: dict[str, list[Any]]) -> None:

@@ -39,6 +39,11 @@ class Methods:
         )
 
 
+def warned(warnings: Sequence[str]) -> Methods:
+    """What weakens the numbers, as a paragraph of its own where there is anything."""
+    return Methods((" ".join(warnings),) if warnings else (), ())
+
+
 @cache
 def works() -> Mapping[str, str]:
     """Every entry of the bibliography, by its key."""

@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 
 from analysis.runs.methods import Methods, counted, joined, with_interval
+from analysis.runs.texts import few
 from analysis.shape_bias.categories import IMAGENET
 from analysis.shape_bias.comparing import human_reference
-from analysis.shape_bias.result import Cluster, ShapeBiasResult
+from analysis.shape_bias.result import LOW_CONGRUENT_ACCURACY, Cluster, ShapeBiasResult
+
+LOW_COVERAGE = 0.5
+"""Share of images answered with either cue, below which a shape bias is warned of."""
 
 _AGGREGATIONS = {
     "mean-probability": "the mean softmax probability of its classes",
@@ -98,6 +102,37 @@ def sensitivity_methods(results: Sequence[ShapeBiasResult]) -> Methods:
         f"{_sizes(results)}"
     )
     return Methods((text,), ("kim2026refinedbias", "efron1993bootstrap"))
+
+
+def bias_warnings(results: Sequence[ShapeBiasResult]) -> list[str]:
+    """What weakens the numbers: images without conflict that are not recognised, few answers with either cue.
+
+    Args:
+        results: Of networks, or of others as they are.
+    """
+    low = LOW_CONGRUENT_ACCURACY
+    blind = []
+    for result in results:
+        chance = 0.0 if result.mapping is None else 1 / len(result.categories)
+        if result.congruent_accuracy < min(max(low, 1.5 * chance), 1.0):
+            guessing = f"; guessing gives {100 * chance:.1f} %" if chance else ""
+            blind.append(f"{result.observer} {100 * result.congruent_accuracy:.1f} %{guessing}")
+    seldom = [
+        f"{result.observer} {100 * result.coverage:.1f} %"
+        for result in results
+        if result.coverage < LOW_COVERAGE and result.num_images
+    ]
+    texts = []
+    if blind:
+        texts.append(
+            f"Few of the images without conflict are named correctly ({few(blind, 6)}): that shape bias means little."
+        )
+    if seldom:
+        texts.append(
+            f"Fewer than half of the conflict images were answered with either cue ({few(seldom, 6)}): that shape bias "
+            "rests on the others."
+        )
+    return texts
 
 
 def _these(result: ShapeBiasResult) -> str:

@@ -313,6 +313,21 @@ def shown(names: tuple[str, ...], table: pd.DataFrame) -> list[Measure]:
     return [MEASURES[name] for name in names if name in table and (two_cues or not MEASURES[name].two_cues)]
 
 
+def cell_text(row: Any, measure: Measure) -> str:
+    """A measure of one network, as a table shows it, such as "22.1 [20.0, 24.3]"; "-" where there is none."""
+    value = float(row[measure.name])
+    if not np.isfinite(value):
+        return "-"
+    if measure.typical is not None:
+        return measure.typical(value)
+    digits = 1 if measure.scale == 100 else 2
+    text = f"{measure.scale * value:.{digits}f}"
+    ends = [float(row.get(f"{measure.name}_{end}", math.nan)) for end in ("low", "high")]
+    if not np.isfinite(ends).all():
+        return text
+    return f"{text} [{', '.join(f'{measure.scale * end:.{digits}f}' for end in ends)}]"
+
+
 def people_table(people: Sequence[ShapeBiasResult]) -> pd.DataFrame:
     """One row for each person: every measure of answers to cue-conflict images."""
     of_answers = {name: measure.of_answers for name, measure in MEASURES.items() if measure.of_answers is not None}

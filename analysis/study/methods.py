@@ -7,13 +7,13 @@ import numpy as np
 
 from analysis.receptive_field.methods import UNTOLD, erf_methods
 from analysis.recognition.methods import evaluation_methods
-from analysis.runs.methods import FAMILIES, Methods, counted, joined
+from analysis.runs.methods import FAMILIES, Methods, counted, joined, warned
 from analysis.shape_bias.comparing import common_images
 from analysis.shape_bias.methods import shape_bias_methods
 from analysis.study.compared.result import Comparison
 from analysis.study.design import CAP
 from analysis.study.measures import BRIEF, shown
-from analysis.study.posthoc import VariantResult, names_explained
+from analysis.study.posthoc import INTERVALS, VariantResult, names_explained
 from analysis.study.record import StudyRecord
 from analysis.study.result import settings_of, study_table
 from analysis.study.verdict import findings, summary_text, warnings_of
@@ -79,7 +79,7 @@ def study_methods(record: StudyRecord) -> Methods:
             )
         text += "; they end at what is possible."
         works.append("student1908mean")
-    paragraphs = [text, *filter(None, [" ".join(warnings_of(table, chance=record.chance))])]
+    paragraphs = [text, *warned(warnings_of(table, chance=record.chance)).paragraphs]
     for label, rows in settings_of(table):
         named = f"{label[0].upper()}{label[1:]}: " if label else ""
         found = []
@@ -135,7 +135,8 @@ def posthoc_methods(results: Sequence[VariantResult], name: str) -> Methods:
     images = f" on images {fields_on}" if whole.erf.image_source in UNTOLD and fields_on else ""
     text += (
         f" Measured were {joined([*measured, 'the effective receptive field'])}{images}; the values are in "
-        f"posthoc.csv, by the names of the variants ({names_explained([result.variant for result in results])})."
+        f"posthoc.csv, by the names of the variants ({names_explained([result.variant for result in results])}), with "
+        f"{INTERVALS}."
     )
     fields = erf_methods([result.erf for result in results], of="these variants")
     works = ("geirhos2019texture",) if np.isfinite(whole.shape_bias) else ()

@@ -58,9 +58,10 @@ class View:
         return [result for result in self.plain if result.cell.seed == seed]
 
     def title_of(self, result: CellResult) -> str:
-        """Of a network's receptive field: the kernel, with the family if there are several."""
+        """Of a network's receptive field: the kernel, with the family and the seed if there are several."""
         family = f"{family_named(result.cell.family).name}, " if len(self.families) > 1 else ""
-        return f"{family}kernel {result.cell.kernel}"
+        seed = f", seed {result.cell.seed}" if len(set(self.table["seed"])) > 1 else ""
+        return f"{family}kernel {result.cell.kernel}{seed}"
 
     @cached_property
     def people(self) -> list[ShapeBiasResult]:
@@ -109,7 +110,8 @@ def _fields_text(view: View) -> str:
     return (
         f"Mean absolute gradient of the central unit of the last feature map over {len(view.first[0].erf.images)} "
         f"validation images, magnified to {view.record.study.erf_size} pixels (the paper: 1024 for training at 224); "
-        f"all on one scale. Seed {view.first[0].cell.seed}{f' ({label})' if label else ''}."
+        f"all on one scale. Seed {view.first[0].cell.seed}{f' ({label})' if label else ''}; the areas of all seeds are "
+        "in the figures above and in the table."
     )
 
 
@@ -141,7 +143,10 @@ def _stimuli_text(view: View) -> str:
 
 
 SECTIONS: dict[str, Callable[[View], str]] = {
-    "Kernel size": lambda _: "Every dot is one training; lines join means, bars are 95 % intervals.",
+    "Kernel size": lambda _: (
+        "Every dot is one training; lines join means, bars are 95 % intervals. A hollow mark "
+        "is the mean of the seeds that have a value, where others lack it."
+    ),
     "Effective receptive fields": _fields_text,
     "Shape against texture": lambda _: (
         "A logistic function of the balance of the cues, fitted to the answers of all seeds together. Vertical marks "
@@ -254,7 +259,7 @@ def _fields(name: str) -> Callable[[View], list[tuple[ErfResult, str, Mapping[st
         return [
             (
                 getattr(result, name),
-                view.title_of(result) + f", seed {result.cell.seed}" * (len(seeds) > 1),
+                view.title_of(result),
                 {"kernel": result.cell.kernel, "seed": result.cell.seed, "hidden": result.cell.seed != seeds[0]}
                 | ({"model": family_named(result.cell.family).name} if len(view.families) > 1 else {}),
             )

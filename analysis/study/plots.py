@@ -56,6 +56,8 @@ def plot_by_kernel(
 ) -> Axes:
     """Mean and 95 % interval over seeds of one or several measures against the kernel size, every seed a dot.
 
+    A hollow mark is the mean of the seeds that have a value, where others lack it; no line joins it.
+
     Args:
         table: As `study_table` makes it.
         measures: Columns, each with its label.
@@ -79,25 +81,28 @@ def plot_by_kernel(
             va="bottom",
             fontsize="small",
         )
-    number = 0
+    number, hollow = 0, False
     for label, rows in settings_of(table):
         for column, name in measures:
             style = {"color": OKABE_ITO[number % len(OKABE_ITO)], "marker": MARKERS[number % len(MARKERS)]}
             shown = ", ".join(part for part in (name, label) if part)
-            _draw_means(ax, by_kernel(rows, column), scale, style, DASHES[number % len(DASHES)], shown)
+            hollow |= _draw_means(ax, by_kernel(rows, column), scale, style, DASHES[number % len(DASHES)], shown)
             number += 1
+    if hollow:
+        ax.plot([], [], linestyle="none", marker="o", color="0.4", markerfacecolor="white", label="not of all seeds")
     kernels = sorted(set(table["kernel"]))
     ax.set_xscale("log")
     ax.set_xticks(kernels, [str(kernel) for kernel in kernels])
     ax.minorticks_off()
     ax.set_xlim(kernels[0] * np.exp(-_MARGIN), kernels[-1] * np.exp(_MARGIN))
     ax.set_xlabel("kernel size (pixels of the stage's map)")
-    if number > 1:
+    if number > 1 or hollow:
         legend_below(ax)
     return ax
 
 
-def _draw_means(ax: Axes, found: ByKernel, scale: float, style: dict[str, Any], dash: Any, label: str) -> None:
+def _draw_means(ax: Axes, found: ByKernel, scale: float, style: dict[str, Any], dash: Any, label: str) -> bool:
+    """Whether a mean is not of all seeds."""
     kernels = np.array(found.kernels)
     room = min(_MARGIN, *np.diff(np.log(kernels)) / 2) if len(kernels) > 1 else _MARGIN
     half = min(_SPREAD * (len(found.by_seed) - 1) / 2, 2 / 3 * room)
@@ -105,8 +110,14 @@ def _draw_means(ax: Axes, found: ByKernel, scale: float, style: dict[str, Any], 
         places = kernels * np.exp(offset)
         ax.plot(places, values, linestyle="none", markersize=3, alpha=0.45, clip_on=False, **style)
     means = scale * found.means
-    ax.plot(kernels, means, linestyle=dash, lw=1.2, markersize=5, label=label or None, clip_on=False, **style)
+    # Means of some of the seeds are not compared with those of all.
+    whole = np.isfinite(found.by_seed).all(0)
+    joined = np.where(whole, means, np.nan)
+    ax.plot(kernels, joined, linestyle=dash, lw=1.2, markersize=5, label=label or None, clip_on=False, **style)
+    some = {**style, "markerfacecolor": "white", "zorder": 2.5}
+    ax.plot(kernels, np.where(whole, np.nan, means), linestyle="none", markersize=5, clip_on=False, **some)
     draw_intervals(ax, kernels, *(scale * found.ends.T), color=style["color"], lw=1.2)
+    return bool((np.isfinite(means) & ~whole).any())
 
 
 def plot_psychometric(results: CellResult | Sequence[CellResult], *, ax: Axes | None = None) -> Axes:
@@ -244,11 +255,16 @@ def plot_curves(results: CellResult | Sequence[CellResult], *, ax: Axes | None =
 def plot_posthoc(table: pd.DataFrame, measure: str, label: str, *, scale: float = 1.0, ax: Axes | None = None) -> Axes:
     """A measure against the side to which kernels are cropped, at all stages and at one at a time.
 
-    The horizontal line is the network as it is, a dotted one the network without one of its branches.
+    The horizontal line is the network as it is, a dotted one the network without one of its branches. Bars, and the
+    band behind the line, are 95 % intervals where the table has them.
     """
     ax = axes_or_new(ax)
-    whole = table[table["variant"] == Variant().name]
-    ax.axhline(scale * float(whole[measure].iloc[0]), color="0.5", lw=0.8, zorder=0, label="whole kernels")
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, f"{measure}_low", f"{measure}_high"])))
+    whole = table[table["variant"] == Variant().name].iloc[0]
+    ax.axhline(scale * whole[measure], color="0.5", lw=0.8, zorder=0, label="whole kernels")
+    ends = [scale * whole[f"{measure}_{end}"] for end in ("low", "high")]
+    if np.isfinite(ends).all():
+        ax.axhspan(*ends, color="0.5", alpha=0.15, lw=0, zorder=0)
     for number, row in enumerate(
         table[table["kernel"].isna() & (table["variant"] != Variant().name)].to_dict("records")
     ):
@@ -259,11 +275,16 @@ def plot_posthoc(table: pd.DataFrame, measure: str, label: str, *, scale: float 
     stages = sorted(set(cropped["stage"].dropna()))
     series: list[tuple[str, pd.DataFrame]] = [("all stages", cropped[cropped["stage"].isna()])]
     series += [(f"stage {int(stage)} only", cropped[cropped["stage"] == stage]) for stage in stages]
+    step = np.diff(np.unique(cropped["kernel"])).min(initial=2.0) * 0.4 / len(series)
     for number, (name, rows) in enumerate(series):
+        places = rows["kernel"] + step * (number - (len(series) - 1) / 2)  # bars do not cover each other
+        color = OKABE_ITO[number % len(OKABE_ITO)]
+        ends = [scale * rows[f"{measure}_{end}"] for end in ("low", "high")]
+        draw_intervals(ax, places, *ends, color=color, lw=0.7, alpha=0.6)
         ax.plot(
-            rows["kernel"],
+            places,
             scale * rows[measure],
-            color=OKABE_ITO[number % len(OKABE_ITO)],
+            color=color,
             marker=MARKERS[number % len(MARKERS)],
             linestyle=DASHES[number % len(DASHES)],
             markersize=3.5,

@@ -4,6 +4,7 @@ Batch norms keep the statistics of the whole kernels, as every layer keeps its w
 outer taps do in this network, not what a network trained with smaller kernels would do.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
@@ -16,22 +17,23 @@ import torch
 from torch import Tensor
 
 import replknet
-from analysis.images.labelled import FolderImages, InMemory, LabelledImages
-from analysis.images.sets import ImageSet, load_images
-from analysis.images.stimuli import StimulusSet, load_stimuli
-from analysis.images.synthetic.outlines import CLASSES
+from analysis.images.labelled import LabelledImages
+from analysis.images.sets import ImageSet
+from analysis.images.stimuli import StimulusSet
 from analysis.models.loaded import LoadedModel
 from analysis.receptive_field.measuring import effective_receptive_field
+from analysis.receptive_field.methods import field_warnings
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.identity import hash_weights
 from analysis.runs.results import Result, ResultError, check_shares
-from analysis.runs.settings import COUNTS, LARGEST_KERNEL, SEEDS, SIDES, check_number
+from analysis.runs.settings import LARGEST_KERNEL, check_number
+from analysis.runs.texts import few
 from analysis.runs.writing import clear_leftovers, plain
 from analysis.shape_bias.categories import IMAGENET, LabelMapping
-from analysis.shape_bias.mapping import own_mapping
-from analysis.shape_bias.measuring import check_model, evaluate_shape_bias, preprocessing_of
-from analysis.study.design import Study
-from analysis.study.images import StudyImages
+from analysis.shape_bias.measuring import evaluate_shape_bias
+from analysis.shape_bias.methods import LOW_COVERAGE
+from analysis.statistics import wilson_interval
+from analysis.study.measures import MEASURES, cell_text
 from analysis.training.loop import accuracy
 from replknet.networks import ANY_FAMILY
 from replknet.networks.folding import copy_of
@@ -80,6 +82,11 @@ def names_explained(variants: Sequence[Variant]) -> str:
     return "; ".join(told)
 
 
+INTERVALS = (
+    "95 % intervals: of accuracies over images (Wilson 1927), of areas over images, of shape biases over objects and "
+    "textures, or over images that share none (bootstrap)"
+)
+"""Of the measures, in words."""
 _BRANCHES = {
     "small": "the small kernels parallel to the large ones",
     "dilated": "the dilated kernels parallel to the large ones",
@@ -244,6 +251,12 @@ class VariantResult(Result):
     erf: ErfResult
     measured_on: dict[str, str] = field(default_factory=dict)
     """By the name of a measure, "accuracy" or "shape_bias", which images it is of."""
+    accuracy_interval: tuple[float, float] = (math.nan, math.nan)
+    """Wilson's, at 95 %, over images."""
+    shape_bias_interval: tuple[float, float] = (math.nan, math.nan)
+    """At 95 %, over the objects and the textures of stimuli, or over generated images."""
+    chance: float = math.nan
+    """Accuracy of guessing."""
 
     def __post_init__(self) -> None:
         check_shares(self, "accuracy", "shape_bias", "coverage")
@@ -253,10 +266,11 @@ class VariantResult(Result):
         row: dict[str, Any] = {"variant": self.variant.name} | asdict(self.variant)
         row["stage"] = None if self.variant.stage is None else self.variant.stage + 1
         row |= {"accuracy": self.accuracy, "shape_bias": self.shape_bias, "coverage": self.coverage}
+        ends = {"accuracy": self.accuracy_interval, "shape_bias": self.shape_bias_interval}
         for threshold in (0.5, 0.99):
             row[f"erf_area_{threshold}"] = self.erf.area_ratio(threshold)
-            low, high = self.erf.area_ratio_interval(threshold)
-            row |= {f"erf_area_{threshold}_low": low, f"erf_area_{threshold}_high": high}
+            ends[f"erf_area_{threshold}"] = self.erf.area_ratio_interval(threshold)
+        row |= {f"{name}_{end}": own[index] for name, own in ends.items() for index, end in enumerate(("low", "high"))}
         row["erf_rms_radius"] = self.erf.rms_radius()
         return row
 
@@ -264,112 +278,6 @@ class VariantResult(Result):
         """Variant, accuracy, area with half of the gradient, shape bias."""
         row = self.row()
         return {name: row[name] for name in ("variant", "accuracy", "erf_area_0.5", "shape_bias")}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Materials:
-    """What variants of a network are measured on.
-
-    Args:
-        erf_images: For receptive fields, normalised for the network.
-        size: Side of these in pixels.
-        labelled: To measure the accuracy on; their classes are those of the network's outputs.
-        stimuli: To measure the shape bias on.
-        mapping: From outputs to the categories of the stimuli.
-        measured_on: By the name of a measure, "receptive_field", "accuracy" or "shape_bias", which images it is of, in
-            words.
-    """
-
-    erf_images: ImageSet | Tensor
-    size: int
-    labelled: LabelledImages | None = None
-    stimuli: StimulusSet | None = None
-    mapping: LabelMapping = IMAGENET
-    measured_on: Mapping[str, str] = field(default_factory=dict)
-
-
-def materials_for(
-    loaded: LoadedModel,
-    *,
-    data: str | PathLike[str] | None = None,
-    stimuli: str | PathLike[str] | None = None,
-    mapping: LabelMapping | None = None,
-    images: str | PathLike[str] | None = None,
-    size: int | None = None,
-    num_images: int = 12,
-    seed: int = 0,
-) -> Materials:
-    """Images for a network: what is given, and for a network of a study on generated images its own kind.
-
-    Args:
-        loaded: A network of `replknet` and its preprocessing.
-        data: Image folder with `val` (or `test`), for the accuracy.
-        stimuli: Folder of cue-conflict stimuli, for the shape bias.
-        mapping: From outputs to categories; by default ImageNet's, or the classes that the network names.
-        images: Folder of images for receptive fields; by default the network's own kind, or dead leaves.
-        size: Their side in pixels; by default what the study used, or four times the network's input.
-        num_images: How many of them.
-        seed: Of their draw.
-
-    Raises:
-        ValueError: If the network is none of `replknet`, or cannot answer the stimuli, or its classes are others.
-    """
-    module = loaded.module
-    if not isinstance(module, replknet.Network):
-        raise ValueError(f"model={loaded.name!r}: expected {ANY_FAMILY}, not {type(module).__name__}")
-    for argument, value, allowed in (("seed", seed, SEEDS), ("num_images", num_images, COUNTS)):
-        check_number(argument, value, allowed)
-    trained = loaded.training
-    side = int(trained.get("erf_size", 4 * (loaded.input_size or 128))) if size is None else size
-    check_number("size", side, SIDES)
-    labelled: LabelledImages | None = None
-    generated: StudyImages | None = None
-    measured_on = {}
-    if data is not None:
-        folder = FolderImages(data, "val", size=loaded.input_size or 224)
-        labelled = InMemory(folder)
-        measured_on["accuracy"] = f"{len(labelled)} images of {folder.source}"
-        if len(labelled.classes) != module.config.num_classes or loaded.classes not in ((), labelled.classes):
-            raise ValueError(
-                f"data={str(data)!r}: has the classes {', '.join(labelled.classes[:5])}, ...; the network "
-                f"{', '.join(loaded.classes[:5]) or module.config.num_classes}, ..."
-            )
-    elif loaded.classes == CLASSES:
-        generated = StudyImages(
-            Study(
-                size=loaded.input_size or 64,
-                layers=module.config.layers,
-                channels=module.config.widths,
-                train_balance=trained.get("train_balance"),
-                texture_region=trained.get("texture_region", "image"),
-                texture_scale=trained.get("texture_scale", 1.0),
-                erf_size=side,
-                num_erf=num_images,
-            )
-        )
-        labelled = generated.val
-        measured_on["accuracy"] = f"{len(labelled)} images generated like those of its training, but others"
-    chosen = load_stimuli(stimuli) if stimuli is not None else generated.conflict(0.0) if generated else None
-    if mapping is not None and chosen is None:
-        raise ValueError("mapping=LabelMapping(...): goes with stimuli only; there are none")
-    mapping = mapping or (IMAGENET if chosen is None else own_mapping([loaded]))
-    if chosen is not None:
-        check_model(loaded, chosen, mapping, preprocessing_of(loaded))
-        measured_on["shape_bias"] = f"{len(chosen)} stimuli ({chosen.source})"
-    if generated is not None and images is None:
-        erf_images: ImageSet | Tensor = generated.erf
-        measured_on["receptive_field"] = "of those of the accuracy, spread over them and resized"
-    else:
-        erf_images = load_images(images, size=side, num_images=num_images, seed=seed, mean=loaded.mean, std=loaded.std)
-        measured_on["receptive_field"] = erf_images.source
-    return Materials(
-        erf_images=erf_images,
-        size=side,
-        labelled=labelled,
-        stimuli=chosen,
-        mapping=mapping,
-        measured_on=measured_on,
-    )
 
 
 def measure_variants(
@@ -451,13 +359,11 @@ def _measured(
     settings: dict[str, Any],
     num_workers: int,
 ) -> VariantResult:
-    nothing = float("nan")
-    right = (
-        nothing
-        if labelled is None
-        else accuracy(fast, labelled, mean=loaded.mean, std=loaded.std, num_workers=num_workers)
-    )
-    bias, coverage = nothing, nothing
+    measured: dict[str, Any] = {"accuracy": math.nan, "shape_bias": math.nan, "coverage": math.nan}
+    if labelled is not None:
+        right = accuracy(fast, labelled, mean=loaded.mean, std=loaded.std, num_workers=num_workers)
+        measured["accuracy"], measured["chance"] = right, 1 / len(labelled.classes)
+        measured["accuracy_interval"] = wilson_interval(round(right * len(labelled)), len(labelled))
     if stimuli is not None:
         conflict = evaluate_shape_bias(
             fast,
@@ -469,12 +375,44 @@ def _measured(
             batch_size=32,
             num_workers=num_workers,
         )
-        bias, coverage = conflict.shape_bias, conflict.coverage
-    return VariantResult(
-        variant=variant, settings=settings, accuracy=right, shape_bias=bias, coverage=coverage, erf=erf
-    )
+        measured["shape_bias"], measured["coverage"] = conflict.shape_bias, conflict.coverage
+        alone = len(set(conflict.shape_exemplars)) == len(conflict.stimuli)  # generated images share no objects
+        cluster: Any = "image" if alone else "two-way"
+        measured["shape_bias_interval"] = conflict.confidence_interval(cluster, num_resamples=2000)
+    return VariantResult(variant=variant, settings=settings, erf=erf, **measured)
 
 
 def posthoc_table(results: Sequence[VariantResult]) -> pd.DataFrame:
     """One row for each variant."""
     return pd.DataFrame([result.row() for result in results])
+
+
+def posthoc_warnings(results: Sequence[VariantResult]) -> list[str]:
+    """What weakens the numbers: variants that see nothing any more, answers with neither cue, fields that are cut off.
+
+    Args:
+        results: Of `measure_variants`.
+    """
+    guessing = [own.variant.name for own in results if own.accuracy_interval[0] <= own.chance]
+    seldom = [own.variant.name for own in results if own.coverage < LOW_COVERAGE]
+    texts = []
+    if guessing:
+        texts.append(
+            f"The 95 % interval of the accuracy does not exclude guessing ({100 * results[0].chance:.1f} %) of "
+            f"{few(guessing, 8)}: what else is measured of them is of networks that do not know the images any more."
+        )
+    if seldom:
+        texts.append(
+            f"Fewer than half of the conflict images were answered with either cue by {few(seldom, 8)}: that shape "
+            "bias rests on the others."
+        )
+    return texts + field_warnings([own.erf for own in results])
+
+
+def posthoc_texts(results: Sequence[VariantResult]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a table for people: what was measured, with intervals."""
+    table = posthoc_table(results)
+    names = ("accuracy", "erf_area_0.5", "erf_area_0.99", "shape_bias", "coverage")
+    measures = [MEASURES[name] for name in names if table[name].notna().any()]
+    rows = [[row["variant"], *(cell_text(row, own) for own in measures)] for row in table.to_dict("records")]
+    return ["variant", *(own.heading for own in measures)], rows

@@ -11,7 +11,14 @@ from analysis.pages.page import Section, Table, rendered
 from analysis.receptive_field.page import map_groups
 from analysis.study.measures import MEASURES
 from analysis.study.plots import plot_energy, plot_posthoc
-from analysis.study.posthoc import VariantResult, names_explained, posthoc_table
+from analysis.study.posthoc import (
+    INTERVALS,
+    VariantResult,
+    names_explained,
+    posthoc_table,
+    posthoc_texts,
+    posthoc_warnings,
+)
 
 
 def posthoc_page(
@@ -27,6 +34,7 @@ def posthoc_page(
         files: To be linked.
     """
     table = posthoc_table(results)
+    columns, rows = posthoc_texts(results)
     groups, numbers = map_groups(
         [("", [(result.erf, result.variant.name, {"variant": result.variant.name}) for result in results])]
     )
@@ -41,10 +49,11 @@ def posthoc_page(
         files=files,
         data={"maps": numbers},
         scripts=["maps"],
-        warnings=[],
+        warnings=posthoc_warnings(results),
         setting=[
             ("question", "what the outer taps do in this network, not what one trained with smaller kernels would do"),
             ("variants", names_explained([result.variant for result in results])),
+            ("intervals", INTERVALS),
             (
                 "receptive fields",
                 f"{first.map_size[0]} x {first.map_size[1]} pixels; raw map",
@@ -56,7 +65,7 @@ def posthoc_page(
             Section(
                 title="Measures",
                 text="Against the side that the kernels are cropped to. The solid horizontal line is the network as it "
-                "is, a dotted one without a branch.",
+                "is, a dotted one without a branch; bars and the band behind the line are 95 % intervals.",
                 figures=shown_drawings(_drawings(table, energy)),
             ),
             Section(
@@ -65,7 +74,7 @@ def posthoc_page(
                 "the dashed one 99 %.",
                 maps=groups,
             ),
-            Section(title="Table", tables=[_table(table)]),
+            Section(title="Table", tables=[Table(columns=columns, rows=rows)]),
         ],
         environment=sorted(first.environment.items()),
         sources=[("Ding et al. 2022", "2203.06717")],
@@ -94,15 +103,5 @@ def _drawings(table: pd.DataFrame, energy: pd.DataFrame) -> list[Drawing]:
         for name, caption in captions.items()
         if table[name].notna().any()
     ]
-    return [*found, Drawing(name="energy", caption="Energy of the kernels in their central squares.", draw=energies)]
-
-
-def _table(table: pd.DataFrame) -> Table:
-    rows = []
-    for row in table.to_dict("records"):
-        numbers = [(row["accuracy"], 100, 1), (row["erf_area_0.5"], 100, 1), (row["erf_area_0.99"], 100, 1)]
-        numbers += [(row["shape_bias"], 1, 2), (row["coverage"], 100, 1)]
-        cells = ["-" if value != value else f"{scale * value:.{digits}f}" for value, scale, digits in numbers]
-        rows.append([row["variant"], *cells])
-    columns = ["variant", "accuracy (%)", "ERF 50 % area (%)", "ERF 99 % area (%)", "shape bias", "coverage (%)"]
-    return Table(columns=columns, rows=rows)
+    caption = "Energy of the kernels, the sum of their squared taps, in their central squares."
+    return [*found, Drawing(name="energy", caption=caption, draw=energies)]

@@ -268,6 +268,15 @@ def labelled_seeds(results: Sequence[CellResult]) -> dict[str, list[CellResult]]
     return found
 
 
+def first_seeds(results: Sequence[CellResult]) -> dict[str, CellResult]:
+    """The cells of the first seed, by the setting and the kernel, and by the seed where there are several."""
+    several = len({result.cell.seed for result in results}) > 1
+    return {
+        f"{label}, seed {own[0].cell.seed}" if several else label: own[0]
+        for label, own in labelled_seeds(results).items()
+    }
+
+
 def settings_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The rows of each setting but for kernel and seed, with a label; the label is empty if there is only one."""
     groups = list(table.groupby(["family", "shortcut", "small_kernel"], sort=False))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.receptive_field.methods import border_text
 from analysis.statistics import Trend, trend
 from analysis.study.measures import ASKED, SHAPE_BIAS, Measure, Question, shown
 from analysis.study.power import study_power
@@ -109,7 +110,8 @@ def _finding(table: pd.DataFrame, measure: Measure, asked: Question, sequential:
         parts.append("the test goes by the order of all kernels; the difference of the two ends alone is uncertain")
     missing = len(values) - tested.num_repeats
     if missing:
-        parts.append(f"left out: {missing} seed{'s that lack' if missing > 1 else ' that lacks'} a value")
+        seeds = f"{missing} of {len(values)} seeds, which lack" if len(values) > 1 else "the only seed, which lacks"
+        parts.append(f"without {seeds} a value at some kernel")
     return Finding(question=asked.text, answer=answer, detail="; ".join(parts) + ".", trend=tested)
 
 
@@ -179,15 +181,6 @@ def warnings_of(table: pd.DataFrame, *, chance: float) -> list[str]:
         kernels = ", ".join(str(kernel) for kernel in sorted(set(full["kernel"])))
         notes.append(border_text(f"kernel {kernels}"))
     return notes
-
-
-def border_text(named: str) -> str:
-    """What an area with 99 % of the gradient of nine tenths of the image or more says, of the networks of this name."""
-    return (
-        f"The square with 99 % of the gradient takes nine tenths of the image or more ({named}): gradient beyond the "
-        "border is cut off, so that this area cannot grow any further. Smaller shares are of the gradient inside the "
-        "image; their areas are a little too small as well."
-    )
 
 
 def summary_text(values: Sequence[float], measure: Measure, *, of: str = "seeds") -> str:

@@ -14,6 +14,7 @@ from analysis.statistics import (
     mean_interval,
     percentile_interval,
     trend,
+    wilson_interval,
 )
 
 
@@ -26,6 +27,14 @@ def test_perfect_order_over_three_repeats() -> None:
     assert found.difference == pytest.approx((3 + 3.5 + 9) / 3)
     falling = trend(values[:, ::-1])
     assert (falling.direction, falling.p_value) == (-1, found.p_value)
+
+
+def test_wilson_interval() -> None:
+    # By hand: with z = 1.96 and n = 10, none right: 0 to z^2 / (n + z^2).
+    z = float(stats.norm.ppf(0.975))
+    assert wilson_interval(0, 10) == pytest.approx((0, z * z / (10 + z * z)))
+    assert wilson_interval(10, 10) == pytest.approx((10 / (10 + z * z), 1))
+    assert all(math.isnan(end) for end in wilson_interval(0, 0))
 
 
 def test_published_critical_value() -> None:

@@ -8,7 +8,7 @@ import pytest
 from analysis import load_model
 from analysis.shape_bias.categories import MAPPING
 from analysis.study.design import preset
-from analysis.study.posthoc import materials_for
+from analysis.study.materials import materials_for
 from analysis.study.record import save_study
 from tests.analysis.shape_bias.observers import write_stimuli
 from tests.analysis.training.test_loop import make_folder

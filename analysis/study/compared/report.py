@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis.pages.page import Section, Table, rendered, write_page
-from analysis.runs.methods import PAPER, Methods, counted, software, write_methods
+from analysis.runs.methods import PAPER, Methods, counted, software, warned, write_methods
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
 from analysis.shape_bias.comparing import guessing_text
 from analysis.study.compared.panels import SECTIONS, ComparisonView, panels_of
-from analysis.study.compared.result import COMPARED, REPORTED, Comparison, cell_text
+from analysis.study.compared.result import COMPARED, REPORTED, Comparison
 from analysis.study.compared.verdict import field_and_bias, measured_text, people_text, warnings_of_networks
+from analysis.study.measures import cell_text
 from analysis.study.methods import comparison_methods
 from analysis.study.report import FIGURES, REPORT, drawn
 
@@ -45,7 +46,7 @@ def write_comparison(
     view = ComparisonView(comparison)
     with replacing(directory / TABLE) as path:
         write_table(comparison.table, path)
-    methods = comparison_methods(comparison) + (told or Methods((), ()))
+    methods = comparison_methods(comparison) + warned(warnings_of_networks(comparison)) + (told or Methods((), ()))
     methods += software(network.environment for network in comparison.networks)
     write_methods(methods, lambda name: replacing(directory / name))
     panels = panels_of(view)

@@ -238,18 +238,3 @@ def comparison_table(networks: Sequence[NetworkResult], people: Sequence[ShapeBi
         row["missing"] = "; ".join(f"{name}: {why}" for name, why in network.missing.items())
         rows.append({name: np.nan if value is None else value for name, value in row.items()})
     return pd.DataFrame(rows)
-
-
-def cell_text(row: Any, measure: Measure) -> str:
-    """A measure of one network, as a table shows it, such as "22.1 [20.0, 24.3]"; "-" where there is none."""
-    value = float(row[measure.name])
-    if not np.isfinite(value):
-        return "-"
-    if measure.typical is not None:
-        return measure.typical(value)
-    digits = 1 if measure.scale == 100 else 2
-    text = f"{measure.scale * value:.{digits}f}"
-    ends = [float(row.get(f"{measure.name}_{end}", _NOTHING)) for end in ("low", "high")]
-    if not np.isfinite(ends).all():
-        return text
-    return f"{text} [{', '.join(f'{measure.scale * end:.{digits}f}' for end in ends)}]"

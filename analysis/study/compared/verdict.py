@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.correlation import RankCorrelation, rank_correlation
+from analysis.receptive_field.methods import field_warnings
 from analysis.runs.methods import joined
 from analysis.runs.texts import few
-from analysis.shape_bias.result import LOW_CONGRUENT_ACCURACY
+from analysis.shape_bias.methods import bias_warnings
 from analysis.study.compared.measuring import NOT_GIVEN
 from analysis.study.compared.result import Comparison
-from analysis.study.verdict import border_text
 
 AREA, BIAS = "erf_area_0.5", "shape_bias"
 """The measures of which the comparison asks whether they go together."""
@@ -107,7 +107,6 @@ def measured_text(comparison: Comparison) -> str:
 
 def warnings_of_networks(comparison: Comparison) -> list[str]:
     """What weakens the numbers, and what is missing, with the reason."""
-    table = comparison.table
     notes = []
     reasons: dict[tuple[str, str], list[str]] = {}
     for network in comparison.networks:
@@ -117,25 +116,9 @@ def warnings_of_networks(comparison: Comparison) -> list[str]:
         given = NOT_GIVEN.get(name) == why
         notes.append(f"No {_MEASURED[name]}{'' if given else f' of {few(names, 6)}'}: {why}.")
 
-    def of(rows: pd.DataFrame) -> str:
-        return few(rows["network"].tolist(), 6)
-
-    full = table[table["erf_area_0.99"] >= 0.9]
-    if len(full):
-        notes.append(border_text(of(full)))
-    weak = table[table["congruent_accuracy"] < LOW_CONGRUENT_ACCURACY]
-    if len(weak):
-        notes.append(
-            f"Fewer than half of the images without conflict are named correctly ({of(weak)}): that shape bias means "
-            "little."
-        )
-    low = table[table["coverage"] < 0.5]
-    if len(low):
-        notes.append(
-            f"Fewer than half of the conflict images were answered with either cue ({of(low)}): that shape bias rests "
-            "on the others."
-        )
-    sizes = table["input_size"]
+    notes += field_warnings([network.erf for network in comparison.networks if network.erf is not None])
+    notes += bias_warnings([network.shape_bias for network in comparison.networks if network.shape_bias is not None])
+    sizes = comparison.table["input_size"]
     if sizes.min() < sizes.max():
         notes.append(
             f"The networks take images of {sizes.min()} to {sizes.max()} pixels: one part of the image, in per cent, "

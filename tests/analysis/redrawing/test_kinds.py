@@ -23,6 +23,7 @@ from analysis.receptive_field.plots import plot_erf, plot_radial
 from analysis.recognition.evaluation import EvaluationResult
 from analysis.redrawing.kinds import Look, draw_saved, kinds_of
 from analysis.redrawing.saved import Saved, read_saved
+from analysis.runs.results import ResultError
 from analysis.shape_bias.categories import CATEGORIES
 from analysis.shape_bias.plots import plot_confusion, plot_shape_bias
 from analysis.study.plots import plot_psychometric
@@ -157,9 +158,20 @@ def test_results_are_found_in_the_order_of_their_run(trained: dict[str, Path]) -
     assert [network.name for network in saved.networks] == ["replknet_nano_k3", "Renamed"]  # not of the alphabet
     assert [result.model for result in saved.fields] == ["replknet_nano_k3", "Renamed"]
     assert read_saved([trained["posthoc"]]).variants[0].variant.name == "whole"
-    assert [result.model for result in read_saved([trained["study"]]).fields] == ["kernel 3", "kernel 7"]
+    fields = read_saved([trained["study"]]).fields
+    assert [result.model for result in fields] == ["kernel 3, seed 0", "kernel 7, seed 0"]
     both = read_saved([trained["posthoc"], trained["compare"]])
     assert len(both.fields) == len(both.variants) + 2
+
+
+def test_nothing_is_counted_twice(trained: dict[str, Path], tmp_path: Path) -> None:
+    study = trained["study"]
+    cell = next((study / "cells").iterdir())
+    link = tmp_path / "link"
+    link.symlink_to(study)
+    for folders in ([study, cell], [cell, study], [cell, cell], [study, link]):
+        with pytest.raises(ResultError, match=r"results='.*': is (given twice|in .*, which is given, too)"):
+            read_saved(folders)
 
 
 def test_a_number_may_be_missing(tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.receptive_field.methods import erf_methods
+from analysis.receptive_field.methods import erf_methods, field_warnings
 from analysis.receptive_field.options import ErfOptions
 from analysis.recognition.methods import evaluation_methods
-from analysis.runs.methods import FAMILIES, LIBRARIES, Methods, networks_of, software, works, write_methods
-from analysis.shape_bias.methods import shape_bias_methods
+from analysis.runs.methods import FAMILIES, LIBRARIES, Methods, networks_of, software, warned, works, write_methods
+from analysis.shape_bias.methods import bias_warnings, shape_bias_methods
 from replknet.networks import FAMILIES as OWN
 from tests.analysis.redrawing.test_kinds import answers, evaluation, field
 
@@ -100,3 +100,31 @@ def test_what_is_undefined_is_said() -> None:
     nothing = {name: np.zeros_like(getattr(dark, name)) for name in ("mean_map", "ring_sums", "moments")}
     text = " ".join(erf_methods([replace(dark, **nothing)]).paragraphs)
     assert "net: 50 % of the gradient in an undefined part of the image" in text
+
+
+def test_what_weakens_the_numbers_is_a_paragraph() -> None:
+    assert warned([]) == Methods((), ())
+    assert warned(["One.", "Two."]).paragraphs == ("One. Two.",)
+
+
+def test_fields_that_are_cut_off_or_silent_are_named() -> None:
+    result = field("net")
+    nothing = {name: np.zeros_like(getattr(result, name)) for name in ("mean_map", "ring_sums", "moments")}
+    silent = replace(result, model="off", **nothing)
+    assert not result.fills_image() and field_warnings([result]) == []
+    (text,) = field_warnings([result, silent])
+    assert text.startswith("The unit does not react to any image, its ReLU is off (off):")
+    rings = np.zeros_like(result.ring_sums)
+    rings[:, -1] = 1.0  # all of the gradient at the border
+    full = [replace(result, model=name, ring_sums=rings, layer=layer) for name, layer in (("a", "x"), ("b", "y"))]
+    (text,) = field_warnings(full)
+    assert "nine tenths of the image or more (a, x, b, y): gradient beyond the border is cut off" in text
+
+
+def test_shape_biases_that_mean_little_are_named() -> None:
+    net = answers("net", 0.4)
+    seldom = replace(net, observer="shy", responses=("none of them",) * len(net.responses))
+    said = bias_warnings([net, seldom])
+    assert bias_warnings([net]) == [] and len(said) == 2
+    assert said[0].startswith("Few of the images without conflict are named correctly (shy 0.0 %)")
+    assert "either cue (shy 0.0 %): that shape bias rests on the others." in said[1]

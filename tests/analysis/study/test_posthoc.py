@@ -3,8 +3,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from matplotlib.patches import Rectangle
+from scipy import stats
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -14,8 +17,11 @@ from analysis.images.synthetic.drawing import SyntheticOptions
 from analysis.images.synthetic.outlines import CLASSES
 from analysis.images.synthetic.sets import SyntheticImages, stimulus_set
 from analysis.shape_bias.categories import MAPPING
+from analysis.shape_bias.measuring import evaluate_shape_bias
+from analysis.study.plots import plot_posthoc
 from analysis.study.posthoc import (
     Variant,
+    VariantResult,
     apply_variant,
     default_variants,
     has_small_branch,
@@ -23,6 +29,8 @@ from analysis.study.posthoc import (
     large_kernels,
     measure_variants,
     posthoc_table,
+    posthoc_texts,
+    posthoc_warnings,
 )
 from tests.networks import TINY, tiny_model, tiny_slak, tiny_unireplknet
 
@@ -248,6 +256,64 @@ def test_measures_each_variant_and_resumes(tmp_path: Path) -> None:
     measure(size=65)
     assert (tmp_path / "crop3" / "measures" / "result.json").stat().st_mtime_ns != stamp
     measure("another set", size=65)
+
+
+def test_intervals_of_variants_and_what_weakens_them(tmp_path: Path) -> None:
+    """A network of random weights is right by chance; the exact numbers are of its own answers."""
+    loaded, options = nano(), SyntheticOptions(size=32)
+    labelled = SyntheticImages(num_images=48, options=options)
+    stimuli = stimulus_set(SyntheticImages(kind="conflict", num_images=24, options=options))
+    (whole,) = measure_variants(
+        loaded,
+        [Variant()],
+        tmp_path,
+        erf_images=torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)),
+        labelled=labelled,
+        stimuli=stimuli,
+        mapping=MAPPING,
+    )
+    assert (whole.chance, VariantResult.load(tmp_path / "whole").accuracy_interval) == (1 / 12, whole.accuracy_interval)
+    exact = stats.binomtest(round(48 * whole.accuracy), 48).proportion_ci(method="wilson")
+    assert whole.accuracy_interval == pytest.approx((exact.low, exact.high))
+    answers = evaluate_shape_bias(loaded, stimuli, mapping=MAPPING)
+    assert whole.shape_bias == answers.shape_bias
+    expected = answers.confidence_interval("image", num_resamples=2000)
+    assert whole.shape_bias_interval == pytest.approx(expected, nan_ok=True)
+    row = posthoc_table([whole]).iloc[0]
+    assert (row["accuracy_low"], row["accuracy_high"]) == whole.accuracy_interval
+    headings, ((name, shown, *_),) = posthoc_texts([whole])
+    low, high = (100 * end for end in whole.accuracy_interval)
+    assert (headings[:2], name) == (["variant", "accuracy (%)"], "whole")
+    assert shown == f"{100 * whole.accuracy:.1f} [{low:.1f}, {high:.1f}]"
+    good = replace(whole, accuracy=0.9, accuracy_interval=(0.8, 0.95), coverage=0.7)
+    blind = replace(whole, variant=Variant(kernel=3), accuracy_interval=(0.02, 0.2), coverage=0.2)
+    assert good.erf.fills_image()
+    assert len(posthoc_warnings([good])) == 1
+    guessing, seldom, full = posthoc_warnings([good, blind])
+    assert "does not exclude guessing (8.3 %) of crop3:" in guessing
+    assert "with either cue by crop3:" in seldom
+    assert "takes nine tenths of the image or more (whole" in full
+
+
+def test_a_band_and_bars_are_the_intervals_of_the_table() -> None:
+    table = pd.DataFrame(
+        {
+            "variant": ["whole", "crop3", "crop1"],
+            "kernel": [np.nan, 3, 1],
+            "stage": [np.nan] * 3,
+            "without": [None] * 3,
+            "accuracy": [0.9, 0.6, 0.3],
+            "accuracy_low": [0.8, 0.5, np.nan],
+            "accuracy_high": [0.95, 0.7, np.nan],
+        }
+    )
+    ax = plot_posthoc(table, "accuracy", "accuracy (%)", scale=100)
+    (bars,) = ax.collections
+    assert [np.asarray(path.vertices)[:, 1].tolist() for path in bars.get_paths()] == [[50, 70]]
+    (band,) = (patch for patch in ax.patches if isinstance(patch, Rectangle))
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((80, 95))
+    plain = plot_posthoc(table.drop(columns=["accuracy_low", "accuracy_high"]), "accuracy", "accuracy (%)")
+    assert not plain.patches
 
 
 def test_wrong_values_are_named(tmp_path: Path) -> None:

@@ -118,13 +118,26 @@ def test_intervals_end_at_what_is_possible() -> None:
 
 
 def test_seeds_that_lack_a_value_are_told() -> None:
-    for lacking, text in ((1, "left out: 1 seed that lacks a value."), (2, "left out: 2 seeds that lack a value.")):
+    for lacking in (1, 2):
+        text = f"without {lacking} of 3 seeds, which lack a value at some kernel."
         rows = table(bias=RISING, area=RISING)
         rows.loc[(rows["seed"] < lacking) & (rows["kernel"] == 3), "pse"] = np.nan
         (found,) = (
             finding.detail for finding in findings(rows) if finding.question == "Does a weaker shape still win?"
         )
         assert found.endswith(text)
+
+
+def test_no_line_joins_the_mean_of_some_seeds_with_that_of_all() -> None:
+    rows = table(bias=RISING, area=RISING).assign(family="replknet", shortcut=True, small_kernel=3)
+    rows.loc[(rows["seed"] == 0) & (rows["kernel"] == 7), "pse"] = np.nan
+    ax = plot_by_kernel(rows, [("pse", "")])
+    joined, hollow = (line for line in ax.lines if line.get_markersize() == 5)
+    means = rows.groupby("kernel")["pse"].mean().to_numpy()
+    assert np.isnan(np.asarray(joined.get_ydata())).tolist() == [False, True, False, False]
+    assert joined.get_linestyle() != "None" and hollow.get_linestyle() == "None"
+    assert np.asarray(hollow.get_ydata())[1] == pytest.approx(means[1])
+    assert (hollow.get_markerfacecolor(), np.isfinite(np.asarray(hollow.get_ydata())).sum()) == ("white", 1)
 
 
 def test_equal_differences_are_no_answer() -> None:
