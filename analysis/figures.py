@@ -44,6 +44,8 @@ _LETTER = 0.58
 _KEY, _MARGIN, _BELOW, _LINE = 34, 20, 22, 1.25
 """Points of the key of a legend, beside a legend, and from the axes to the label of an axis; lines in parts of the size
 of their font."""
+_TWO_LINES = 0.3
+"""Inches: of the height of a legend."""
 _ALIKE = {
     "times": ("STIXGeneral", "Nimbus Roman", "Liberation Serif", "TeX Gyre Termes"),
     "helvetica": ("Nimbus Sans", "Liberation Sans", "TeX Gyre Heros", "DejaVu Sans"),
@@ -150,6 +152,17 @@ def legend_below(ax: Axes, handles: Sequence[Any] | None = None, title: str = ""
         frameon=False,
         borderaxespad=0.2,
     )
+
+
+def made_taller(ax: Axes) -> Figure:
+    """The figure of these axes alone, taller by what its legend takes beyond two lines."""
+    figure: Any = ax.get_figure(root=True)
+    legend = ax.get_legend()
+    if legend is not None:
+        figure.draw_without_rendering()
+        more = legend.get_window_extent().height / figure.dpi - _TWO_LINES
+        figure.set_figheight(figure.get_figheight() + max(more, 0.0))
+    return figure  # type: ignore[no-any-return]
 
 
 class Intervals(LineCollection):

@@ -31,9 +31,10 @@ def erf_methods(results: Sequence[ErfResult], *, of: str = "") -> Methods:
     first = results[0]
     models = list(dict.fromkeys(result.model for result in results))
     each = {model: _layers([result for result in results if result.model == model]) for model in models}
-    layers = joined(f"{own} of {model}" for model, own in each.items())
-    if len(set(each.values())) == 1:
-        layers = each[models[0]]
+    layers = each[models[0]]
+    if len(set(each.values())) > 1:
+        owners = {layer: [own.model for own in results if own.layer == layer] for layer in [r.layer for r in results]}
+        layers = joined(f"{_layer(layer)} ({'; '.join(dict.fromkeys(own))})" for layer, own in owners.items())
     whose = of or f"{counted(len(models), 'network')} ({joined(models)})"
     size = joined(dict.fromkeys(" x ".join(map(str, result.map_size)) for result in results))
     works = ["luo2016erf", "ding2022replknet"]
@@ -101,8 +102,11 @@ def border_text(named: str) -> str:
 
 
 def _layers(results: Sequence[ErfResult]) -> str:
-    names = joined(dict.fromkeys(result.layer for result in results))
-    return names.replace(LAST, f"the {LAST}")
+    return joined(_layer(name) for name in dict.fromkeys(result.layer for result in results))
+
+
+def _layer(name: str) -> str:
+    return f"the {LAST}" if name == LAST else name
 
 
 def measured_text(options: ErfOptions, layers: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from analysis.figures import COLUMN, cells_figure, new_axes, paper_style
+from analysis.figures import COLUMN, cells_figure, made_taller, new_axes, paper_style
 from analysis.receptive_field import plots as field_plots
 from analysis.recognition.plots import plot_answers
 from analysis.redrawing.saved import Saved
@@ -243,15 +243,13 @@ def _sensitivity(saved: Saved, look: Look) -> Figure:
 )
 def _psychometric(saved: Saved, look: Look) -> Figure:
     ax = new_axes(look.width, 3.1)
-    study_plots.plot_psychometric([cell for cell in saved.cells if cell.balances], ax=ax)
-    return ax.get_figure(root=True)  # type: ignore[return-value]
+    return made_taller(study_plots.plot_psychometric([cell for cell in saved.cells if cell.balances], ax=ax))
 
 
 @_kind("curves", "one study", lambda saved: len(saved.studies) < 2 and saved.cells)
 def _curves(saved: Saved, look: Look) -> Figure:
     ax = new_axes(look.width, 3.1)
-    study_plots.plot_curves(saved.cells, ax=ax)
-    return ax.get_figure(root=True)  # type: ignore[return-value]
+    return made_taller(study_plots.plot_curves(saved.cells, ax=ax))
 
 
 @_kind("posthoc", "one network with cropped kernels", lambda saved: saved.variants and len(saved.energy) == 1)

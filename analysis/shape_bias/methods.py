@@ -67,7 +67,7 @@ def shape_bias_methods(
             "the "
             f"largest score, {score}; of equal scores {'the first' if options.tie == 'first' else 'none'} counts."
         )
-        text += "".join(_outputs(result) for result in decided) + _sizes(decided)
+        text += _outputs(decided) + _sizes(decided)
     text += (
         " Shape bias is the number of shape decisions divided by that of shape and of texture decisions, "
         f"{_ESTIMATORS[options.estimator]}. Brackets are 95 % percentile intervals of {num_resamples} bootstrap draws "
@@ -139,12 +139,17 @@ def _these(result: ShapeBiasResult) -> str:
     return f"the {counted(len(result.categories), 'category', 'categories')} ({joined(result.categories)})"
 
 
-def _outputs(result: ShapeBiasResult) -> str:
+def _outputs(results: Sequence[ShapeBiasResult]) -> str:
     """Which outputs stand for which category, where these are not ImageNet's."""
-    if result.mapping is None or set(result.mapping.indices) <= set(IMAGENET.indices):
-        return ""
-    pairs = [f"{', '.join(map(str, own))} for {category}" for category, own in result.mapping.indices]
-    return f" The classes of the categories are, of {result.observer}, the outputs {joined(pairs)}."
+    owners: dict[str, list[str]] = {}
+    for result in results:
+        if result.mapping is not None and not set(result.mapping.indices) <= set(IMAGENET.indices):
+            pairs = [f"{', '.join(map(str, own))} for {category}" for category, own in result.mapping.indices]
+            owners.setdefault(joined(pairs), []).append(result.observer)
+    return "".join(
+        f" The classes of the categories are, of {joined(names)}, the outputs {pairs}."
+        for pairs, names in owners.items()
+    )
 
 
 def _sizes(results: Sequence[ShapeBiasResult]) -> str:

@@ -139,8 +139,10 @@ def posthoc_methods(results: Sequence[VariantResult], name: str) -> Methods:
         f"{INTERVALS}."
     )
     fields = erf_methods([result.erf for result in results], of="these variants")
-    works = ("geirhos2019texture",) if np.isfinite(whole.shape_bias) else ()
-    return Methods((text,), (*works, "ding2022replknet")) + fields
+    works = ["ding2022replknet", "efron1993bootstrap"]
+    works += ["geirhos2019texture"] * bool(np.isfinite(whole.shape_bias))
+    works += ["wilson1927interval"] * bool(np.isfinite(whole.accuracy))
+    return Methods((text,), tuple(works)) + fields
 
 
 def comparison_methods(comparison: Comparison) -> Methods:

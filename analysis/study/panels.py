@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures import COLUMN, new_axes
+from analysis.figures import COLUMN, made_taller, new_axes
 from analysis.images.plots import balance_strip, contact_sheet
 from analysis.receptive_field.plots import erf_row
 from analysis.receptive_field.result import ErfResult
@@ -176,17 +176,12 @@ def panel(section: str, caption: str, **options: Any) -> Callable[[Callable[[Vie
     return register
 
 
-def _axes(view: View) -> tuple[Figure, Axes]:
-    ax = new_axes(view.width, 3.1)
-    return ax.get_figure(root=True), ax  # type: ignore[return-value]
-
-
 def _each_family(view: View, draw: Callable[[list[CellResult], Axes], object]) -> Figure:
     """A figure of one family's networks; of several families side by side, on one scale."""
     if len(view.families) == 1:
-        figure, ax = _axes(view)
+        ax = new_axes(view.width, 3.1)
         draw(view.plain, ax)
-        return figure
+        return made_taller(ax)
     width = max(view.width, _FAMILY_WIDTH * len(view.families))
     figure = Figure(figsize=(width, 3.1), layout="constrained")
     axes = figure.subplots(1, len(view.families), sharex=True, sharey=True, squeeze=False)[0]
@@ -215,7 +210,7 @@ def plot_measure(view: View, *shown: tuple[str, str], chance: str = "") -> Figur
     People are a line behind a single measure, and guessing where `chance` names the measure of it.
     """
     first = MEASURES[shown[0][0]]
-    figure, ax = _axes(view)
+    ax = new_axes(view.width, 3.1)
     lines = [plots.Line("guessing", view.table[chance].dropna().iloc[0], dash=":")] if chance else []
     if len(shown) == 1 and first.name in view.people_table:
         values = view.people_table[first.name].tolist()
@@ -223,7 +218,7 @@ def plot_measure(view: View, *shown: tuple[str, str], chance: str = "") -> Figur
     plots.plot_by_kernel(view.table, shown, scale=first.scale, lines=lines, ax=ax)
     ax.set_ylabel(first.label or first.heading)
     ax.set_ylim(*first.limits)
-    return figure
+    return made_taller(ax)
 
 
 def _by_kernel(name: str, section: str, caption: str, *shown: tuple[str, str], chance: str = "") -> None:

@@ -114,10 +114,12 @@ def _draw_means(ax: Axes, found: ByKernel, scale: float, style: dict[str, Any], 
     whole = np.isfinite(found.by_seed).all(0)
     joined = np.where(whole, means, np.nan)
     ax.plot(kernels, joined, linestyle=dash, lw=1.2, markersize=5, label=label or None, clip_on=False, **style)
-    some = {**style, "markerfacecolor": "white", "zorder": 2.5}
-    ax.plot(kernels, np.where(whole, np.nan, means), linestyle="none", markersize=5, clip_on=False, **some)
+    some = np.isfinite(means) & ~whole
+    if some.any():
+        hollow = {**style, "markerfacecolor": "white", "zorder": 2.5}
+        ax.plot(kernels[some], means[some], linestyle="none", markersize=5, clip_on=False, **hollow)
     draw_intervals(ax, kernels, *(scale * found.ends.T), color=style["color"], lw=1.2)
-    return bool((np.isfinite(means) & ~whole).any())
+    return bool(some.any())
 
 
 def plot_psychometric(results: CellResult | Sequence[CellResult], *, ax: Axes | None = None) -> Axes:
@@ -147,7 +149,8 @@ def plot_psychometric(results: CellResult | Sequence[CellResult], *, ax: Axes | 
         grid = np.linspace(curve.balances.min(), curve.balances.max(), 201)
         dash = DASHES[number % len(DASHES)]
         ax.plot(grid, curve.fit.probability(grid), color=color, linestyle=dash)
-        ax.plot([], [], linestyle=dash, label=curve.label, **style)
+        (key,) = ax.plot([], [], linestyle=dash, label=curve.label, **style)
+        key.set_in_layout(False)  # without points, it would count as one in the corner of the figure
         if np.isfinite(curve.fit.pse):
             ax.plot([curve.fit.pse] * 2, [0.44, 0.56], color=color, lw=2)
     ax.axhline(0.5, color="0.6", lw=0.6, zorder=0)

@@ -83,8 +83,8 @@ def names_explained(variants: Sequence[Variant]) -> str:
 
 
 INTERVALS = (
-    "95 % intervals: of accuracies over images (Wilson 1927), of areas over images, of shape biases over objects and "
-    "textures, or over images that share none (bootstrap)"
+    "95 % intervals: of accuracies over images (Wilson, 1927), of areas over images, of shape biases over objects and "
+    "textures, or over images that share none (bootstrap; Efron and Tibshirani, 1993)"
 )
 """Of the measures, in words."""
 _BRANCHES = {

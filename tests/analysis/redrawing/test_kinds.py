@@ -386,3 +386,22 @@ def test_nothing_is_measured_anew(folders: dict[str, Path], monkeypatch: pytest.
     monkeypatch.setattr(nn.Module, "__call__", lambda *_: pytest.fail("a network ran"))
     saved = read_saved([folders["fields"]])
     assert isinstance(saved, Saved) and draw_saved(saved, "erf").axes
+
+
+def test_a_long_legend_takes_no_room_from_the_axes(trained: dict[str, Path]) -> None:
+    """Three families of two kernels: six lines under the axes; drawn again, the figure is as it was."""
+    record = read_saved([trained["study"]]).studies[0]
+    families = [
+        replace(own, cell=replace(own.cell, family=name))
+        for name in ("replknet", "unireplknet", "slak")
+        for own in record.results
+    ]
+    several = Saved(studies=(replace(record, results=tuple(families)),), cells=tuple(families))
+    for kind in ("psychometric", "curves", "area"):
+        figure = draw_saved(several, kind, Look(width=3.4))
+        assert faults(figure) == [], kind
+        (ax,) = figure.axes
+        first = ax.get_position()
+        assert first.height * figure.get_figheight() > 1.6, kind
+        figure.draw_without_rendering()
+        assert ax.get_position().bounds == pytest.approx(first.bounds, abs=0.01), kind
