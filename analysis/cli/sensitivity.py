@@ -175,7 +175,7 @@ def report_sensitivities(found: Sensitivities) -> None:
     )
     for kind, own in found.table.groupby("stimuli", sort=False):
         chances = [f"{own[f'{cue}_chance'].iloc[0]:.4f} for the {cue}" for cue in CUES]
-        clusters, as_they_are = own["cluster"].iloc[0], ", unresized where they have it"
+        clusters, as_they_are = own["cluster"].iloc[0], ", those of that size as they are"
         if kind == SINGLE_CUES:
             clusters, as_they_are = "image" if clusters == "image" else "class", ""
         ways = sorted(

@@ -1,16 +1,16 @@
 """`replknet shape-bias`."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import typer
 
+from analysis.cli.answering import AnsweringNetwork, answers_of
 from analysis.cli.choosing import MODEL_HELP, ModelChoice, owned
-from analysis.cli.console import command_line, print_notes, progress_bar, run_folder, skipped_notes
+from analysis.cli.console import command_line, print_notes, run_folder, skipped_notes
 from analysis.cli.methods import networks_told
 from analysis.cli.options import BatchSize, Fields, Out, Overwrite, Workers, parse_names, parse_three, takes
 from analysis.cli.sensitivity import (
@@ -25,20 +25,14 @@ from analysis.images.stimuli import StimulusSet, load_stimuli, missing_stimuli
 from analysis.models.loaded import LoadedModel
 from analysis.models.specs import split_name
 from analysis.runs.folder import RunFolder, folder_names
-from analysis.runs.identity import NetworkIdentity, identify
 from analysis.runs.methods import Methods, software, warned, write_methods
 from analysis.runs.processes import by_first
-from analysis.runs.results import ResultError
 from analysis.runs.texts import few
 from analysis.shape_bias.categories import IMAGENET, LabelMapping, select_categories
 from analysis.shape_bias.comparing import common_images
 from analysis.shape_bias.mapping import common_classes, own_mapping, renamed
 from analysis.shape_bias.measuring import (
-    check_model,
-    evaluate_shape_bias,
-    fingerprint_of,
     mapping_of,
-    preprocessing_of,
 )
 from analysis.shape_bias.methods import bias_warnings, sensitivity_methods, shape_bias_methods
 from analysis.shape_bias.responses import read_observers, read_responses
@@ -157,13 +151,13 @@ def shape_bias(
     labels_of_folders += [result.observer for result in recorded]
     folders = folder_names(labels_of_folders, reserved=(RAW, PEOPLE))
     networks = [
-        _Network.known(item, folder, chosen, whole, own, changes, out)
+        AnsweringNetwork.known(item, folder, chosen, whole, own, changes, out)
         for item, folder, own in zip(loaded, folders[: len(loaded)], mappings, strict=False)
         if chosen is not None and whole is not None
     ]
     alone = (
         [
-            _Network.known(item, folder, single, single, mapping_of(item, single), changes, out)
+            AnsweringNetwork.known(item, folder, single, single, mapping_of(item, single), changes, out)
             for item, folder in zip(loaded, folders[len(loaded) : 2 * len(loaded)], strict=True)
         ]
         if single is not None
@@ -186,7 +180,7 @@ def shape_bias(
     processes = choice.workers(workers) if loaded else 0
     with run_folder(out, "shape-bias", settings, overwrite=overwrite, keep=keep) as folder:
         measured, single_cues = (
-            [_evaluate(network, options, only, changes, batch_size, processes, folder, overwrite) for network in own]
+            [answers_of(network, options, only, changes, batch_size, processes, folder, overwrite) for network in own]
             for own, only in ((networks, wanted), (alone, None))
         )
         results = list(measured)
@@ -300,47 +294,6 @@ def _write_page(
     write_page(folder.add(PAGE), page)
 
 
-@dataclass(frozen=True)
-class _Network:
-    """A network that can answer the stimuli, or has answered them already."""
-
-    loaded: LoadedModel
-    folder: str
-    stimuli: StimulusSet
-    mapping: LabelMapping
-    identity: NetworkIdentity
-    fingerprint: str
-    saved: ShapeBiasResult | None
-    """The logits that it would give again."""
-
-    @classmethod
-    def known(
-        cls,
-        loaded: LoadedModel,
-        folder: str,
-        chosen: StimulusSet,
-        whole: StimulusSet,
-        mapping: LabelMapping,
-        changes: dict[str, Any],
-        out: Path,
-    ) -> Self:
-        preprocessing = preprocessing_of(loaded, chosen.single_cues, **changes)
-        identity = identify(loaded.module)
-        fingerprint = fingerprint_of(identity, preprocessing, chosen)
-        try:
-            saved: ShapeBiasResult | None = ShapeBiasResult.load(out / folder)
-        except (OSError, ResultError):
-            saved = None
-        if saved is not None and saved.fingerprint in (fingerprint, fingerprint_of(identity, preprocessing, whole)):
-            among = set(chosen.names)
-            saved = saved.restricted([name for name in saved.stimuli if name in among])
-            saved.with_mapping(mapping)
-        else:
-            saved = None
-            check_model(loaded, chosen, mapping, preprocessing)
-        return cls(loaded, folder, chosen, mapping, identity, fingerprint, saved)
-
-
 def _recorded(spec: str) -> ShapeBiasResult:
     """Somebody's responses in a file, which may have a name before it."""
     name, path = split_name(spec)
@@ -401,58 +354,3 @@ def _check_common(chosen: StimulusSet | None, others: Sequence[ShapeBiasResult])
             disjoint = [other for other, images in seen[:index] if not images & own][:1]
             before = disjoint or [other for other, _ in seen[:index]]
             raise ValueError(f"{', '.join(before)} and {name} have no image in common")
-
-
-def _evaluate(
-    network: _Network,
-    options: ShapeBiasOptions,
-    wanted: Sequence[str] | None,
-    changes: dict[str, Any],
-    batch_size: int,
-    workers: int,
-    folder: RunFolder,
-    overwrite: bool,
-) -> ShapeBiasResult:
-    known, target, name = network.saved, folder.path / network.folder, network.loaded.name
-    if known is not None:
-        renewed = _among(known.with_mapping(network.mapping).with_options(**asdict(options)), wanted)
-        changed = (renewed.options, renewed.mapping) != (known.options, known.mapping)
-        if changed and known.fingerprint == network.fingerprint:  # else these are some of the saved ones
-            by_first(lambda: renewed.save(folder.add(network.folder), overwrite=True))
-        return renewed
-    if (target / "result.json").is_file() and not overwrite:
-        try:
-            ShapeBiasResult.load(target)
-        except ResultError as error:
-            raise ResultError(f"{error}; overwrite=True makes it anew") from error
-    with progress_bar(name) as progress, _clear_errors_of(name):
-        result = evaluate_shape_bias(
-            network.loaded,
-            network.stimuli,
-            mapping=network.mapping,
-            options=options,
-            batch_size=batch_size,
-            num_workers=workers,
-            identity=network.identity,
-            progress=progress,
-            partial=by_first(lambda: folder.add(f"{network.folder}.partial.npz")),
-            **changes,
-        )
-    result = _among(result, wanted)
-    by_first(lambda: result.save(folder.add(network.folder), overwrite=True))
-    return result
-
-
-def _among(result: ShapeBiasResult, wanted: Sequence[str] | None) -> ShapeBiasResult:
-    """Decided among the categories that were asked for, as it is then saved, too; its logits are of all classes."""
-    return result if wanted is None else result.with_categories(wanted)
-
-
-@contextmanager
-def _clear_errors_of(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # a user's own code
-        raise ValueError(f"model: {name} failed with {type(error).__name__}: {error}") from error
