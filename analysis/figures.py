@@ -325,7 +325,7 @@ def ink_on(color: Any) -> str:
 def plain_text(figure: Figure) -> None:
     """Let a dollar sign in a user's name be one."""
     for text in figure.findobj(Text):
-        if "$" in text.get_text():
+        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():  # but powers on an axis
             text.set_parse_math(False)
 
 

@@ -65,7 +65,7 @@ class ModelChoice:
     def checkpoints(self, specs: Sequence[str]) -> list[Path | None]:
         """The weight file of each of these networks.
 
-        A file without a name is that of the RepLKNets by name, or of the only network that takes one.
+        A file without a name is that of the only network that takes one, or of networks of replknet by name.
 
         Raises:
             ValueError: If a name is that of no network or of two, or two files are given to one.
@@ -77,11 +77,10 @@ class ModelChoice:
             if name:
                 own = [number for number, names in enumerate(named) if name in names]
             else:
-                own = [number for number, (_, spec) in enumerate(named) if is_own(spec)]
-                own = own or [number for number, (_, spec) in enumerate(named) if not has_weights(spec)]
+                own = [number for number, (_, spec) in enumerate(named) if not has_weights(spec)]
                 if not own:
                     raise ValueError(f"checkpoint={text}: applies to networks by name only; none was named")
-                if len(own) > 1 and not is_own(named[own[0]][1]):
+                if len(own) > 1 and not all(is_own(named[number][1]) for number in own):
                     raise ValueError(f"checkpoint={text!r}: expected NAME=FILE, as several networks are named")
             for number in own:
                 if found[number] is not None:

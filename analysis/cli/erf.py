@@ -33,7 +33,7 @@ from analysis.models.layouts import LAST, find_feature_map
 from analysis.models.loaded import LoadedModel
 from analysis.receptive_field.measures import THRESHOLDS
 from analysis.receptive_field.measuring import effective_receptive_field
-from analysis.receptive_field.methods import erf_methods, field_warnings
+from analysis.receptive_field.methods import area_text, erf_methods, field_warnings, theory_text
 from analysis.receptive_field.options import PROTOCOLS
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.folder import RunFolder, folder_names
@@ -237,25 +237,17 @@ def _write_outputs(results: Sequence[ErfResult], folder: RunFolder) -> None:
 def _report(results: Sequence[ErfResult], notes: Sequence[str]) -> None:
     table = Table("model", "layer", "images", *[f"area {100 * t:g} %" for t in THRESHOLDS], "RMS radius", "theory")
     for result in results:
-        areas = []
-        for threshold in THRESHOLDS:
-            area, low, high = (
-                100 * value for value in (result.area_ratio(threshold), *result.area_ratio_interval(threshold))
-            )
-            interval = "" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]"
-            areas.append("-" if math.isnan(area) else f"{area:.1f}{interval}")
-        theory = "not traced" if result.theoretical is None else f"{result.theoretical[0]:g}"
         table.add_row(
             result.model,
             result.layer,
             str(len(result.images)),
-            *areas,
+            *(area_text(result, threshold) for threshold in THRESHOLDS),
             "-" if math.isnan(result.rms_radius()) else f"{result.rms_radius():.1f} px",
-            "whole image" if theory == "inf" else theory,
+            theory_text(result),
         )
     print_table(table)
     intervals = ", 95 % bootstrap interval over images" if any(len(result.images) > 1 for result in results) else ""
-    print_line(f"Areas in % of the image, raw map{intervals}.")
+    print_line(f"Areas in % of the image, raw map{intervals}; theory: side of the theoretical field in pixels.")
     noted = {f"{result.model}: {result.batch_note}": None for result in results if result.batch_note}
     print_notes([*notes, *noted])
     print_notes(field_warnings(results), "warning")

@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 
+from torch import nn
+
+import replknet
+from analysis.models.complexity import num_parameters
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
 from analysis.models.specs import split_name
 from analysis.models.untrained import UNTRAINED
@@ -33,7 +37,12 @@ def networks_told(
         told += [f"not trained: {item.initial}"] if initial and item.initial else []
         told += [f"images prepared at {size or item.input_size or DEFAULT_SIZE} pixels"] if prepared else []
         where = f" ({'; '.join(told)})" if told else ""
-        number = sum(parameter.numel() for parameter in item.module.parameters())
-        texts.append(f"{item.name}: {item.architecture}, {number:,} parameters{where}.")
+        number, merged = num_parameters(item.module), _merged_parameters(item.module)
+        form = f" ({merged:,} re-parameterised)" if merged != number else ""
+        texts.append(f"{item.name}: {item.architecture}, {number:,} parameters{form}{where}.")
     works = networks_of([split_name(spec)[1] for spec in specs], [item.architecture for item in loaded])
     return Methods((" ".join(texts),) if texts else (), works)
+
+
+def _merged_parameters(module: nn.Module) -> int:
+    return num_parameters(replknet.reparameterize(module) if isinstance(module, replknet.Network) else module)

@@ -16,6 +16,7 @@ from analysis.cli.choosing import LAST_HELP, MODEL_HELP, ModelChoice
 from analysis.cli.console import (
     clear_errors_for_files,
     command_line,
+    print_line,
     print_notes,
     print_table,
     progress_bar,
@@ -40,6 +41,7 @@ from analysis.runs.memory import keep_freed_memory
 from analysis.runs.methods import software, write_methods
 from analysis.runs.processes import by_first
 from analysis.runs.tables import write_table
+from analysis.runs.texts import few
 from analysis.runs.writing import check_writable, replacing
 
 app = typer.Typer()
@@ -318,8 +320,11 @@ def evaluate_command(
     for item, result in zip(loaded, results, strict=True):
         notes += class_notes(item, len(result.classes))
     _notes(notes, list(dict.fromkeys(entry for result in results for entry in result.skipped)))
-    for rule in dict.fromkeys(files.rule for files in labelled):
-        typer.echo(f"classes matched {rule}", err=True)
+    rules: dict[str, list[str]] = {}
+    for item, files in zip(loaded, labelled, strict=True):
+        rules.setdefault(files.rule, []).append(item.name)
+    for rule, names in rules.items():
+        print_line(f"classes{f' of {few(names)}' if len(rules) > 1 else ''} matched {rule}")
     if out is not None:
         typer.echo(f"result{'s' * (len(results) > 1)}, tables and page (index.html): {out}")
 

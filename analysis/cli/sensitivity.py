@@ -72,7 +72,7 @@ def _row(kind: str, result: ShapeBiasResult, cells: Mapping[str, Any], cluster: 
         "stimuli": kind,
         **{name: value for name, value in cells.items() if name in _COLUMNS},
         "num_outputs": 0 if result.logits is None else result.logits.shape[1],
-        "cluster": cluster,
+        "cluster": result.drawn_over(cluster),
         "num_skipped": len(result.skipped),
         "input_size": own.get("input_size"),
         "resize": own.get("resize", ""),

@@ -263,6 +263,8 @@ def _methods(comparison: Comparison | None, single: Sequence[ShapeBiasResult], c
     if comparison is not None:
         found += shape_bias_methods(comparison.results, comparison.people, cluster)
         found += warned(bias_warnings(comparison.results))
+        decided = [own for own in comparison.results if own.logits is not None and own.columns["conflict"].any()]
+        found += sensitivity_methods(decided) if decided else Methods((), ())
     return found + sensitivity_methods(single) if single else found
 
 

@@ -180,9 +180,9 @@ def report(comparison: Comparison, notes: Sequence[str]) -> None:
     if len(comparison.everyone) > 1:
         print_line(f"Everyone is compared on the {len(results[0].stimuli)} images that all have seen.")
     print_line(
-        f"Shape bias {options.estimator}, congruent images {options.congruent}d, bootstrap over {comparison.cluster} "
-        f"clusters; coverage: images answered with shape or texture; congruent, all: answered with the shape; "
-        f"{guessing_text(results)}."
+        f"Shape bias {options.estimator}, congruent images {options.congruent}d, bootstrap over "
+        f"{comparison.summaries[0]['cluster']} clusters; coverage: images answered with shape or texture; "
+        f"congruent, all: answered with the shape; {guessing_text(results)}."
     )
     if reference is not None:
         print_line(

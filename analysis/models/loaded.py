@@ -121,4 +121,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.empty(1, device=device).device
     except (RuntimeError, AssertionError, ImportError) as error:  # each absent backend has its own
         reason = str(error).strip().partition("\n")[0]
+        if "Expected one of" in reason:  # some twenty kinds of PyTorch's
+            reason = "no such kind; expected auto, cpu, cuda, mps or another of PyTorch's"
         raise ValueError(f"device={device}: cannot be used here ({reason})") from error

@@ -1,12 +1,13 @@
 """Effective receptive fields in the words of a methods section."""
 
+import math
 from collections.abc import Sequence
 
 from analysis.images.sets import GENERATED
 from analysis.models.layouts import LAST
 from analysis.receptive_field.options import ErfOptions
 from analysis.receptive_field.result import ErfResult
-from analysis.runs.methods import Methods, counted, joined, with_interval
+from analysis.runs.methods import Methods, counted, fitting_digits, joined, with_interval
 from analysis.runs.texts import few
 
 _THRESHOLDS = (0.5, 0.99)
@@ -35,7 +36,7 @@ def erf_methods(results: Sequence[ErfResult], *, of: str = "") -> Methods:
     if len(set(each.values())) > 1:
         owners = {layer: [own.model for own in results if own.layer == layer] for layer in [r.layer for r in results]}
         layers = joined(f"{_layer(layer)} ({'; '.join(dict.fromkeys(own))})" for layer, own in owners.items())
-    whose = of or f"{counted(len(models), 'network')} ({joined(models)})"
+    whose = of or f"{counted(len(models), 'network')} ({'; '.join(models)})"
     size = joined(dict.fromkeys(" x ".join(map(str, result.map_size)) for result in results))
     works = ["luo2016erf", "ding2022replknet"]
     told = [] if first.image_source in UNTOLD else [first.image_source]
@@ -71,6 +72,24 @@ def erf_methods(results: Sequence[ErfResult], *, of: str = "") -> Methods:
     return Methods(tuple(paragraphs), tuple(works))
 
 
+def area_text(result: ErfResult, threshold: float, *, unit: str = "", undefined: str = "-") -> str:
+    """An area in per cent with its interval, such as "12.3 [11.0, 13.4]"; as many digits of one below 1 %."""
+    area = result.area_ratio(threshold)
+    if math.isnan(area):
+        return undefined
+    ends, digits = result.area_ratio_interval(threshold), fitting_digits(100 * area)
+    return with_interval(area, ends, scale=100, digits=digits, unit=unit)
+
+
+def theory_text(result: ErfResult) -> str:
+    """The sides of the theoretical field in pixels, one if they are equal."""
+    if result.theoretical is None:
+        return "not traced"
+    if math.inf in result.theoretical:
+        return "whole image"
+    return " x ".join(dict.fromkeys(f"{side:g}" for side in result.theoretical))
+
+
 def field_warnings(results: Sequence[ErfResult]) -> list[str]:
     """What weakens the numbers: units that do not react, fields that the image cuts off.
 
@@ -80,7 +99,7 @@ def field_warnings(results: Sequence[ErfResult]) -> list[str]:
     several = len({result.layer for result in results}) > 1
 
     def named(found: Sequence[ErfResult]) -> str:
-        return few([f"{own.model}, {own.layer}" if several else own.model for own in found], 6)
+        return few([f"{own.layer} of {own.model}" if several else own.model for own in found], 6, between="; ")
 
     silent = [result for result in results if not result.mean_map.any()]
     full = [result for result in results if result.fills_image()]
@@ -127,7 +146,6 @@ def _found(result: ErfResult, *, several: bool) -> str:
     name = f"{result.model}, {result.layer}" if several else result.model
     parts = []
     for threshold in _THRESHOLDS:
-        ends = result.area_ratio_interval(threshold)
-        area = with_interval(result.area_ratio(threshold), ends, scale=100, unit=" %")
+        area = area_text(result, threshold, unit=" %", undefined="an undefined part")
         parts.append(f"{100 * threshold:g} % of the gradient in {area} of the image")
     return f"{name}: {joined(parts)}."

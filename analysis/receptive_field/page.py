@@ -15,8 +15,9 @@ from PIL import Image
 from analysis.pages.drawing import Drawing, shown_drawings
 from analysis.pages.page import Section, Table, doubles, rendered
 from analysis.receptive_field.measures import THRESHOLDS, FloatArray
-from analysis.receptive_field.methods import measured_text
+from analysis.receptive_field.methods import area_text, measured_text, theory_text
 from analysis.receptive_field.result import ErfResult
+from analysis.runs.methods import fitting_digits
 
 DECADES = 4
 """Below the maximum, that the colours show; the values under the pointer reach twice as deep."""
@@ -98,20 +99,10 @@ def _picked(result: ErfResult) -> dict[str, Any]:
 
 def _row(result: ErfResult) -> list[str]:
     signed = result.options.gradient_rule == "signed"
-    areas = []
-    for threshold in THRESHOLDS:
-        ends = (float("nan"),) * 3
-        if not signed:
-            ends = (result.area_ratio(threshold), *result.area_ratio_interval(threshold))
-        area, low, high = (100 * end for end in ends)
-        interval = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
-        areas.append("-" if np.isnan(area) else f"{area:.1f}{interval}")
+    areas = ["-" if signed else area_text(result, threshold) for threshold in THRESHOLDS]
     radius = float("nan") if signed else result.rms_radius()
     extents = ["-" if np.isnan(extent) else f"{extent:.1f}" for extent in (radius, result.fwhm())]
-    theory = "not traced"
-    if result.theoretical is not None:
-        theory = "whole image" if np.isinf(result.theoretical).any() else f"{result.theoretical[0]:g}"
-    return [result.model, result.layer, str(len(result.images)), *areas, *extents, theory]
+    return [result.model, result.layer, str(len(result.images)), *areas, *extents, theory_text(result)]
 
 
 def map_groups(
@@ -161,7 +152,7 @@ def _picture(result: ErfResult, label: str, factor: int) -> dict[str, Any]:
             continue
         # A pixel of the picture reaches from its number to the next.
         squares.append({"top": top + 0.5, "left": left + 0.5, "height": height, "width": width})
-        texts.append(f"{100 * threshold:g} % in {100 * area:.1f} %")
+        texts.append(f"{100 * threshold:g} % in {100 * area:.{fitting_digits(100 * area)}f} %")
     depth = np.log10(np.maximum(_relative(result, factor), 10.0**-DECADES)) / DECADES + 1
     picture = Image.fromarray(np.rint(255 * depth).astype(np.uint8))
     palette = np.rint(255 * np.asarray(mpl.colormaps["magma"](np.arange(256)))[:, :3]).astype(np.uint8)

@@ -26,6 +26,7 @@ from analysis.figures import (
 )
 from analysis.models.layouts import LAST
 from analysis.receptive_field.result import ErfResult
+from analysis.runs.methods import fitting_digits
 
 COLORS = "magma"
 """Colour map of the maps."""
@@ -64,7 +65,7 @@ def plot_erf(
     words = "" if signed else "\n" + ", ".join(_area(result, threshold) for threshold in thresholds) + " of the area"
     from_unit = " from the unit" if centered else ""
     ax.set(xlabel=f"x{from_unit} (pixels)" + words, ylabel=f"y{from_unit} (pixels)")
-    ax.set_title(wrapped(_label(result), 0.7 * room_of(ax)))
+    ax.set_title(wrapped(_labels([result])[0], 0.7 * room_of(ax)))
     if not signed:
         legend_below(ax, _square_keys(thresholds))
     return ax
@@ -116,9 +117,10 @@ def _square_keys(thresholds: Sequence[float]) -> list[Line2D]:
 def plot_contribution(results: ErfResult | Sequence[ErfResult], *, ax: Axes | None = None) -> Axes:
     """Share of the gradient inside growing squares, against the side of a square of equal area."""
     ax = axes_or_new(ax)
-    for index, result in enumerate(_several(results)):
+    results = _several(results)
+    for index, (result, label) in enumerate(zip(results, _labels(results), strict=True)):
         areas, shares = result.contribution_curve()
-        ax.plot(100 * np.sqrt(areas), 100 * shares, **_line(index), label=_label(result))
+        ax.plot(100 * np.sqrt(areas), 100 * shares, **_line(index), label=label)
     ax.axhline(50, color="0.8", lw=0.6, zorder=0)
     ax.axhline(99, color="0.8", lw=0.6, zorder=0)
     ax.set(xlim=(0, 100), ylim=(0, 101))
@@ -130,9 +132,10 @@ def plot_contribution(results: ErfResult | Sequence[ErfResult], *, ax: Axes | No
 def plot_radial(results: ErfResult | Sequence[ErfResult], *, ax: Axes | None = None) -> Axes:
     """Mean of the map at each distance from its centre, relative to the largest of them, four decades deep."""
     ax = axes_or_new(ax)
-    for index, result in enumerate(_several(results)):
+    results = _several(results)
+    for index, (result, label) in enumerate(zip(results, _labels(results), strict=True)):
         radii, profile = result.radial_profile()
-        ax.plot(radii, profile / (np.abs(profile).max() or 1.0), **_line(index), label=_label(result))
+        ax.plot(radii, profile / (np.abs(profile).max() or 1.0), **_line(index), label=label)
     ax.set_xlim(left=0)
     ax.set_ylim(10.0**-_DECADES, 1.2)  # which a map of zeros does not tell
     ax.set_yscale("log")
@@ -161,7 +164,7 @@ def plot_growth(results: Sequence[ErfResult], *, ax: Axes | None = None) -> Axes
 
 def curves_figure(plot: Any, results: Sequence[ErfResult], *, width: float = 3.4) -> Figure:
     """`plot_contribution` or `plot_radial` in a figure with room for its legend."""
-    lines = sum(1 + wrapped(_label(result), POINTS * width - 68, 7).count("\n") for result in results)
+    lines = sum(1 + wrapped(label, POINTS * width - 68, 7).count("\n") for label in _labels(results))
     ax = new_axes(width, 2.6 + 0.14 * lines)
     plot(results, ax=ax)
     return ax.get_figure(root=True)  # type: ignore[return-value]
@@ -191,7 +194,7 @@ def erf_figure(
     columns = min(len(results), _IN_A_ROW, max(1, int((width - _BAR) // _NARROWEST)))
     rows = -(-len(results) // columns)
     room = (width - _BAR) / columns
-    names = [wrapped(name, POINTS * room - 12) for name in titles or [_label(result) for result in results]]
+    names = [wrapped(name, POINTS * room - 12) for name in titles or _labels(results)]
     shape = max(result.map_size[0] / result.map_size[1] for result in results)
     lines = len(thresholds) + max(name.count("\n") + 1 for name in names)
     height = rows * ((room - 0.25) * shape + 0.14 * lines + _LETTERS) + 0.4
@@ -214,6 +217,9 @@ def erf_figure(
     figure.colorbar(image, ax=axes, shrink=0.75 if rows == 1 else 0.5, label="gradient / its maximum")
     keys = _square_keys(thresholds)
     figure.legend(handles=keys, loc="outside lower center", ncols=1 if width < 4.5 else len(keys), frameon=False)
+    for _ in range(2):  # the height that maps of this width do not take
+        figure.draw_without_rendering()
+        figure.set_figheight(min(figure.get_figheight(), figure.get_tightbbox().height + 0.05))
     return figure
 
 
@@ -230,10 +236,14 @@ def _line(index: int) -> dict[str, Any]:
     return {"color": OKABE_ITO[index % len(OKABE_ITO)], "linestyle": DASHES[index % len(DASHES)]}
 
 
-def _label(result: ErfResult) -> str:
-    return result.model if result.layer == LAST else f"{result.model}, {result.layer}"
+def _labels(results: Sequence[ErfResult]) -> list[str]:
+    """The networks, with their layers where another than the last feature map is among them."""
+    if all(result.layer == LAST for result in results):
+        return [result.model for result in results]
+    return [f"{result.model}, {result.layer}" for result in results]
 
 
 def _area(result: ErfResult, threshold: float) -> str:
     area = result.area_ratio(threshold)
-    return f"{100 * threshold:g} % in {'an undefined part' if np.isnan(area) else f'{100 * area:.1f} %'}"
+    share = "an undefined part" if np.isnan(area) else f"{100 * area:.{fitting_digits(100 * area)}f} %"
+    return f"{100 * threshold:g} % in {share}"

@@ -102,7 +102,8 @@ def draw_saved(saved: Saved, kind: str, look: Look | None = None, *, font: str |
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"kind={kind!r}: expected one of those that these results have: {', '.join(known)}{hint}")
+        given = f"kind={kind!r}" if kind else "kind"
+        raise ValueError(f"{given}: expected one of those that these results have: {', '.join(known)}{hint}")
     chosen = known[name]
     if look.cmap is not None:
         if not chosen.has_colors:

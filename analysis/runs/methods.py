@@ -1,5 +1,6 @@
 """What a run leaves for a paper: a paragraph on its methods, and the works that it rests on."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -103,6 +104,11 @@ def joined(words: Iterable[str]) -> str:
 def counted(number: int, what: str, several: str = "") -> str:
     """A number with its noun, such as "1 network" and "2 networks"."""
     return f"{number} {what if number == 1 else several or what + 's'}"
+
+
+def fitting_digits(value: float, digits: int = 1) -> int:
+    """Decimals that tell as much of a value below 1 as these tell of others, three more at most."""
+    return digits if not 0 < abs(value) < 1 else digits - max(math.floor(math.log10(abs(value))), -3)
 
 
 def with_interval(value: float, ends: Sequence[float], *, scale: float = 1.0, digits: int = 1, unit: str = "") -> str:

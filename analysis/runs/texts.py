@@ -127,7 +127,7 @@ def printable(name: str | PathLike[str]) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def few(names: Collection[str], most: int = 3) -> str:
+def few(names: Collection[str], most: int = 3, *, between: str = ", ") -> str:
     """The first names of a list, and how many there are if these are not all."""
-    rest = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(islice(names, most)) + rest
+    rest = f"{between}... ({len(names)} in all)" if len(names) > most else ""
+    return between.join(islice(names, most)) + rest

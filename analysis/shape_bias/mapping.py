@@ -35,9 +35,11 @@ def common_classes(loaded: Sequence[LoadedModel]) -> tuple[str, ...]:
     """
     classes = {() if are_imagenet(item.classes) else tuple(item.classes) for item in loaded}
     if len(classes) > 1:
+        silent = [item.name for item in loaded if not item.classes]
+        why = f" (as far as they tell: {', '.join(silent)} names none)" if silent else ""
         raise ValueError(
-            f"model: {', '.join(item.name for item in loaded)} have different classes; pass mapping=LabelMapping(...) "
-            "of each"
+            f"model: {', '.join(item.name for item in loaded)} have different classes{why}; pass "
+            f"mapping=LabelMapping(...) of each{' that names none' if silent else ''}"
         )
     return next(iter(classes), ())
 

@@ -47,10 +47,12 @@ def shape_bias_methods(
     """
     first = results[0]
     options = first.options
-    works = ["geirhos2019texture", "efron1993bootstrap"] + ["owen2007pigeonhole"] * (cluster == "two-way")
+    drawn = first.drawn_over(cluster)
+    works = ["geirhos2019texture", "efron1993bootstrap"] + ["owen2007pigeonhole"] * (drawn == "two-way")
     source = joined(dict.fromkeys(result.source for result in results if result.source and result.logits is not None))
     left_out = "left out" if options.congruent == "exclude" else "counted as shape decisions where they were right"
-    two_ways = "; Owen, 2007" if cluster == "two-way" else ""
+    two_ways = "; Owen, 2007" if drawn == "two-way" else ""
+    alone = ", which share no object and no texture" if drawn == "image" != cluster else ""
     conflicts = int(first.columns["conflict"].sum())
     others = f"; the others were {left_out}" if conflicts < len(first.stimuli) else ""
     text = (
@@ -72,7 +74,7 @@ def shape_bias_methods(
         " Shape bias is the number of shape decisions divided by that of shape and of texture decisions, "
         f"{_ESTIMATORS[options.estimator]}. Brackets are 95 % percentile intervals of {num_resamples} bootstrap draws "
         "of "
-        f"{_DRAWN[cluster]} (Efron and Tibshirani, 1993{two_ways})."
+        f"{_DRAWN[drawn]}{alone} (Efron and Tibshirani, 1993{two_ways})."
     )
     text += f" Any other answer, also outside of {_these(first)}, counts as neither."
     paragraphs = [text, " ".join(_found(result, cluster) for result in results)]
@@ -90,13 +92,14 @@ def shape_bias_methods(
 
 
 def sensitivity_methods(results: Sequence[ShapeBiasResult]) -> Methods:
-    """How sensitivities to either cue were measured on stimuli of single cues; the values are in a table."""
+    """How sensitivities to either cue were measured, on stimuli of one cue or of both; the values are in a table."""
     first = results[0]
+    shown = "both cues" if first.columns["conflict"].any() else "one of the two cues"
     text = (
         f"Sensitivities to shape and to texture (Kim et al., 2026) of {counted(len(results), 'network')} "
         f"({joined(result.observer for result in results)}) are mean reciprocal ranks of the right class among all "
         "outputs, "
-        f"on {counted(len(first.stimuli), 'stimulus', 'stimuli')} of {first.source} that show one of the two cues; "
+        f"on {counted(len(first.stimuli), 'stimulus', 'stimuli')} of {first.source} that show {shown}; "
         "they are "
         "in sensitivity.csv with their 95 % bootstrap intervals (Efron and Tibshirani, 1993)."
         f"{_sizes(results)}"

@@ -97,7 +97,7 @@ def plot_shape_bias(
     ax.tick_params(axis="y", length=0, pad=21 if any(map(has_glyph, categories)) else 3)
     top = ax.secondary_xaxis("top", functions=(_complement, _complement))
     top.set_xlabel("fraction of shape decisions")
-    bars = f"all images: {100 * confidence:g} % interval ({cluster})"
+    bars = f"all images: {100 * confidence:g} % interval ({results[0].drawn_over(cluster) if results else cluster})"
     keys = [Line2D([], [], color="0.3", lw=1.2, label=bars)]
     if humans:
         keys.append(Line2D([], [], color=HUMAN_COLOR, lw=1.2, label="all images: lowest to highest of humans"))

@@ -322,7 +322,7 @@ class ShapeBiasResult(Result):
             "shape_bias": self.shape_bias,
             "low": low,
             "high": high,
-            "cluster": cluster,
+            "cluster": self.drawn_over(cluster),
             "confidence": confidence,
             **asdict(self.options),
             "num_images": self.num_images,
@@ -348,6 +348,7 @@ class ShapeBiasResult(Result):
         """Percentile bootstrap interval of `shape_bias`.
 
         Stimuli made of the same object or the same texture are not independent: an interval over images is too narrow.
+        Where no two images share either, "two-way" is "image" (see `drawn_over`).
 
         Args:
             cluster: What is drawn with replacement: each "image", the "shape" exemplars with all their images, the
@@ -392,17 +393,39 @@ class ShapeBiasResult(Result):
             raise ValueError(f"cluster={cluster!r}: expected one of {', '.join(CLUSTERS)}")
         if num_resamples < 1:
             raise ValueError(f"num_resamples={num_resamples}: expected at least 1")
-        exemplars: dict[str, Sequence[Sequence[str]]] = {
-            "image": (self.stimuli,),
-            "shape": (self.shape_exemplars,),
-            "texture": (self.texture_exemplars,),
-            "two-way": (self.shape_exemplars, self.texture_exemplars),
-        }
-        ways = [names for names in exemplars[cluster] if any(names)]  # of a cue that no image shows nothing is drawn
-        numbers = [np.unique(names, return_inverse=True)[1] for names in ways]
+        numbers = list(self._ways(cluster).values())
         if not numbers or min(int(number.max()) for number in numbers) < 1:
             return np.full(1, np.nan)  # a single cluster says nothing about how clusters differ
         return np.concatenate([statistic(weights) for weights in cluster_weights(numbers, num_resamples, seed)])
+
+    def drawn_over(self, cluster: Cluster) -> Cluster:
+        """What a bootstrap over these clusters really draws: "image" for "two-way" where images share no exemplars."""
+        ways = self._ways(cluster)
+        if len(ways) != 1:
+            return cluster
+        ((name, numbers),) = ways.items()
+        return "image" if int(numbers.max()) + 1 == len(self.stimuli) else name
+
+    def _ways(self, cluster: str) -> dict[Cluster, NDArray[np.intp]]:
+        """How the stimuli fall into clusters, each way by its name; none of a cue that no image shows.
+
+        A way whose clusters lie inside those of another is left out: it would draw the same differences again.
+        """
+        exemplars: dict[Cluster, Sequence[str]] = {
+            "image": self.stimuli,
+            "shape": self.shape_exemplars,
+            "texture": self.texture_exemplars,
+        }
+        wanted = ("shape", "texture") if cluster == "two-way" else (cluster,)
+        found: dict[Cluster, NDArray[np.intp]] = {
+            name: np.unique(names, return_inverse=True)[1]
+            for name, names in exemplars.items()
+            if name in wanted and any(names)
+        }
+        for name, own in list(found.items()):
+            if any(_inside(own, other) for outer, other in found.items() if outer != name):
+                del found[name]
+        return found
 
     def restricted(self, keep: Sequence[str]) -> "ShapeBiasResult":
         """Only these stimuli, in this order; the result itself where that changes nothing."""
@@ -418,3 +441,8 @@ class ShapeBiasResult(Result):
         logits = None if self.logits is None else self.logits[indices]
         # Without the fingerprint: it stands for the logits of all the stimuli.
         return replace(self, logits=logits, fingerprint="", **columns)
+
+
+def _inside(clusters: NDArray[np.intp], others: NDArray[np.intp]) -> bool:
+    """Whether each of these clusters lies in one of the others."""
+    return int(np.unique(np.stack([clusters, others]), axis=1).shape[1]) == int(clusters.max()) + 1

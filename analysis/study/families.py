@@ -1,5 +1,6 @@
 """How the families of a study differ, at the kernels that both of a pair have."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -7,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.statistics import Trend, trend
+from analysis.study.design import REFERENCE
 from analysis.study.measures import ASKED, Measure, shown
-from analysis.study.result import plain_settings
+from analysis.study.result import CellResult, plain_settings
 from analysis.study.verdict import difference_text
+from replknet.networks import family_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,15 @@ class FamilyDifference:
         what = question.quantity if question else self.measure.heading
         return f"{self.families[1]} against {self.families[0]}, {what}: {self.answer}."
 
+    @property
+    def sentence(self) -> str:
+        """The same with its numbers."""
+        found = self.overall
+        if not found.num_repeats:
+            return self.text
+        p_value = "" if np.isnan(found.p_value) else f", p = {found.p_value:.2g}"
+        return f"{self.text.removesuffix('.')} ({difference_text(found, self.measure)}{p_value})."
+
     def row(self) -> list[str]:
         """Of the report's table, under `COLUMNS`."""
         kernels = zip(self.kernels, self.by_kernel, strict=True)
@@ -61,6 +73,21 @@ class FamilyDifference:
             "-" if np.isnan(p_value) else f"{p_value:.2g}",
             "; ".join(f"{kernel}: {difference_text(found, self.measure)}" for kernel, found in kernels),
         ]
+
+
+def architecture_text(name: str, results: Sequence[CellResult], layers: Sequence[int]) -> str:
+    """Depth and width of a family's networks, such as "2-2-2-2 blocks, width by kernel 3: 8-16; 13: 7-14".
+
+    Args:
+        name: Of the family.
+        results: Its cells.
+        layers: Of the study, by stage.
+    """
+    blocks = "pairs of blocks" if family_named(name).key == REFERENCE else "blocks"
+    widths = {result.cell.kernel: result.widths for result in results}
+    same = len(set(widths.values())) == 1
+    shown = next(iter(widths.values())) if same else "; ".join(f"{k}: {width}" for k, width in widths.items())
+    return f"{'-'.join(map(str, layers))} {blocks}, width {'' if same else 'by kernel '}{shown}"
 
 
 COLUMNS = ("measure", "families", "answer", "difference over the kernels", "p", "at each kernel")

@@ -139,6 +139,11 @@ def _pse(result: _Result) -> float:
     return float(np.clip(fit.pse, min(result.balances), max(result.balances))) if fit else float("nan")
 
 
+def _at_border(result: _Result) -> bool:
+    fit = result.psychometric
+    return bool(fit and not np.isnan(fit.pse) and fit.pse != _pse(result))
+
+
 def _of_fit(name: str) -> Callable[[_Result], float]:
     return lambda result: float(getattr(result.psychometric, name)) if result.psychometric else float("nan")
 
@@ -227,7 +232,7 @@ _ALL = (
     _answered("edges", "edges_chance", lambda answers: 1 / len(answers.categories)),
     _answered("silhouettes", "silhouettes_accuracy", lambda answers: answers.accuracy, "silhouettes (%)"),
     _answered("silhouettes", "silhouettes_chance", lambda answers: 1 / len(answers.categories)),
-    Measure("pse_at_border", lambda result: bool(result.psychometric and np.isinf(result.psychometric.pse))),
+    Measure("pse_at_border", _at_border),
     Measure("pse_standard_error", _of_fit("standard_error")),
     Measure("psychometric_slope", _of_fit("slope")),
     *_of_erf(

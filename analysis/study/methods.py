@@ -10,12 +10,14 @@ from analysis.recognition.methods import evaluation_methods
 from analysis.runs.methods import FAMILIES, Methods, counted, joined, warned
 from analysis.shape_bias.comparing import common_images
 from analysis.shape_bias.methods import shape_bias_methods
+from analysis.study.budget import TOLERANCE
 from analysis.study.compared.result import Comparison
 from analysis.study.design import CAP
+from analysis.study.families import architecture_text, family_differences
 from analysis.study.measures import BRIEF, shown
 from analysis.study.posthoc import INTERVALS, VariantResult, names_explained
 from analysis.study.record import StudyRecord
-from analysis.study.result import settings_of, study_table
+from analysis.study.result import plain_settings, settings_of, study_table
 from analysis.study.verdict import findings, summary_text, warnings_of
 from replknet.networks import family_named
 
@@ -33,12 +35,22 @@ def study_methods(record: StudyRecord) -> Methods:
     works += [FAMILIES[name] for name in families if name in FAMILIES]
     lesser = study.capped_kernels(record.kernels)
     capped = f" ({study.sizes_text(lesser)} by stage, {CAP})" if lesser else ""
-    budget = f", their widths scaled to equal {_BUDGETS[study.budget]} within 3 %," if len(families) > 1 else ""
+    by_name = {result.cell.name: result for result in results}
+    built = {
+        name: architecture_text(name, [by_name[cell] for cell in rows["cell"]], study.layers)
+        for name, rows in plain_settings(table).items()
+    }
+    networks = "; ".join(f"{name} {text}" if len(built) > 1 else text for name, text in built.items())
+    budget = (
+        f"; of each kernel, the widths of the others give them the {_BUDGETS[study.budget]} of the RepLKNet within "
+        f"{100 * TOLERANCE:g} %"
+        if len(families) > 1
+        else ""
+    )
     text = (
         f"{counted(len(results), 'network')} of the {'families' if len(families) > 1 else 'family'} "
         f"{joined(families)}{' (Ding et al., 2022)' if families == ['RepLKNet'] else ''} with kernels of "
-        f"{joined(map(str, record.kernels))} pixels{capped}, {joined(map(str, study.layers))} pairs of blocks and "
-        f"{joined(map(str, study.channels))} channels in the stages{budget} "
+        f"{joined(map(str, record.kernels))} pixels{capped} (by stage: {networks}{budget}) "
         f"were trained on {number}{images} of {study.size} x {study.size} pixels in "
         f"{counted(len(first.classes), 'class', 'classes')}, with {counted(seeds, 'seed')}, by AdamW (Loshchilov and "
         f"Hutter, 2019): {recipe.steps} steps of {recipe.batch_size} images, peak learning rate "
@@ -97,9 +109,18 @@ def study_methods(record: StudyRecord) -> Methods:
             paragraphs.append(
                 " ".join(f"{own.question} {own.answer.rstrip('.')} ({own.detail.rstrip('.')})." for own in tests)
             )
+    differences = family_differences(table, sequential=sequential)
+    if differences:
+        how = joined(sorted({_PAIRED.get(found.overall.test, "") for found in differences} - {""}))
+        paragraphs.append(
+            f"Families with the same kernels and seeds were compared, by the means over the kernels that both have"
+            f"{f', and tested by {how}, without correction for several tests' if how else ''}. "
+            + " ".join(found.sentence for found in differences)
+        )
     return Methods(tuple(dict.fromkeys(paragraphs)), tuple(dict.fromkeys(works)))
 
 
+_PAIRED = {"paired t": "a paired t test", "always-valid t": "a t test that holds whenever one stops"}
 _BUDGETS = {"parameters": "parameters", "macs": "multiply-accumulates"}
 _TESTS = {
     "Page's L": "Page's L, two-sided (Page, 1963)",
@@ -119,7 +140,7 @@ def posthoc_methods(results: Sequence[VariantResult], name: str) -> Methods:
         f"The large kernels of {name} were cropped to squares of {joined(map(str, kernels))} pixels round their centres"
         f"{' at all stages and at one stage at a time' if by_stage else ' at all stages'}, the other taps set to zero"
     )
-    text += f"; in further variants the {joined(dropped)} branch beside them was left out" if dropped else ""
+    text += f"; in one more variant each, the {joined(dropped)} branch beside them was left out" if dropped else ""
     text += (
         f". The {len(results)} variants, the whole network among them, were measured without any retraining, batch "
         "norms "

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures import COLUMN, made_taller, new_axes
 from analysis.images.plots import balance_strip, contact_sheet
-from analysis.receptive_field.plots import erf_row
+from analysis.receptive_field.plots import erf_figure
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.texts import few
 from analysis.shape_bias.result import ShapeBiasResult
@@ -266,12 +266,12 @@ def _fields(name: str) -> Callable[[View], list[tuple[ErfResult, str, Mapping[st
 
 @panel(
     "Effective receptive fields",
-    "Trained. The square holds half of the gradient.",
+    "Trained. The solid square holds half of the gradient, the dashed one 99 %.",
     wide=True,
     maps=_fields("erf"),
 )
 def erf_trained(view: View) -> Figure:
-    return erf_row([result.erf for result in view.first], _titles(view))
+    return erf_figure([result.erf for result in view.first], titles=_titles(view))
 
 
 @panel(
@@ -281,7 +281,7 @@ def erf_trained(view: View) -> Figure:
     maps=_fields("untrained_erf"),
 )
 def erf_untrained(view: View) -> Figure:
-    return erf_row([result.untrained_erf for result in view.first], _titles(view))
+    return erf_figure([result.untrained_erf for result in view.first], titles=_titles(view))
 
 
 @panel(

@@ -84,7 +84,7 @@ def names_explained(variants: Sequence[Variant]) -> str:
 
 INTERVALS = (
     "95 % intervals: of accuracies over images (Wilson, 1927), of areas over images, of shape biases over objects and "
-    "textures, or over images that share none (bootstrap; Efron and Tibshirani, 1993)"
+    "textures, or over images where these share none (bootstrap; Efron and Tibshirani, 1993)"
 )
 """Of the measures, in words."""
 _BRANCHES = {
@@ -254,7 +254,7 @@ class VariantResult(Result):
     accuracy_interval: tuple[float, float] = (math.nan, math.nan)
     """Wilson's, at 95 %, over images."""
     shape_bias_interval: tuple[float, float] = (math.nan, math.nan)
-    """At 95 %, over the objects and the textures of stimuli, or over generated images."""
+    """At 95 %, of `ShapeBiasResult.confidence_interval`."""
     chance: float = math.nan
     """Accuracy of guessing."""
 
@@ -376,9 +376,7 @@ def _measured(
             num_workers=num_workers,
         )
         measured["shape_bias"], measured["coverage"] = conflict.shape_bias, conflict.coverage
-        alone = len(set(conflict.shape_exemplars)) == len(conflict.stimuli)  # generated images share no objects
-        cluster: Any = "image" if alone else "two-way"
-        measured["shape_bias_interval"] = conflict.confidence_interval(cluster, num_resamples=2000)
+        measured["shape_bias_interval"] = conflict.confidence_interval(num_resamples=2000)
     return VariantResult(variant=variant, settings=settings, erf=erf, **measured)
 
 
@@ -399,7 +397,8 @@ def posthoc_warnings(results: Sequence[VariantResult]) -> list[str]:
     if guessing:
         texts.append(
             f"The 95 % interval of the accuracy does not exclude guessing ({100 * results[0].chance:.1f} %) of "
-            f"{few(guessing, 8)}: what else is measured of them is of networks that do not know the images any more."
+            f"{few(guessing, 8)}: whatever else is measured there is of a network that does not know the images any "
+            "more."
         )
     if seldom:
         texts.append(

@@ -16,7 +16,7 @@ from analysis.runs.writing import clear_leftovers, replacing
 from analysis.study.association import association_rows
 from analysis.study.budget import BUDGETS, TOLERANCE
 from analysis.study.design import CAP, REFERENCE, Study, has_choice
-from analysis.study.families import COLUMNS, family_differences
+from analysis.study.families import COLUMNS, architecture_text, family_differences
 from analysis.study.measures import REPORTED, Measure, shown
 from analysis.study.methods import study_methods
 from analysis.study.panels import PANELS, SECTIONS, Panel, View
@@ -248,15 +248,10 @@ def _setting(view: View) -> list[tuple[str, str]]:
 
 def _network_rows(view: View) -> list[tuple[str, str]]:
     """What the networks of each family are, and what is equal in them."""
-    layers = "-".join(map(str, view.record.study.layers))
     rows = []
     for name, results in view.families.items():
         own = family_named(name)
-        widths = {result.cell.kernel: result.widths for result in results}
-        same = len(set(widths.values())) == 1
-        shown = next(iter(widths.values())) if same else "; ".join(f"{k}: {width}" for k, width in widths.items())
-        blocks = "pairs of blocks" if own.key == REFERENCE else "blocks"
-        rows.append(("network", f"{name}, {layers} {blocks}, width {'' if same else 'by kernel '}{shown}"))
+        rows.append(("network", f"{name}, {architecture_text(name, results, view.record.study.layers)}"))
         if own.key != REFERENCE:
             budget = results[0].settings.get("budget")
             text = (

@@ -10,7 +10,7 @@ from analysis.receptive_field.methods import border_text
 from analysis.statistics import Trend, trend
 from analysis.study.measures import ASKED, SHAPE_BIAS, Measure, Question, shown
 from analysis.study.power import study_power
-from analysis.study.result import values_by_seed
+from analysis.study.result import settings_of, values_by_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,32 +155,49 @@ def warnings_of(table: pd.DataFrame, *, chance: float) -> list[str]:
             "they were trained too briefly for their shape bias to mean anything."
         )
     if table["shape_bias"].notna().any():
-        low = table["coverage"].min()
-        if low < 0.5:
+        low = table[table["coverage"] < 0.5]
+        if len(low):
             notes.append(
-                f"On some networks fewer than half of the conflict images were answered with either cue (coverage "
-                f"{100 * low:.0f} %)."
+                f"{len(low)} of {len(table)} networks answered fewer than half of the conflict images with either cue "
+                f"({_named(low, table)}; coverage down to {100 * low['coverage'].min():.0f} %): their shape bias rests "
+                "on the others."
             )
         if len(table) > 1 and (table["shape_bias"].max() < 0.05 or table["shape_bias"].min() > 0.95):
             notes.append(
                 "With both cues full every network follows one of them almost always; read the points of subjective "
                 "equality instead."
             )
+        border = table[table["pse_at_border"].astype(bool)]
+        if len(border):
+            notes.append(
+                f"The point of subjective equality of {len(border)} of {len(table)} networks ({_named(border, table)}) "
+                "lies beyond the balances that were shown; the last of these stands for it. Means, intervals and tests "
+                "with them are of values that are not extreme enough."
+            )
     if "congruent_accuracy_low" in table:
         shown_to = table[table["congruent_accuracy_low"].notna()]
         blind = shown_to[shown_to["congruent_accuracy_low"] <= shown_to["cue_conflict_chance"]]
         if len(blind):
-            kernels = ", ".join(str(kernel) for kernel in sorted(set(blind["kernel"])))
             notes.append(
-                f"The real stimuli are too hard for {len(blind)} of {len(shown_to)} networks (kernel {kernels}): where "
+                f"The real stimuli are too hard for {len(blind)} of {len(shown_to)} networks ({_named(blind, table)}): "
+                "where "
                 "shape and texture tell the same class, the 95 % interval of their accuracy does not exclude guessing "
                 f"({100 * blind['cue_conflict_chance'].iloc[0]:.1f} %). Their shape bias on these stimuli means little."
             )
     full = table[table["erf_area_0.99"] >= 0.9]
     if len(full):
-        kernels = ", ".join(str(kernel) for kernel in sorted(set(full["kernel"])))
-        notes.append(border_text(f"kernel {kernels}"))
+        notes.append(border_text(_named(full, table)))
     return notes
+
+
+def _named(rows: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Which networks of a table these are, such as "kernel 3, 7", by setting where there are several."""
+    found = []
+    for label, own in settings_of(table):
+        kernels = sorted(set(rows.loc[rows.index.intersection(own.index), "kernel"]))
+        if kernels:
+            found.append(f"{label}{', ' * bool(label)}kernel {', '.join(map(str, kernels))}")
+    return "; ".join(found)
 
 
 def summary_text(values: Sequence[float], measure: Measure, *, of: str = "seeds") -> str:

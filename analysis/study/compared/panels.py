@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.receptive_field.plots import curves_figure, erf_row, plot_contribution
+from analysis.receptive_field.plots import curves_figure, erf_figure, plot_contribution
 from analysis.receptive_field.result import ErfResult
 from analysis.runs.methods import counted
 from analysis.shape_bias.comparing import common_images
@@ -68,8 +68,8 @@ def _fields_text(view: ComparisonView) -> str:
 
 SECTIONS: dict[str, Callable[[ComparisonView], str]] = {
     "Field and shape bias": lambda _: (
-        "Every point is a network, every colour and marker an architecture; bars are 95 % intervals: of the area over "
-        "images, of the shape bias over shape and texture exemplars."
+        "Every point is a network, every colour and marker an architecture; bars in the figure are 95 % intervals: of "
+        "the area over images, of the shape bias over shape and texture exemplars."
     ),
     "Effective receptive fields": _fields_text,
     "Shape against texture": lambda _: (
@@ -91,7 +91,7 @@ def scatter(view: ComparisonView) -> Figure:
 
 
 def _maps(view: ComparisonView) -> Figure:
-    return erf_row(view.fields, [field.model for field in view.fields])
+    return erf_figure(view.fields)
 
 
 def _contribution(view: ComparisonView) -> Figure:
@@ -121,7 +121,7 @@ def panels_of(view: ComparisonView) -> list[Panel]:
                 name="erf",
                 needs="erf_area_0.5",
                 section="Effective receptive fields",
-                caption="The square holds half of the gradient.",
+                caption="The solid square holds half of the gradient, the dashed one 99 %.",
                 draw=_maps,
                 wide=True,
                 maps=lambda view: [(field, field.model, {"model": field.model}) for field in view.fields],

@@ -42,7 +42,7 @@ def test_a_field_is_told_with_its_numbers() -> None:
     text = " ".join(methods.paragraphs)
     area, (low, high) = 100 * result.area_ratio(0.5), result.area_ratio_interval(0.5)
     for part in (
-        "of 2 networks (net and other) were measured on 2 images of 32 x 32 pixels",
+        "of 2 networks (net; other) were measured on 2 images of 32 x 32 pixels",
         "outputs of the unit of the last feature map whose centre is nearest to the centre of the image was taken",
         "its absolute values were summed over the colours",
         f"net: 50 % of the gradient in {area:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of the image",
@@ -118,7 +118,7 @@ def test_fields_that_are_cut_off_or_silent_are_named() -> None:
     rings[:, -1] = 1.0  # all of the gradient at the border
     full = [replace(result, model=name, ring_sums=rings, layer=layer) for name, layer in (("a", "x"), ("b", "y"))]
     (text,) = field_warnings(full)
-    assert "nine tenths of the image or more (a, x, b, y): gradient beyond the border is cut off" in text
+    assert "nine tenths of the image or more (x of a; y of b): gradient beyond the border is cut off" in text
 
 
 def test_shape_biases_that_mean_little_are_named() -> None:

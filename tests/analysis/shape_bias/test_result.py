@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis import (
     LabelMapping,
@@ -429,3 +430,19 @@ def test_damaged_responses_are_one_line_with_file_and_number(content: str, messa
     os.mkfifo(tmp_path / "a.csv")
     with pytest.raises(FileNotFoundError, match="a pipe, a socket or a device"):
         read_responses(tmp_path / "a.csv")
+
+
+def test_a_bootstrap_draws_no_difference_twice() -> None:
+    """Images that share no object and no texture are drawn once each, and one way that lies in the other not at all."""
+    pairs = [(a, b) for a in ("cat", "dog", "oven", "bird") for b in ("cat", "dog", "oven", "bird") if a != b]
+    alone = observer([(f"{a}{i}-{b}{i}", a if i % 4 else b) for i, (a, b) in enumerate(pairs)])
+    assert alone.drawn_over("two-way") == alone.drawn_over("shape") == "image"
+    low, high = alone.confidence_interval("two-way")
+    # Nine of twelve by shape: the binomial distribution of draws.
+    assert (low, high) == pytest.approx(stats.binom.ppf([0.025, 0.975], 12, 0.75) / 12)
+    assert alone.summary()["cluster"] == "image"
+    nested = observer([(f"{a}{i}-{b}1", a if i % 4 else b) for i, (a, b) in enumerate(pairs)])
+    assert nested.drawn_over("two-way") == "texture"
+    assert nested.confidence_interval("two-way") == nested.confidence_interval("texture")
+    both = observer([(name, "cat") for name, _ in crossed(2, 2)])
+    assert (SEVEN.drawn_over("image"), both.drawn_over("two-way")) == ("image", "two-way")

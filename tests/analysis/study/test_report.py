@@ -31,6 +31,10 @@ def table(bias: list[list[float]], area: list[list[float]], kernels: tuple[int, 
             "erf_area_0.99": 0.5,
             "accuracy": 0.9,
             "coverage": 0.9,
+            "pse_at_border": False,
+            "family": "replknet",
+            "small_kernel": 3,
+            "shortcut": True,
         }
         for seed in range(len(bias))
         for index, kernel in enumerate(kernels)
@@ -86,7 +90,25 @@ def test_warnings() -> None:
     notes = warnings_of(weak, chance=0.1)
     assert len(notes) == 4
     assert "12 of 12 networks" in notes[0]
+    assert "12 of 12 networks answered fewer than half of the conflict images with either cue" in notes[1]
+    assert "(kernel 3, 7, 13, 31; coverage down to 20 %)" in notes[1]
     assert "(kernel 3, 7, 13, 31): gradient beyond the border is cut off" in notes[3]
+
+
+def test_a_point_of_subjective_equality_beyond_the_balances_is_told() -> None:
+    rows = table(bias=RISING, area=RISING)
+    rows["pse_at_border"] = (rows["seed"] == 0) & (rows["kernel"] > 7)
+    (note,) = warnings_of(rows, chance=0.1)
+    assert "of 2 of 12 networks (kernel 13, 31) lies beyond the balances that were shown" in note
+
+
+def test_a_warning_names_the_families_it_is_of() -> None:
+    rows = pd.concat(
+        [table(bias=RISING, area=RISING).assign(family=name) for name in ("replknet", "slak")], ignore_index=True
+    )
+    rows.loc[(rows["family"] == "slak") & (rows["kernel"] < 13), "erf_area_0.99"] = 0.95
+    (note,) = warnings_of(rows, chance=0.1)
+    assert "nine tenths of the image or more (SLaK, kernel 3, 7): " in note
 
 
 def test_a_summary_is_a_mean_with_its_interval_or_a_median() -> None:
