@@ -159,6 +159,7 @@ def made_taller(ax: Axes) -> Figure:
     figure: Any = ax.get_figure(root=True)
     legend = ax.get_legend()
     if legend is not None:
+        plain_text(figure)
         figure.draw_without_rendering()
         more = legend.get_window_extent().height / figure.dpi - _TWO_LINES
         figure.set_figheight(figure.get_figheight() + max(more, 0.0))

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class ModelChoice:
     def checkpoints(self, specs: Sequence[str]) -> list[Path | None]:
         """The weight file of each of these networks.
 
-        A file without a name is that of the only network that takes one, or of networks of replknet by name.
+        A file without a name is that of the RepLKNets by name, or of the only network that takes one.
 
         Raises:
             ValueError: If a name is that of no network or of two, or two files are given to one.
@@ -77,10 +78,11 @@ class ModelChoice:
             if name:
                 own = [number for number, names in enumerate(named) if name in names]
             else:
-                own = [number for number, (_, spec) in enumerate(named) if not has_weights(spec)]
+                own = [number for number, (_, spec) in enumerate(named) if is_own(spec)]
+                own = own or [number for number, (_, spec) in enumerate(named) if not has_weights(spec)]
                 if not own:
                     raise ValueError(f"checkpoint={text}: applies to networks by name only; none was named")
-                if len(own) > 1 and not all(is_own(named[number][1]) for number in own):
+                if len(own) > 1 and not is_own(named[own[0]][1]):
                     raise ValueError(f"checkpoint={text!r}: expected NAME=FILE, as several networks are named")
             for number in own:
                 if found[number] is not None:
@@ -120,7 +122,7 @@ class ModelChoice:
             for sizes in self.kernels() if ours else [None]:
                 fetches = by_name and self.pretrained and checkpoint is None
                 what = "; weights that are not kept here yet are fetched" if fetches else ""
-                with told_if_slow(f"{spec}: still loading{what}"):
+                with told_if_slow(f"{spec}: still loading{what}"), self._whose(checkpoint, spec, specs):
                     item = load_model(
                         spec,
                         checkpoint=checkpoint,
@@ -146,6 +148,16 @@ class ModelChoice:
             pairs = [[item, *([] if item.initial else [untrained_copy(item, seed=self.seed)])] for item in loaded]
             loaded = [item for pair in pairs for item in pair]
         return [replace(loaded[0], notes=(*self.device_notes(), *loaded[0].notes)), *loaded[1:]]
+
+    @contextmanager
+    def _whose(self, checkpoint: Path | None, spec: str, specs: Sequence[str]) -> Iterator[None]:
+        """Say of a file that was given without a name, and does not fit, on which network it was tried."""
+        try:
+            yield
+        except ValueError as error:
+            if len(specs) < 2 or str(checkpoint) not in (self.checkpoint or ()):
+                raise
+            raise ValueError(f"{error}; it was tried on {spec}: NAME={checkpoint} gives it to another") from error
 
     def on_images(self, loaded: LoadedModel, images: Images, size: int | None = None) -> LoadedModel:
         """As it is measured: a network that is not trained with its batch norms calibrated on these images."""

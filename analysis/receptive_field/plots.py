@@ -21,6 +21,7 @@ from analysis.figures import (
     axes_or_new,
     legend_below,
     new_axes,
+    plain_text,
     room_of,
     wrapped,
 )
@@ -217,6 +218,7 @@ def erf_figure(
     figure.colorbar(image, ax=axes, shrink=0.75 if rows == 1 else 0.5, label="gradient / its maximum")
     keys = _square_keys(thresholds)
     figure.legend(handles=keys, loc="outside lower center", ncols=1 if width < 4.5 else len(keys), frameon=False)
+    plain_text(figure)
     for _ in range(2):  # the height that maps of this width do not take
         figure.draw_without_rendering()
         figure.set_figheight(min(figure.get_figheight(), figure.get_tightbbox().height + 0.05))

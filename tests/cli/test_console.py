@@ -3,8 +3,10 @@
 import re
 from importlib.metadata import version
 from itertools import count
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from analysis.cli import COMMANDS, _as_typed, console
 from analysis.models.libraries import _unavailable
@@ -121,8 +123,12 @@ def test_both_ways_to_ask_for_help(command: str, capsys: pytest.CaptureFixture[s
         ("train replknet_nano_k33 --recipe r --data d --out o", "recipe='r'"),
     ],
 )
-def test_what_was_meant(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run(words, code=2)
+def test_what_was_meant(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("images.png")
+    run(words.replace("images", "images.png"), code=2)
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1

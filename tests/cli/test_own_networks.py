@@ -183,6 +183,13 @@ def test_bare_weights_name_the_option(here: Path, capsys: pytest.CaptureFixture[
     assert "with --checkpoint 'own.pth'" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_file_that_was_tried_on_the_wrong_network_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), "own.pth")
+    run(f"erf replknet_nano_k3 torchvision:squeezenet1_1 --checkpoint own.pth {ERF} --out out", code=2)
+    said = capsys.readouterr().err
+    assert "it was tried on replknet_nano_k3: NAME=own.pth gives it to another" in said and said.count("\n") == 1
+
+
 def test_responses_with_a_name(here: Path) -> None:
     lines = ["subj,session,trial,rt,object_response,category,condition,imagename"]
     lines += [f"net,1,{k},NaN,cat,cat,0,000{k}_cue_dnn_0_cat_00_cat{k}-dog1.png" for k in range(1, 4)]

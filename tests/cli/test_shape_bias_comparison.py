@@ -205,7 +205,8 @@ def test_a_table_of_labels_is_of_networks_with_the_same_classes(tmp_path: Path, 
     command = ("shape-bias", "T=tests.cli.test_shape_bias:ten_classes", "W=tests.cli.test_shape_bias_comparison:twice")
     arguments = (*command, "--stimuli", folder, "--out", tmp_path / "out")
     run(*arguments, "--labels", tmp_path / "ten.csv", code=2)
-    assert "T, W have different classes; pass --labels NAME=FILE of each" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "T, W have different classes (as far as they tell: T names none); pass --labels NAME=FILE of each" in said
     run(*arguments, "--labels", f"T={tmp_path / 'ten.csv'}", "--labels", f"W={tmp_path / 'fox.csv'}", code=2)
     assert "T has the categories lion, wolf, W fox, lion; expected the same of all" in capsys.readouterr().err
     run(*arguments, "--labels", f"T={tmp_path / 'ten.csv'}", "--labels", f"W={tmp_path / 'twice.csv'}")

@@ -296,7 +296,7 @@ def test_compared_maps_share_one_bar_and_a_legend(folders: dict[str, Path]) -> N
     styles = [line.get_linestyle() for line in legend.get_lines()]
     assert styles[0] == "-" and styles[1] == "--"
     curves = plot_radial([field("net", "last_conv"), field("net")])
-    assert [line.get_label() for line in curves.lines] == ["net, last_conv", "net"]
+    assert [line.get_label() for line in curves.lines] == ["net, last_conv", "net, last feature map"]
 
 
 def test_squares_are_told_from_any_map() -> None:
