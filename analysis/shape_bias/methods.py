@@ -128,7 +128,8 @@ def bias_warnings(results: Sequence[ShapeBiasResult]) -> list[str]:
     texts = []
     if blind:
         texts.append(
-            f"Few of the images without conflict are named correctly ({few(blind, 6)}): that shape bias means little."
+            f"Too few of the images without conflict are named correctly ({few(blind, 6)}): that shape bias means "
+            "little."
         )
     if seldom:
         texts.append(

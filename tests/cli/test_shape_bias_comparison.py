@@ -92,7 +92,7 @@ def test_chosen_categories_restrict_stimuli_answers_and_people(
     assert list(saved.responses) == ["oven" if is_oven else "cat" for is_oven in ovens]
     for name in ("index.html", "methods.txt"):
         text = (out / name).read_text()
-        assert "Few of the images without conflict are named correctly (thousand " in text, name
+        assert "Too few of the images without conflict are named correctly (thousand " in text, name
         assert "that shape bias means little." in text, name
     for name, is_oven in zip(saved.stimuli, ovens, strict=True):
         if name != "oven2-cat2.png":

@@ -126,5 +126,5 @@ def test_shape_biases_that_mean_little_are_named() -> None:
     seldom = replace(net, observer="shy", responses=("none of them",) * len(net.responses))
     said = bias_warnings([net, seldom])
     assert bias_warnings([net]) == [] and len(said) == 2
-    assert said[0].startswith("Few of the images without conflict are named correctly (shy 0.0 %)")
+    assert said[0].startswith("Too few of the images without conflict are named correctly (shy 0.0 %)")
     assert "either cue (shy 0.0 %): that shape bias rests on the others." in said[1]
