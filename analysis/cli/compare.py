@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ from analysis.images.sets import load_images
 from analysis.images.stimuli import load_stimuli
 from analysis.models.layers import ForwardError
 from analysis.models.loaded import LoadedModel
+from analysis.models.untrained import signs_of_no_training
 from analysis.runs.folder import folder_names
 from analysis.runs.memory import keep_freed_memory
 from analysis.runs.methods import PAPER
@@ -93,7 +95,7 @@ def compare(
     people = [] if humans is None else read_observers(humans, categories=None)
     folder_names([person.observer for person in people])  # refuses two that would share one
     shown = None if stimuli is None else load_stimuli(stimuli)
-    loaded = choice.load(model)
+    loaded = [replace(item, notes=(*item.notes, *signs_of_no_training(item))) for item in choice.load(model)]
     if mapping is not None:
         try:
             common_classes(loaded)

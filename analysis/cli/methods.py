@@ -8,7 +8,7 @@ import replknet
 from analysis.models.complexity import num_parameters
 from analysis.models.loaded import DEFAULT_SIZE, LoadedModel
 from analysis.models.specs import split_name
-from analysis.models.untrained import UNTRAINED
+from analysis.models.untrained import UNTRAINED, signs_of_no_training
 from analysis.runs.methods import Methods, networks_of
 
 
@@ -35,14 +35,17 @@ def networks_told(
             continue
         told = [item.source] if item.source not in ("", item.name) else []
         told += [f"not trained: {item.initial}"] if initial and item.initial else []
+        told += [note.removeprefix(f"{item.name}: ") for note in signs_of_no_training(item)]
         told += [f"images prepared at {size or item.input_size or DEFAULT_SIZE} pixels"] if prepared else []
         where = f" ({'; '.join(told)})" if told else ""
         number, merged = num_parameters(item.module), _merged_parameters(item.module)
-        form = f" ({merged:,} re-parameterised)" if merged != number else ""
+        form = f" ({merged:,} with kernels merged)" if merged != number else ""
         texts.append(f"{item.name}: {item.architecture}, {number:,} parameters{form}{where}.")
     works = networks_of([split_name(spec)[1] for spec in specs], [item.architecture for item in loaded])
     return Methods((" ".join(texts),) if texts else (), works)
 
 
 def _merged_parameters(module: nn.Module) -> int:
-    return num_parameters(replknet.reparameterize(module) if isinstance(module, replknet.Network) else module)
+    if isinstance(module, replknet.Network):
+        module = replknet.reparameterize(module, level="kernels")
+    return num_parameters(module)

@@ -189,6 +189,17 @@ def _extent(result: Field) -> dict[str, float]:
     return {"rms_radius": rms_radius(result), "fwhm": fwhm(result), "anisotropy": anisotropy(result)}
 
 
+def centroid_distance(result: Field) -> float:
+    """Distance of the map's own centroid from the unit's centre in pixels; NaN for a map that is zero everywhere.
+
+    Raises:
+        ValueError: If the map is signed.
+    """
+    _check_one_sign(result)
+    total, y, x = result.moments.mean(0)[:3]
+    return float(np.hypot(y, x) / total) if total > 0 else float("nan")
+
+
 def rms_radius(result: Field, scale: Scale = "raw") -> float:
     """Root mean square distance from the map's own centroid in pixels (the second-moment radius)."""
     return float(np.sqrt(np.maximum(np.trace(covariance(result, scale)), 0.0)))

@@ -11,6 +11,8 @@ from analysis.runs.methods import Methods, counted, fitting_digits, joined, with
 from analysis.runs.texts import few
 
 _THRESHOLDS = (0.5, 0.99)
+_ASIDE = 0.5
+"""Distance of the centroid from the unit, in RMS radii, above which it is told."""
 UNTOLD = ("tensors", "prepared for the model")
 """How images came that a user's own code has made."""
 _OUTPUTS = {"relu": "rectified outputs", "identity": "outputs"}
@@ -108,7 +110,19 @@ def field_warnings(results: Sequence[ErfResult]) -> list[str]:
         texts.append(
             f"The unit does not react to any image, its ReLU is off ({named(silent)}): no measure of it is defined."
         )
-    return texts + ([border_text(named(full))] if full else [])
+    if full:
+        texts.append(border_text(named(full)))
+    aside = [
+        result
+        for result in results
+        if result.options.gradient_rule != "signed" and result.centroid_distance() > _ASIDE * result.rms_radius()
+    ]
+    if aside:
+        texts.append(
+            f"The gradient lies to one side of the unit ({named(aside)}): squares are round the unit, so that these "
+            "areas are larger than round the gradient's own centroid, of which the RMS radius is."
+        )
+    return texts
 
 
 def border_text(named: str) -> str:

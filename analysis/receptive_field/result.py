@@ -93,6 +93,7 @@ class ErfResult(Result):
     area_ratio = measures.area_ratio
     area_ratio_interval = measures.area_ratio_interval
     fills_image = measures.fills_image
+    centroid_distance = measures.centroid_distance
     radial_profile = measures.radial_profile
     fwhm = measures.fwhm
     covariance = measures.covariance

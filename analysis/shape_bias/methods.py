@@ -94,12 +94,13 @@ def shape_bias_methods(
 def sensitivity_methods(results: Sequence[ShapeBiasResult]) -> Methods:
     """How sensitivities to either cue were measured, on stimuli of one cue or of both; the values are in a table."""
     first = results[0]
-    shown = "both cues" if first.columns["conflict"].any() else "one of the two cues"
+    conflicts = int(first.columns["conflict"].sum())
+    shown, number = ("two different cues", conflicts) if conflicts else ("one of the two cues", len(first.stimuli))
     text = (
         f"Sensitivities to shape and to texture (Kim et al., 2026) of {counted(len(results), 'network')} "
         f"({joined(result.observer for result in results)}) are mean reciprocal ranks of the right class among all "
         "outputs, "
-        f"on {counted(len(first.stimuli), 'stimulus', 'stimuli')} of {first.source} that show {shown}; "
+        f"on {counted(number, 'stimulus', 'stimuli')} of {first.source} that show {shown}; "
         "they are "
         "in sensitivity.csv with their 95 % bootstrap intervals (Efron and Tibshirani, 1993)."
         f"{_sizes(results)}"

@@ -140,7 +140,9 @@ def posthoc_methods(results: Sequence[VariantResult], name: str) -> Methods:
         f"The large kernels of {name} were cropped to squares of {joined(map(str, kernels))} pixels round their centres"
         f"{' at all stages and at one stage at a time' if by_stage else ' at all stages'}, the other taps set to zero"
     )
-    text += f"; in one more variant each, the {joined(dropped)} branch beside them was left out" if dropped else ""
+    if dropped:
+        turn = " in turn" * (len(dropped) > 1)
+        text += f"; in {len(dropped)} more, the {joined(dropped)} branch beside them was left out{turn}"
     text += (
         f". The {len(results)} variants, the whole network among them, were measured without any retraining, batch "
         "norms "
@@ -169,7 +171,7 @@ def posthoc_methods(results: Sequence[VariantResult], name: str) -> Methods:
 def comparison_methods(comparison: Comparison) -> Methods:
     """How networks beside each other were measured, and what came out."""
     networks = comparison.networks
-    found = Methods((f"{counted(len(networks), 'trained network')} were measured alike.",), ())
+    found = Methods((f"{counted(len(networks), 'network')} were measured alike.",), ())
     if len(networks) == 1:
         found = Methods((), ())
     fields = [network.erf for network in networks if network.erf is not None]

@@ -376,7 +376,7 @@ def _measured(
             num_workers=num_workers,
         )
         measured["shape_bias"], measured["coverage"] = conflict.shape_bias, conflict.coverage
-        measured["shape_bias_interval"] = conflict.confidence_interval(num_resamples=2000)
+        measured["shape_bias_interval"] = conflict.confidence_interval()
     return VariantResult(variant=variant, settings=settings, erf=erf, **measured)
 
 

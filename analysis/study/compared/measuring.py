@@ -198,6 +198,8 @@ class _Network:
         if stimuli is None:
             return
         mapping = run.mapping or own_mapping([self.loaded])
+        if not self.loaded.classes:
+            mapping.check_outputs(num_outputs(self.loaded))
         lacking = sorted({*stimuli.shapes, *stimuli.textures} - {*mapping.categories, ""})
         if lacking:
             raise ValueError(

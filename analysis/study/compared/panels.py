@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.receptive_field.plots import curves_figure, erf_figure, plot_contribution
 from analysis.receptive_field.result import ErfResult
-from analysis.runs.methods import counted
+from analysis.runs.methods import counted, joined
 from analysis.shape_bias.comparing import common_images
 from analysis.shape_bias.plots import shape_bias_figure
 from analysis.shape_bias.result import ShapeBiasResult
@@ -66,10 +66,17 @@ def _fields_text(view: ComparisonView) -> str:
     )
 
 
+def _drawn(view: ComparisonView) -> str:
+    words = {"image": "images", "two-way": "shape and texture exemplars"}
+    ways = dict.fromkeys(answers.drawn_over("two-way") for answers in view.answers)
+    return joined(words.get(way, f"{way} exemplars") for way in ways)
+
+
 SECTIONS: dict[str, Callable[[ComparisonView], str]] = {
-    "Field and shape bias": lambda _: (
+    "Field and shape bias": lambda view: (
         "Every point is a network, every colour and marker an architecture; bars in the figure are 95 % intervals: of "
-        "the area over images, of the shape bias over shape and texture exemplars."
+        "the area over images, of the shape bias over "
+        f"{_drawn(view)}."
     ),
     "Effective receptive fields": _fields_text,
     "Shape against texture": lambda _: (

@@ -69,7 +69,7 @@ def _render(
     return rendered(
         "compared.html.j2",
         title=answer.question if answer else f"{measured[0].upper()}{measured[1:]} of trained networks",
-        summary=f"{len(networks)} trained network{'s' * (len(networks) != 1)}, measured alike.",
+        summary=f"{len(networks)} network{'s' * (len(networks) != 1)}, measured alike.",
         question=f"{_CLAIM} {_SETTING}" if answer else _SETTING,
         command=command,
         states=[],
@@ -123,6 +123,10 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
     if labelled is not None:
         rows.append(("accuracy", f"{len(labelled.images)} images; {labelled.settings.get('data', '')}"))
     rows.append(
-        ("cost", "one image of the network's own size at a time, RepLKNets re-parameterised; in turn, not side by side")
+        (
+            "cost",
+            "one image of the network's own size at a time; of networks of this project, parameters and multiply-"
+            "accumulates with kernels merged, times with all that can be; in turn, not side by side",
+        )
     )
     return rows

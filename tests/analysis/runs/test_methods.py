@@ -121,6 +121,18 @@ def test_fields_that_are_cut_off_or_silent_are_named() -> None:
     assert "nine tenths of the image or more (x of a; y of b): gradient beyond the border is cut off" in text
 
 
+def test_a_gradient_beside_the_unit_is_told() -> None:
+    """All of it in one pixel, 3 rows and 4 columns from the unit; or in two on either side of it."""
+    result = field("net")
+    one = np.array([[1.0, 3.0, 4.0, 9.0, 16.0, 12.0]] * len(result.moments))
+    both = np.array([[1.0, 0.0, 0.0, 9.0, 16.0, 12.0]] * len(result.moments))
+    aside = replace(result, model="aside", moments=one)
+    assert (aside.centroid_distance(), aside.rms_radius()) == (5.0, 0.0)
+    assert (replace(result, moments=both).centroid_distance(), replace(result, moments=both).rms_radius()) == (0.0, 5.0)
+    (text,) = field_warnings([replace(result, moments=both), aside])
+    assert text.startswith("The gradient lies to one side of the unit (aside): squares are round the unit")
+
+
 def test_shape_biases_that_mean_little_are_named() -> None:
     net = answers("net", 0.4)
     seldom = replace(net, observer="shy", responses=("none of them",) * len(net.responses))
