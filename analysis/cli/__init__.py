@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except _UsageError as error:
         _fail(error.format_message())
     except (ValueError, OSError) as error:
-        _fail(_as_typed(str(error), given))
+        _fail(as_typed(str(error), given))
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # Typer returns it or raises, depending on its version
@@ -163,7 +163,7 @@ def _write_any_name(stream: Any) -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def _as_typed(message: str, given: Sequence[str]) -> str:
+def as_typed(message: str, given: Sequence[str]) -> str:
     """A message of the library with the options that the user knows in place of arguments of functions."""
     from analysis.cli.options import SPELLING
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from analysis.cli import ARGUMENTS, as_typed
 from analysis.cli.choosing import MODEL_HELP, ModelChoice
 from analysis.cli.console import (
     command_line,
@@ -129,6 +130,7 @@ def compare(
                 overwrite=overwrite,
                 progress=progress,
             )
+        comparison = _in_options(comparison)
         for name in (REPORT, TABLE, FIGURES, *PAPER):
             folder.add(name)
         if comparison.people:
@@ -153,6 +155,17 @@ def _common_size(loaded: Sequence[LoadedModel]) -> tuple[int, int]:
             print_notes(notes)
             return pixels
     return usual
+
+
+def _in_options(comparison: Comparison) -> Comparison:
+    """With reasons that speak of what can be typed; those in the folders speak of arguments of functions."""
+    return replace(
+        comparison,
+        networks=tuple(
+            replace(network, missing={name: as_typed(why, ARGUMENTS.get()) for name, why in network.missing.items()})
+            for network in comparison.networks
+        ),
+    )
 
 
 def _report(comparison: Comparison) -> None:

@@ -1,6 +1,7 @@
 """One string to a model with its preprocessing."""
 
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -128,7 +129,8 @@ def _load(spec: str, pretrained: bool, trust: bool, num_classes: int | None = No
         return load_file(network_in(path) if path.is_dir() else path, trust=trust)
     if spec.partition(":")[2]:
         return _load_callable(spec)
-    raise ValueError(f"model={spec!r}: expected {SPECS}{near_names(spec)}")
+    missing = "there is no such file or folder; " if "/" in spec or os.sep in spec else ""
+    raise ValueError(f"model={spec!r}: {missing}expected {SPECS}{near_names(spec)}")
 
 
 def _load_callable(spec: str) -> LoadedModel:

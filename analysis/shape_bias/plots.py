@@ -98,7 +98,10 @@ def plot_shape_bias(
     top = ax.secondary_xaxis("top", functions=(_complement, _complement))
     top.set_xlabel("fraction of shape decisions")
     bars = f"all images: {100 * confidence:g} % interval ({results[0].drawn_over(cluster) if results else cluster})"
-    keys = [Line2D([], [], color="0.3", lw=1.2, label=bars)]
+    keys = [
+        Line2D([], [], color="0.3", lw=0.9, marker="|", linestyle="none", markersize=9, label="all images: value"),
+        Line2D([], [], color="0.3", lw=1.2, label=bars),
+    ]
     if humans:
         keys.append(Line2D([], [], color=HUMAN_COLOR, lw=1.2, label="all images: lowest to highest of humans"))
     legend_below(ax, [*ax.get_legend_handles_labels()[0], *keys], images)

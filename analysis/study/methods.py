@@ -12,6 +12,7 @@ from analysis.shape_bias.comparing import common_images
 from analysis.shape_bias.methods import shape_bias_methods
 from analysis.study.budget import TOLERANCE
 from analysis.study.compared.result import Comparison
+from analysis.study.compared.verdict import field_and_bias
 from analysis.study.design import CAP
 from analysis.study.families import architecture_text, family_differences
 from analysis.study.measures import BRIEF, shown
@@ -184,5 +185,9 @@ def comparison_methods(comparison: Comparison) -> Methods:
         found += shape_bias_methods(everyone[: len(answers)], everyone[len(answers) :])
     if labelled:
         found += evaluation_methods(labelled)
+    answer = field_and_bias(comparison.table)
+    if not np.isnan(answer.trend.tau):
+        ends = "The interval is that of 95 %, of populations whose test the sample passes (Kendall, 1938)."
+        found += Methods((f"{answer.question} {answer.answer} {answer.detail} {ends}",), ("kendall1938rank",))
     families = [FAMILIES[network.architecture] for network in networks if network.architecture in FAMILIES]
     return found + Methods((), tuple(families))

@@ -277,7 +277,7 @@ def plot_posthoc(table: pd.DataFrame, measure: str, label: str, *, scale: float 
     cropped = table[table["kernel"].notna()]
     stages = sorted(set(cropped["stage"].dropna()))
     series: list[tuple[str, pd.DataFrame]] = [("all stages", cropped[cropped["stage"].isna()])]
-    series += [(f"stage {int(stage)} only", cropped[cropped["stage"] == stage]) for stage in stages]
+    series += [(f"stage {int(stage)}", cropped[cropped["stage"] == stage]) for stage in stages]
     step = np.diff(np.unique(cropped["kernel"])).min(initial=2.0) * 0.4 / len(series)
     for number, (name, rows) in enumerate(series):
         places = rows["kernel"] + step * (number - (len(series) - 1) / 2)  # bars do not cover each other
@@ -311,6 +311,7 @@ def plot_energy(energy: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             marker=MARKERS[(number + 1) % len(MARKERS)],
             linestyle=DASHES[(number + 1) % len(DASHES)],
             markersize=3.5,
+            lw=0.9,
             label=f"stage {stage}",
             clip_on=False,
         )
@@ -345,11 +346,11 @@ def posthoc_figure(table: pd.DataFrame, energy: pd.DataFrame, *, width: float | 
     legend = axes[len(panels)].get_legend()
     if legend is not None:
         legend.remove()
-    keys = {label: handle for ax in axes[:1] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    for handle, label in zip(*axes[len(panels)].get_legend_handles_labels(), strict=True):
-        keys.setdefault(f"{label} only", handle)  # drawn alike
-    if not any(label.endswith(" only") for label in axes[0].get_legend_handles_labels()[1]):
-        keys = {label.removesuffix(" only"): handle for label, handle in keys.items()}
+    keys = {
+        label: handle
+        for ax in (axes[0], axes[len(panels)])  # stages are drawn alike in both
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
     entries = max(1, min(4, int(width / 1.3)))
     figure.legend(list(keys.values()), list(keys), loc="outside lower center", ncols=entries, frameon=False)
     return figure

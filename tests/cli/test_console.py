@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from analysis.cli import COMMANDS, _as_typed, console
+from analysis.cli import COMMANDS, as_typed, console
 from analysis.models.libraries import _unavailable
 from tests.cli.command import run
 
@@ -136,5 +136,5 @@ def test_what_was_meant(
 
 def test_only_options_of_the_command_are_advised() -> None:
     told = str(_unavailable("timm:resnet50", OSError("offline"), ""))
-    assert _as_typed(told, ["erf"]).endswith("or take random weights with --no-pretrained")
-    assert _as_typed(told, ["compare"]).endswith("go online once to fill the cache")
+    assert as_typed(told, ["erf"]).endswith("or take random weights with --no-pretrained")
+    assert as_typed(told, ["compare"]).endswith("go online once to fill the cache")

@@ -49,6 +49,7 @@ NETWORKS = [
     ("^0 replknet_nano_k33", "(did you mean replknet_nano_k3 or replknet_nano_k31?)"),
     ("^0 Mine=", "model='Mine=': expected NAME=SPEC"),
     ("^0 Mine=missing.pth", "'missing.pth': no such file"),
+    ("^0 Mine=runs/missing", "model='runs/missing': there is no such file or folder; expected a RepLKNet"),
     ("^0 empty", "model='empty': expected a folder with network.safetensors; no network was trained there"),
     ("--checkpoint Other=weights.pth", "no network is called 'Other'"),
     ("^0 missing.pth", "missing.pth"),

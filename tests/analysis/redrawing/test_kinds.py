@@ -337,7 +337,11 @@ def test_the_bar_at_all_images_is_explained() -> None:
         ax = plot_shape_bias([answers("net", 0.4)], humans=[answers("a", 0.7), answers("b", 0.6)], cluster="shape")
     legend: Any = ax.get_legend()
     named = [text.get_text() for text in legend.get_texts()]
-    assert named[2:] == ["all images: 95 % interval (shape)", "all images: lowest to highest of humans"]
+    assert named[2:] == [
+        "all images: value",
+        "all images: 95 % interval (shape)",
+        "all images: lowest to highest of humans",
+    ]
 
 
 @pytest.mark.parametrize(

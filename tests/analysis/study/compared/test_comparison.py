@@ -181,6 +181,9 @@ def test_page_figures_and_table(compared: tuple[Comparison, Path]) -> None:
     names = {path.name for path in (folder / "figures").iterdir()}
     stems = ("area_and_bias", "by_category", "contribution", "erf")
     assert names == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")}
+    methods = (folder / "methods.txt").read_text()
+    assert "Kendall's rank correlation of the area with half of the gradient and the shape bias +1.00 [" in methods
+    assert "kendall1938rank" in (folder / "references.bib").read_text()
     table = pd.read_csv(folder / "compare.csv")
     assert table["erf_area_0.5"].to_list() == pytest.approx([kernel**2 / 800 for kernel in (1, 3, 5, 7, 9)])
 
