@@ -24,6 +24,8 @@ from analysis.cli.study import (
     study_for,
     sweep,
 )
+from analysis.models.libraries import names_library
+from analysis.models.specs import split_name
 from analysis.runs.folder import RunFolder
 from analysis.runs.identity import hash_weights
 from analysis.runs.memory import keep_freed_memory
@@ -41,6 +43,7 @@ from analysis.study.methods import posthoc_methods
 from analysis.study.record import read_study
 from analysis.study.result import CellResult
 from analysis.training.recipe import Recipe
+from replknet.networks import ANY_FAMILY
 
 app = typer.Typer()
 ablate = typer.Typer(help="Kernel-size ablations, trained anew or on a trained network.")
@@ -211,6 +214,8 @@ def ablate_posthoc(
     bias; the receptive field and the energy of the kernels need neither.
     """
     wanted = None if kernels is None else parse_numbers("--kernels", kernels)
+    if names_library(split_name(model)[1]):
+        raise ValueError(f"model={model!r}: expected {ANY_FAMILY}, whose kernels can be cropped")
     (loaded,) = choice.load([model])
     materials = materials_for(
         loaded,
@@ -265,7 +270,7 @@ def ablate_posthoc(
         shown.add_row(*row)
     print_table(shown)
     print_line(f"Variants: {posthoc.names_explained(variants)}.", stderr=False)
-    print_line(f"Brackets are {posthoc.INTERVALS}.", stderr=False)
+    print_line(f"Brackets are {posthoc.intervals_text(results)}.", stderr=False)
     print_notes(loaded.notes)
     if not posthoc.branches_of(module):
         print_notes(["the small kernels of this network are merged or absent; they cannot be dropped"])

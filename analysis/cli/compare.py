@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from analysis.cli import ARGUMENTS, as_typed
-from analysis.cli.choosing import MODEL_HELP, ModelChoice
+from analysis.cli.choosing import MODEL_HELP, ModelChoice, owned
 from analysis.cli.console import (
     command_line,
     parse_size,
@@ -23,7 +23,17 @@ from analysis.cli.console import (
 )
 from analysis.cli.erf import fitting_size
 from analysis.cli.methods import networks_told
-from analysis.cli.options import BatchSize, ErfBatch, Fields, Labels, Out, Overwrite, Workers, takes
+from analysis.cli.options import (
+    BatchSize,
+    ErfBatch,
+    Fields,
+    LabelsOfEach,
+    Out,
+    Overwrite,
+    Workers,
+    parse_numbers,
+    takes,
+)
 from analysis.images.sets import load_images
 from analysis.images.stimuli import load_stimuli
 from analysis.models.layers import ForwardError
@@ -71,7 +81,14 @@ def compare(
         Path | None, typer.Option(help="Folder of stimuli named <shape><i>-<texture><j>, for the shape bias.")
     ] = None,
     humans: Annotated[Path | None, typer.Option(help="Folder of raw responses of people, one CSV each.")] = None,
-    labels: Labels = None,
+    labels: LabelsOfEach = None,
+    input_size: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Side in pixels at which networks get stimuli and labelled images, and are timed, in place of their "
+            "own; NAME=N for one network alone; may be given several times."
+        ),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Image folder with a sub-folder each class, for the accuracy.")
     ] = None,
@@ -89,19 +106,18 @@ def compare(
     from analysis.study.report import FIGURES, REPORT
 
     check_number("num_images", num_images, COUNTS)
-    for name, value in (("humans", humans), ("labels", labels)):
+    for name, value in (("humans", humans), ("labels", labels[0] if labels else None)):
         if value is not None and stimuli is None:
             raise ValueError(f"--{name}={str(value)!r}: goes with --stimuli only")
-    mapping = None if labels is None else LabelMapping.from_csv(labels)
     people = [] if humans is None else read_observers(humans, categories=None)
     folder_names([person.observer for person in people])  # refuses two that would share one
     shown = None if stimuli is None else load_stimuli(stimuli)
     loaded = [replace(item, notes=(*item.notes, *signs_of_no_training(item))) for item in choice.load(model)]
-    if mapping is not None:
-        try:
-            common_classes(loaded)
-        except ValueError:
-            raise ValueError(f"labels={str(labels)!r}: one table, and the networks have different classes") from None
+    loaded = [
+        item if side is None else _at_size(item, parse_numbers("--input-size", side, count=1, within=(1, 4096))[0])
+        for item, side in zip(loaded, owned("--input-size", input_size, loaded), strict=True)
+    ]
+    mapping = _mappings(labels, loaded)
     check_comparable(loaded, stimuli=shown, people=people, data=data)
     pixels = _common_size(loaded) if size is None else parse_size(size)
     chosen = load_images(images, size=pixels, num_images=num_images, seed=choice.seed)
@@ -109,7 +125,7 @@ def compare(
         "images": hashlib.sha256(" ".join(chosen.hashes).encode()).hexdigest(),
         "size": pixels,
         "stimuli": None if shown is None else hashlib.sha256(" ".join(shown.hashes).encode()).hexdigest(),
-        "labels": None if mapping is None else [list(pair) for pair in mapping.indices],
+        "labels": {name: [list(pair) for pair in own.indices] for name, own in mapping.items()} or None,
         "data": None if data is None else str(data),
         **choice.computed_on(),
     }
@@ -135,7 +151,9 @@ def compare(
             folder.add(name)
         if comparison.people:
             save_people(comparison.people, folder.add(PEOPLE).parent)
-        page = write_comparison(comparison, out, command=command_line(), told=networks_told(model, loaded))
+        page = write_comparison(
+            comparison, out, command=command_line(), told=networks_told(model, loaded, prepared=data is not None)
+        )
     _report(comparison)
     print_notes([*(note for item in loaded for note in item.notes), *skipped_notes(chosen.skipped)])
     if shown is not None:
@@ -155,6 +173,30 @@ def _common_size(loaded: Sequence[LoadedModel]) -> tuple[int, int]:
             print_notes(notes)
             return pixels
     return usual
+
+
+def _at_size(loaded: LoadedModel, side: int) -> LoadedModel:
+    """With images of that size, prepared as RepLKNet's are."""
+    return replace(loaded, input_size=side, transform=None)
+
+
+def _mappings(labels: Sequence[str] | None, loaded: Sequence[LoadedModel]) -> dict[str, LabelMapping]:
+    """What tables say of networks, by their names.
+
+    Raises:
+        ValueError: If one table is for networks of different classes.
+    """
+    files = owned("--labels", labels, loaded)
+    for file in dict.fromkeys(filter(None, files)):
+        try:
+            common_classes([item for item, own in zip(loaded, files, strict=True) if own == file])
+        except ValueError:
+            raise ValueError(
+                f"labels={file!r}: one table, and the networks have different classes; NAME={file} is for one alone"
+            ) from None
+    return {
+        item.name: LabelMapping.from_csv(file) for item, file in zip(loaded, files, strict=True) if file is not None
+    }
 
 
 def _in_options(comparison: Comparison) -> Comparison:
@@ -181,5 +223,6 @@ def _report(comparison: Comparison) -> None:
     if rows["shape_bias"].notna().any():
         found = field_and_bias(rows)
         typer.echo(f"{found.question} {found.answer}")
-        typer.echo(found.detail)
+        if found.detail:
+            typer.echo(found.detail)
     print_notes(warnings_of_networks(comparison), "warning")

@@ -11,6 +11,8 @@ from analysis.models.specs import split_name
 from analysis.models.untrained import UNTRAINED, signs_of_no_training
 from analysis.runs.methods import Methods, networks_of
 
+_SHIPPED = "trained by this project on generated images of two cues; the weights come with it"
+
 
 def networks_told(
     specs: Sequence[str],
@@ -34,6 +36,7 @@ def networks_told(
         if item.name.endswith(UNTRAINED):
             continue
         told = [item.source] if item.source not in ("", item.name) else []
+        told += [_SHIPPED] if item.source in replknet.SHIPPED and not item.initial else []
         told += [f"not trained: {item.initial}"] if initial and item.initial else []
         told += [note.removeprefix(f"{item.name}: ") for note in signs_of_no_training(item)]
         told += [f"images prepared at {size or item.input_size or DEFAULT_SIZE} pixels"] if prepared else []

@@ -197,9 +197,10 @@ def parse_numbers(
     lowest, highest = within or (-sys.float_info.max, sys.float_info.max)
     usable = all(lowest <= number <= highest for number in numbers)
     if not numbers or not usable or count not in (None, len(numbers)):
-        what = f"{count or ''} {'whole ' * (kind is int)}numbers".strip()
+        kinds = f"{'whole ' * (kind is int)}number"
+        what = f"a {kinds}" if count == 1 else f"{count or ''} {kinds}s".strip()
         bound = "" if within is None else f" from {lowest:g} to {highest:g}"
-        raise ValueError(f"{option}={text!r}: expected {what}{bound}, separated by commas")
+        raise ValueError(f"{option}={text!r}: expected {what}{bound}{', separated by commas' * (count != 1)}")
     return numbers
 
 
@@ -245,4 +246,11 @@ InputSize = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another run has written there.")]
 Out = Annotated[Path, typer.Option(help="Folder for everything; the same command again resumes.")]
+LabelsOfEach = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="CSV with class_index and category, for models with other classes; NAME=FILE for one network alone; "
+        "may be given several times."
+    ),
+]
 Labels = Annotated[Path | None, typer.Option(help="CSV with class_index and category, for models with other classes.")]

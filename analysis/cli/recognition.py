@@ -32,13 +32,13 @@ from analysis.models.loaded import LoadedModel
 from analysis.models.replknets import is_own
 from analysis.recognition.evaluation import EvaluationResult, check_files, evaluate, num_outputs
 from analysis.recognition.features import POOLED, extract_features
-from analysis.recognition.labels import labelled_files
-from analysis.recognition.methods import evaluation_methods
+from analysis.recognition.labels import SORTED, labelled_files
+from analysis.recognition.methods import accuracy_warnings, evaluation_methods
 from analysis.recognition.prediction import Predictions, class_names, class_notes, predict
 from analysis.runs.folder import RunFolder, folder_names
 from analysis.runs.identity import identify
 from analysis.runs.memory import keep_freed_memory
-from analysis.runs.methods import software, write_methods
+from analysis.runs.methods import software, warned, write_methods
 from analysis.runs.processes import by_first
 from analysis.runs.tables import write_table
 from analysis.runs.texts import few
@@ -317,14 +317,16 @@ def evaluate_command(
             by_first(lambda: _write(results, folder, confusion))
     _report(results)
     notes = [note for item in loaded for note in item.notes]
-    for item, result in zip(loaded, results, strict=True):
-        notes += class_notes(item, len(result.classes))
+    for item, files in zip(loaded, labelled, strict=True):
+        notes += class_notes(item, len(files.classes)) if files.rule != SORTED else ()  # named by the folders
     _notes(notes, list(dict.fromkeys(entry for result in results for entry in result.skipped)))
     rules: dict[str, list[str]] = {}
     for item, files in zip(loaded, labelled, strict=True):
-        rules.setdefault(files.rule, []).append(item.name)
+        if files.rule != SORTED:  # of which a warning tells
+            rules.setdefault(files.rule, []).append(item.name)
     for rule, names in rules.items():
         print_line(f"classes{f' of {few(names)}' if len(rules) > 1 else ''} matched {rule}")
+    print_notes(accuracy_warnings(results), "warning")
     if out is not None:
         typer.echo(f"result{'s' * (len(results) > 1)}, tables and page (index.html): {out}")
 
@@ -336,7 +338,11 @@ def _for_paper(
     loaded: Sequence[LoadedModel],
     size: int | None,
 ) -> None:
-    methods = evaluation_methods(results) + networks_told(specs, loaded, prepared=True, size=size)
+    methods = (
+        evaluation_methods(results)
+        + warned(accuracy_warnings(results))
+        + networks_told(specs, loaded, prepared=True, size=size)
+    )
     write_methods(methods + software(result.settings for result in results), folder.replace)
 
 

@@ -12,7 +12,17 @@ from analysis.cli.answering import AnsweringNetwork, answers_of
 from analysis.cli.choosing import MODEL_HELP, ModelChoice, owned
 from analysis.cli.console import command_line, print_notes, run_folder, skipped_notes
 from analysis.cli.methods import networks_told
-from analysis.cli.options import BatchSize, Fields, Out, Overwrite, Workers, parse_names, parse_three, takes
+from analysis.cli.options import (
+    BatchSize,
+    Fields,
+    LabelsOfEach,
+    Out,
+    Overwrite,
+    Workers,
+    parse_names,
+    parse_three,
+    takes,
+)
 from analysis.cli.sensitivity import (
     SINGLE_CUES,
     Sensitivities,
@@ -63,13 +73,7 @@ def shape_bias(
     ] = None,
     humans: Annotated[Path | None, typer.Option(help="Folder of raw responses of people, one CSV each.")] = None,
     cluster: Annotated[str, typer.Option(help=f"What the bootstrap draws: {', '.join(CLUSTERS)}.")] = "two-way",
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="CSV with class_index and category, for models with other classes; NAME=FILE for one network alone; "
-            "may be given several times."
-        ),
-    ] = None,
+    labels: LabelsOfEach = None,
     categories: Annotated[
         str | None, typer.Option(help="Only these, e.g. cat,dog,car, of stimuli and of answers; all by default.")
     ] = None,

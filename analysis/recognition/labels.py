@@ -14,6 +14,8 @@ from analysis.runs.settings import named_path
 from analysis.runs.tables import read_lines
 from analysis.runs.texts import few, printable, short, why_no_file
 
+SORTED = "by the sorted order of the folders, none of which is named like a class"
+"""The rule of last resort."""
 _WAY_OUT = "labels=FILE, a CSV of file,class"
 
 
@@ -53,6 +55,11 @@ class LabelledFiles:
         return digest.hexdigest()
 
 
+def numbered(num_outputs: int) -> tuple[str, ...]:
+    """Names of the outputs of a classifier that names none."""
+    return tuple(f"class {index}" for index in range(num_outputs))
+
+
 def labelled_files(
     data: str | PathLike[str], classes: Sequence[str], *, labels: str | PathLike[str] | None = None
 ) -> LabelledFiles:
@@ -62,8 +69,8 @@ def labelled_files(
         data: A folder with a sub-folder for each class, with its images (`files_in`). Its name is one of `classes`, or
             one of the synonyms in it ("robin" of "robin, American robin, Turdus migratorius"), or, for ImageNet-1K, a
             WordNet id such as n01440764, or the number of the output. If no name is any of these and there are as many
-            sub-folders as classes, they are taken in sorted order. A name that two classes have, such as ImageNet's
-            "crane", is refused.
+            sub-folders as classes, they are taken in sorted order, and name outputs that have none. A name that two
+            classes have, such as ImageNet's "crane", is refused.
         classes: Names of the network's outputs.
         labels: A CSV of `file,class` in UTF-8, with a header or without, for a folder of any layout; the class as
             above.
@@ -88,7 +95,9 @@ def labelled_files(
     if not unknown:
         outputs, rule = [names[folder.name][0] for folder in folders], "by the names of the folders"
     elif len(unknown) == len(folders) == len(classes):
-        outputs, rule = list(range(len(classes))), "folders in sorted order: none is named like a class"
+        outputs, rule = list(range(len(classes))), SORTED
+        if tuple(classes) == numbered(len(classes)):
+            classes = tuple(folder.name for folder in folders)
     else:
         parts = [name for name in SPLITS["val"] if (root / name).is_dir() and name in unknown]
         inner = f"; is {str(root / parts[0])!r} meant?" if parts else ""

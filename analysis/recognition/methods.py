@@ -5,7 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.recognition.evaluation import EvaluationResult
+from analysis.recognition.labels import SORTED
 from analysis.runs.methods import Methods, counted, joined, with_interval
+from analysis.runs.texts import few
+
+
+def accuracy_warnings(results: Sequence[EvaluationResult]) -> list[str]:
+    """What weakens accuracies: classes that were matched by their order alone."""
+    blind = [result.model for result in results if result.settings.get("classes_matched") == SORTED]
+    return [f"Accuracy of {few(blind, 6)}: classes were matched {SORTED}."] if blind else []
 
 
 def evaluation_methods(results: Sequence[EvaluationResult]) -> Methods:

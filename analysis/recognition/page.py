@@ -8,6 +8,7 @@ import numpy as np
 
 from analysis.pages.page import Section, Table, rendered
 from analysis.recognition.evaluation import EvaluationResult
+from analysis.recognition.methods import accuracy_warnings
 from analysis.runs.texts import few
 
 _CONFUSED = 30
@@ -39,7 +40,10 @@ def evaluation_page(results: Sequence[EvaluationResult], *, command: str, files:
         files=files,
         data={"classes": [answers for result in results for answers in _answers(result, several=len(results) > 1)]},
         scripts=["classes"],
-        warnings=[f"{len(first.skipped)} files were skipped; the result names them."] if first.skipped else [],
+        warnings=[
+            *accuracy_warnings(results),
+            *([f"{len(first.skipped)} files were skipped; the result names them."] if first.skipped else []),
+        ],
         setting=list(counts.items()),
         sections=[
             Section(title="Accuracy", tables=[_accuracies(results)]),

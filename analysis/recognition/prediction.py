@@ -12,6 +12,7 @@ from analysis.images.imagenet import NUM_IMAGENET_CLASSES, imagenet_classes
 from analysis.images.inputs import Images
 from analysis.models.batches import classify, inputs_for, measure_images, split_decided
 from analysis.models.loaded import LoadedModel
+from analysis.recognition.labels import numbered
 from analysis.runs.identity import NetworkIdentity
 from analysis.runs.results import Result, ResultError
 from analysis.runs.resuming import Progress, Row
@@ -169,7 +170,7 @@ def class_names(loaded: LoadedModel, num_outputs: int) -> tuple[str, ...]:
         return loaded.classes
     if num_outputs == NUM_IMAGENET_CLASSES:
         return tuple(name for _, name in imagenet_classes())
-    return tuple(f"class {index}" for index in range(num_outputs))
+    return numbered(num_outputs)
 
 
 def class_notes(loaded: LoadedModel, num_outputs: int) -> tuple[str, ...]:

@@ -184,8 +184,12 @@ class LabelMapping:
         except ValueError as error:
             raise ValueError(f"{error}; {_REMEDY}") from None
 
-    def check_outputs(self, num_outputs: int) -> None:
+    def check_outputs(self, num_outputs: int, name: str = "it") -> None:
         """Refuse a classifier that cannot be meant.
+
+        Args:
+            num_outputs: Of the classifier.
+            name: What it is called in the message.
 
         Raises:
             ValueError: If the number of outputs does not fit.
@@ -193,7 +197,9 @@ class LabelMapping:
         largest = max(max(own) for _, own in self.indices)
         if self.num_classes not in (None, num_outputs) or num_outputs <= largest:
             wanted = f"{self.num_classes}" if self.num_classes is not None else f"more than {largest}"
-            raise ValueError(f"model: it gives {num_outputs} outputs; the label mapping expects {wanted}; {_REMEDY}")
+            raise ValueError(
+                f"model: {name} gives {num_outputs} outputs; the label mapping expects {wanted}; {_REMEDY}"
+            )
 
     def scores(self, logits: NDArray[Any], aggregation: Aggregation = "mean-probability") -> NDArray[np.float64]:
         """One score for each category.

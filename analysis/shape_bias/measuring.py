@@ -180,7 +180,7 @@ def _inputs(stimuli: StimulusSet, preprocessing: Mapping[str, Any]) -> Inputs:
 
 def _logits(loaded: LoadedModel, images: Tensor, mapping: LabelMapping) -> Tensor:
     logits = classify(loaded, images)
-    mapping.check_outputs(logits.shape[1])
+    mapping.check_outputs(logits.shape[1], loaded.name)
     return logits
 
 

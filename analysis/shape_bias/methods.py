@@ -55,6 +55,14 @@ def shape_bias_methods(
     alone = ", which share no object and no texture" if drawn == "image" != cluster else ""
     conflicts = int(first.columns["conflict"].sum())
     others = f"; the others were {left_out}" if conflicts < len(first.stimuli) else ""
+    if not conflicts:
+        right = "; ".join(f"{result.observer} {100 * result.congruent_accuracy:.2f} %" for result in results)
+        text = (
+            f"{counted(len(results), 'observer')} answered {counted(len(first.stimuli), 'image')}"
+            f"{f' of {source}' if source else ''}, none of which shows the shape of one category and the texture of "
+            f"another (Geirhos et al., 2019): there is no shape bias. Answered with their category were {right}."
+        )
+        return Methods((text,), ("geirhos2019texture",))
     text = (
         f"{counted(len(results), 'observer')} ({joined(result.observer for result in results)}) answered "
         f"{counted(len(first.stimuli), 'image')}{f' of {source}' if source else ''}, of which {conflicts} show the "
@@ -62,14 +70,18 @@ def shape_bias_methods(
         f"of one category and the texture of another (Geirhos et al., 2019){others}."
     )
     decided = [result for result in results if result.logits is not None]
+    recorded = [result.observer for result in results if result.logits is None]
+    if recorded:
+        text += f" The answers of {joined(recorded)} were recorded elsewhere and read from a file."
     if decided:
         score = _AGGREGATIONS[options.aggregation]
+        whose = f"The answer of {joined(own.observer for own in decided)}" if recorded else "A network's answer"
         text += (
-            f" A network's answer is the one of {counted(len(decided[0].categories), 'category', 'categories')} with "
+            f" {whose} is the one of {counted(len(decided[0].categories), 'category', 'categories')} with "
             "the "
             f"largest score, {score}; of equal scores {'the first' if options.tie == 'first' else 'none'} counts."
         )
-        text += _outputs(decided) + _sizes(decided)
+        text += _outputs(decided) + _sizes(decided, named=bool(recorded))
     text += (
         " Shape bias is the number of shape decisions divided by that of shape and of texture decisions, "
         f"{_ESTIMATORS[options.estimator]}. Brackets are 95 % percentile intervals of {num_resamples} bootstrap draws "
@@ -157,14 +169,14 @@ def _outputs(results: Sequence[ShapeBiasResult]) -> str:
     )
 
 
-def _sizes(results: Sequence[ShapeBiasResult]) -> str:
-    """The sizes at which networks saw the images, as each recorded it."""
+def _sizes(results: Sequence[ShapeBiasResult], *, named: bool = False) -> str:
+    """The sizes at which networks saw the images, as each recorded it; with their names where sizes differ."""
     seen: dict[str, list[str]] = {}
     for result in results:
         if result.preprocessing:
             size = result.preprocessing["input_size"]
             seen.setdefault("their own size" if size is None else f"{size} pixels", []).append(result.observer)
-    each = [f"{size}{f' ({joined(names)})' if len(seen) > 1 else ''}" for size, names in seen.items()]
+    each = [f"{size}{f' ({joined(names)})' if named or len(seen) > 1 else ''}" for size, names in seen.items()]
     return f" The images went in at {joined(each)}." if each else ""
 
 

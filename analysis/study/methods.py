@@ -16,7 +16,7 @@ from analysis.study.compared.verdict import field_and_bias
 from analysis.study.design import CAP
 from analysis.study.families import architecture_text, family_differences
 from analysis.study.measures import BRIEF, shown
-from analysis.study.posthoc import INTERVALS, VariantResult, names_explained
+from analysis.study.posthoc import VariantResult, intervals_text, names_explained
 from analysis.study.record import StudyRecord
 from analysis.study.result import plain_settings, settings_of, study_table
 from analysis.study.verdict import findings, summary_text, warnings_of
@@ -160,7 +160,7 @@ def posthoc_methods(results: Sequence[VariantResult], name: str) -> Methods:
     text += (
         f" Measured were {joined([*measured, 'the effective receptive field'])}{images}; the values are in "
         f"posthoc.csv, by the names of the variants ({names_explained([result.variant for result in results])}), with "
-        f"{INTERVALS}."
+        f"{intervals_text(results)}."
     )
     fields = erf_methods([result.erf for result in results], of="these variants")
     works = ["ding2022replknet", "efron1993bootstrap"]
@@ -172,7 +172,7 @@ def posthoc_methods(results: Sequence[VariantResult], name: str) -> Methods:
 def comparison_methods(comparison: Comparison) -> Methods:
     """How networks beside each other were measured, and what came out."""
     networks = comparison.networks
-    found = Methods((f"{counted(len(networks), 'network')} were measured alike.",), ())
+    found = Methods((f"{counted(len(networks), 'network')} were measured on the same images.",), ())
     if len(networks) == 1:
         found = Methods((), ())
     fields = [network.erf for network in networks if network.erf is not None]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from scipy import optimize
 
 from analysis.figures import DASHES, MARKERS, OKABE_ITO, axes_or_new, draw_intervals, legend_below, wrapped
@@ -21,6 +22,8 @@ LINE_OF_NAMES, ROOM_BELOW = 0.14, 0.7
 """Inches: of the height of a name beside the axes, and of the figure's height that the axes do not have."""
 _SPREAD = 0.025
 """Distance of neighbouring seeds along the logarithmic axis of kernel sizes, at most."""
+_APART = 0.05
+"""The same of neighbouring lines."""
 _MARGIN = 0.18
 """Of that axis beyond the first and the last kernel; seeds take two thirds of it, or of half the way to the next."""
 _FEW_SEEDS = 4
@@ -81,16 +84,19 @@ def plot_by_kernel(
             va="bottom",
             fontsize="small",
         )
-    number, hollow = 0, False
-    for label, rows in settings_of(table):
+    kernels = sorted(set(table["kernel"]))
+    number, hollow, settings = 0, False, settings_of(table)
+    apart = min(_APART, _room(np.array(kernels)) / (len(settings) * len(measures)))
+    for label, rows in settings:
         for column, name in measures:
             style = {"color": OKABE_ITO[number % len(OKABE_ITO)], "marker": MARKERS[number % len(MARKERS)]}
             shown = ", ".join(part for part in (name, label) if part)
-            hollow |= _draw_means(ax, by_kernel(rows, column), scale, style, DASHES[number % len(DASHES)], shown)
+            shift = apart * (number - (len(settings) * len(measures) - 1) / 2)  # bars do not cover each other
+            dash = DASHES[number % len(DASHES)]
+            hollow |= _draw_means(ax, by_kernel(rows, column), scale, style, dash, shown, shift)
             number += 1
     if hollow:
         ax.plot([], [], linestyle="none", marker="o", color="0.4", markerfacecolor="white", label="not of all seeds")
-    kernels = sorted(set(table["kernel"]))
     ax.set_xscale("log")
     ax.set_xticks(kernels, [str(kernel) for kernel in kernels])
     ax.minorticks_off()
@@ -101,10 +107,17 @@ def plot_by_kernel(
     return ax
 
 
-def _draw_means(ax: Axes, found: ByKernel, scale: float, style: dict[str, Any], dash: Any, label: str) -> bool:
+def _room(kernels: NDArray[Any]) -> float:
+    """On either side of a kernel, along the logarithmic axis."""
+    return min(_MARGIN, *np.diff(np.log(kernels)) / 2) if len(kernels) > 1 else _MARGIN
+
+
+def _draw_means(
+    ax: Axes, found: ByKernel, scale: float, style: dict[str, Any], dash: Any, label: str, shift: float
+) -> bool:
     """Whether a mean is not of all seeds."""
-    kernels = np.array(found.kernels)
-    room = min(_MARGIN, *np.diff(np.log(kernels)) / 2) if len(kernels) > 1 else _MARGIN
+    room = _room(np.array(found.kernels))
+    kernels = np.array(found.kernels) * np.exp(shift)
     half = min(_SPREAD * (len(found.by_seed) - 1) / 2, 2 / 3 * room)
     for values, offset in zip(scale * found.by_seed, np.linspace(-half, half, len(found.by_seed)), strict=True):
         places = kernels * np.exp(offset)
@@ -158,7 +171,8 @@ def plot_psychometric(results: CellResult | Sequence[CellResult], *, ax: Axes | 
     ax.set(ylim=(-0.03, 1.03), xlabel="balance of the cues\n(-1: no texture, 0: both full, 1: no figure)")
     ax.set_ylabel("shape bias, S / (S + T)")
     behind = "middle half of the seeds" if several > _FEW_SEEDS else "thin lines: seeds"
-    legend_below(ax, title=behind if several > 1 else "")
+    marks = "vertical marks: points of subjective equality"
+    legend_below(ax, title=f"{behind}; {marks}" if several > 1 else marks)
     return ax
 
 

@@ -82,11 +82,6 @@ def names_explained(variants: Sequence[Variant]) -> str:
     return "; ".join(told)
 
 
-INTERVALS = (
-    "95 % intervals: of accuracies over images (Wilson, 1927), of areas over images, of shape biases over objects and "
-    "textures, or over images where these share none (bootstrap; Efron and Tibshirani, 1993)"
-)
-"""Of the measures, in words."""
 _BRANCHES = {
     "small": "the small kernels parallel to the large ones",
     "dilated": "the dilated kernels parallel to the large ones",
@@ -406,6 +401,16 @@ def posthoc_warnings(results: Sequence[VariantResult]) -> list[str]:
             "bias rests on the others."
         )
     return texts + field_warnings([own.erf for own in results])
+
+
+def intervals_text(results: Sequence[VariantResult]) -> str:
+    """What the intervals of the measures are over."""
+    whole = results[0]
+    parts = ["of accuracies over images (Wilson, 1927)"] if np.isfinite(whole.accuracy) else []
+    ways = ["of areas over images"]
+    if np.isfinite(whole.shape_bias):
+        ways.append("of shape biases over objects and textures, or over images where these share none")
+    return f"95 % intervals: {', '.join([*parts, *ways])} (bootstrap; Efron and Tibshirani, 1993)"
 
 
 def posthoc_texts(results: Sequence[VariantResult]) -> tuple[list[str], list[list[str]]]:

@@ -12,8 +12,8 @@ from analysis.receptive_field.page import map_groups
 from analysis.study.measures import MEASURES
 from analysis.study.plots import plot_energy, plot_posthoc
 from analysis.study.posthoc import (
-    INTERVALS,
     VariantResult,
+    intervals_text,
     names_explained,
     posthoc_table,
     posthoc_texts,
@@ -53,7 +53,7 @@ def posthoc_page(
         setting=[
             ("question", "what the outer taps do in this network, not what one trained with smaller kernels would do"),
             ("variants", names_explained([result.variant for result in results])),
-            ("intervals", INTERVALS),
+            ("intervals", intervals_text(results)),
             (
                 "receptive fields",
                 f"{first.map_size[0]} x {first.map_size[1]} pixels; raw map",

@@ -62,6 +62,37 @@ def test_reasons_speak_of_options(images: Path, tmp_path: Path, capsys: pytest.C
         assert "LabelMapping" not in text
 
 
+def test_a_network_of_ones_own_has_its_table_and_its_size(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    categories = sorted({path.name for path in (images / "congruent").iterdir()})
+    table = tmp_path / "labels.csv"
+    table.write_text("class_index,category\n" + "".join(f"{at},{name}\n" for at, name in enumerate(categories[:10])))
+    stimuli = tmp_path / "stimuli"
+    stimuli.mkdir()
+    for path in (images / "conflict").rglob("*.png"):
+        shape, texture = (part.rstrip("0123456789") for part in path.stem.split("-"))
+        if {shape, texture} <= {*categories[:10]}:
+            (stimuli / path.name).write_bytes(path.read_bytes())
+    mine = "Mine=tests.networks:tiny_model"
+    both = f"compare {mine} replknet_nano_k3 --size 64 --num-images 1 --stimuli {stimuli}"
+    run(f"{both} --labels Mine={table} --input-size Mine=48 --out", tmp_path / "both")
+    known = pd.read_csv(tmp_path / "both" / "compare.csv").set_index("network")
+    assert known["input_size"].to_list() == [48, 64]
+    run(f"shape-bias {mine} --size 48 --labels {table} --stimuli {stimuli} --out", tmp_path / "alone")
+    alone = pd.read_csv(tmp_path / "alone" / "shape_bias.csv")
+    for name in ("num_shape", "num_texture", "num_neither"):
+        assert known.loc["Mine", name] == alone[name][0]
+    methods = (tmp_path / "both" / "methods.txt").read_text()
+    assert "The images went in at 48 pixels (Mine) and 64 pixels (replknet_nano_k3)." in methods
+    assert "trained by this project on generated images" in methods
+    capsys.readouterr()
+    run(f"{both} --labels {table} --out", tmp_path / "other", code=2)
+    assert f"NAME={table} is for one alone" in capsys.readouterr().err
+    run(f"{both} --input-size 0 --out", tmp_path / "other", code=2)
+    assert "--input-size='0': expected a whole number from 1 to 4096" in capsys.readouterr().err
+
+
 def test_an_imagenet_classifier_and_one_that_cannot_answer_beside_people(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

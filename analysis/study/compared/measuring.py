@@ -1,7 +1,7 @@
 """Measure networks that are trained already, all alike."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -47,7 +47,7 @@ def compare_networks(
     stimuli: StimulusSet | None = None,
     people: Sequence[ShapeBiasResult] = (),
     data: str | PathLike[str] | None = None,
-    mapping: LabelMapping | None = None,
+    mapping: LabelMapping | Mapping[str, LabelMapping] | None = None,
     batch_size: int = 16,
     erf_batch_size: int | None = None,
     num_workers: int = 0,
@@ -66,7 +66,8 @@ def compare_networks(
         stimuli: For the shape bias.
         people: Raw responses of people to these stimuli, as `read_observers` gives them.
         data: Image folder for the accuracy, see `labelled_files`.
-        mapping: From outputs to categories; by default each network's own: ImageNet's, or that of the classes it names.
+        mapping: From outputs to categories, of all networks or of some by their names; by default each network's own:
+            ImageNet's, or that of the classes it names.
         batch_size: Images in one forward pass.
         erf_batch_size: See `effective_receptive_field`.
         num_workers: Processes that read images; without effect on the results.
@@ -121,11 +122,20 @@ class _Run:
     images: ImageSet
     stimuli: StimulusSet | None
     data: str | PathLike[str] | None
-    mapping: LabelMapping | None
+    mapping: LabelMapping | Mapping[str, LabelMapping] | None
     batch_size: int
     erf_batch_size: int | None
     num_workers: int
     progress: Progress | None
+
+    def mapping_of(self, network: LoadedModel) -> LabelMapping:
+        """Which outputs are which categories.
+
+        Raises:
+            ValueError: If one name stands for several outputs.
+        """
+        given = self.mapping.get(network.name) if isinstance(self.mapping, Mapping) else self.mapping
+        return given or own_mapping([network])
 
     def told(self, what: str) -> Callable[[int, int], None] | None:
         """For the progress of one measurement."""
@@ -197,9 +207,9 @@ class _Network:
         stimuli = run.stimuli
         if stimuli is None:
             return
-        mapping = run.mapping or own_mapping([self.loaded])
+        mapping = run.mapping_of(self.loaded)
         if not self.loaded.classes:
-            mapping.check_outputs(num_outputs(self.loaded))
+            mapping.check_outputs(num_outputs(self.loaded), self.loaded.name)
         lacking = sorted({*stimuli.shapes, *stimuli.textures} - {*mapping.categories, ""})
         if lacking:
             raise ValueError(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.correlation import RankCorrelation, rank_correlation
 from analysis.receptive_field.methods import field_warnings
+from analysis.recognition.methods import accuracy_warnings
 from analysis.runs.methods import joined
 from analysis.runs.texts import few
 from analysis.shape_bias.methods import bias_warnings
@@ -78,7 +79,7 @@ def field_and_bias(table: pd.DataFrame) -> Answer:
     return Answer(
         question="Do larger receptive fields go with more shape bias?",
         answer=answer,
-        detail="; ".join(parts) + "." if parts else "",
+        detail=parts[0][0].upper() + "; ".join(parts)[1:] + "." if parts else "",
         trend=found,
     )
 
@@ -124,10 +125,9 @@ def warnings_of_networks(comparison: Comparison) -> list[str]:
             f"The networks take images of {sizes.min()} to {sizes.max()} pixels: one part of the image, in per cent, "
             "is another part of what each was trained on."
         )
-    for network in comparison.networks:
-        rule = "" if network.evaluation is None else str(network.evaluation.settings.get("classes_matched", ""))
-        if "sorted order" in rule:
-            notes.append(f"Accuracy of {network.name}: classes were matched {rule}.")
+    notes += accuracy_warnings(
+        [network.evaluation for network in comparison.networks if network.evaluation is not None]
+    )
     return notes
 
 

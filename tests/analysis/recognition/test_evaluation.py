@@ -119,6 +119,8 @@ def test_classes_are_matched_by_name_wordnet_id_number_or_order(data: Path, tmp_
     ordered = labelled_files(data, COLOURS.classes)
     assert "sorted order" in ordered.rule
     assert [ordered.labels[index] for index in (0, -1)] == [0, 2]
+    assert ordered.classes == COLOURS.classes
+    assert labelled_files(data, ("class 0", "class 1", "class 2")).classes == ("x", "y", "z")
 
 
 @pytest.mark.parametrize(

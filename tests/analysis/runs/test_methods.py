@@ -6,7 +6,8 @@ import numpy as np
 
 from analysis.receptive_field.methods import erf_methods, field_warnings
 from analysis.receptive_field.options import ErfOptions
-from analysis.recognition.methods import evaluation_methods
+from analysis.recognition.labels import SORTED
+from analysis.recognition.methods import accuracy_warnings, evaluation_methods
 from analysis.runs.methods import FAMILIES, LIBRARIES, Methods, networks_of, software, warned, works, write_methods
 from analysis.shape_bias.methods import bias_warnings, shape_bias_methods
 from replknet.networks import FAMILIES as OWN
@@ -71,9 +72,27 @@ def test_shape_bias_is_told_with_its_counts_and_people() -> None:
     ):
         assert part in text
     assert "softmax" not in text  # nobody had logits
+    assert "The answers of net were recorded elsewhere and read from a file." in text
     assert "owen2007pigeonhole" not in methods.works and "geirhos2020consistency" in methods.works
     alone = shape_bias_methods([net])
     assert "geirhos2020consistency" not in alone.works and "owen2007pigeonhole" in alone.works
+
+
+def test_images_without_conflict_have_no_shape_bias() -> None:
+    net = answers("net", 0.4)
+    congruent = net.restricted(
+        [name for name, other in zip(net.stimuli, net.columns["conflict"], strict=True) if not other]
+    )
+    (text,) = shape_bias_methods([congruent]).paragraphs
+    assert "answered 16 images, none of which shows the shape of one category" in text
+    assert text.endswith(f"Answered with their category were net {100 * congruent.congruent_accuracy:.2f} %.")
+
+
+def test_classes_that_were_matched_by_order_are_told() -> None:
+    result = evaluation()
+    assert accuracy_warnings([result]) == []
+    blind = replace(result, model="net", settings={**result.settings, "classes_matched": SORTED})
+    assert accuracy_warnings([result, blind]) == [f"Accuracy of net: classes were matched {SORTED}."]
 
 
 def test_an_accuracy_is_told_with_its_interval() -> None:

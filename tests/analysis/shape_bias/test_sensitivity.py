@@ -218,7 +218,7 @@ def test_each_kind_of_stimuli_goes_in_its_own_way(tmp_path: Path) -> None:
     unlike = LoadedModel(name="ten", module=Mean(10), classes=tuple("abcdefghij"))
     with pytest.raises(ValueError, match="none of its 10 outputs"):
         evaluate_shape_bias(unlike, tree)
-    with pytest.raises(ValueError, match="it gives 10 outputs; the label mapping expects 1000"):
+    with pytest.raises(ValueError, match="gives 10 outputs; the label mapping expects 1000"):
         evaluate_shape_bias(Mean(10), tree)
 
 
