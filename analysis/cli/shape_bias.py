@@ -35,7 +35,7 @@ from analysis.images.stimuli import StimulusSet, load_stimuli, missing_stimuli
 from analysis.models.loaded import LoadedModel
 from analysis.models.specs import split_name
 from analysis.runs.folder import RunFolder, folder_names
-from analysis.runs.methods import Methods, software, warned, write_methods
+from analysis.runs.methods import Methods, joined, software, warned, write_methods
 from analysis.runs.processes import by_first
 from analysis.runs.texts import few
 from analysis.shape_bias.categories import IMAGENET, LabelMapping, select_categories
@@ -197,7 +197,11 @@ def shape_bias(
         if comparison is not None:
             by_first(partial(write_tables, comparison, folder))
         by_first(lambda: write_sensitivities(sensitivities, folder))
-        methods = _methods(comparison, single_cues, cluster) + networks_told(specs, loaded)
+        methods = _methods(comparison, single_cues, cluster)
+        if whole is not None and chosen is not None and wanted is not None and len(chosen) < len(whole):
+            those = f"Of the {len(whole)} stimuli only those of {joined(wanted)} were used."
+            methods += Methods((those,), ())
+        methods += networks_told(specs, loaded)
         methods += software(result.environment for result in (*measured, *single_cues))
         by_first(lambda: write_methods(methods, folder.replace))
         by_first(lambda: _write_page(comparison, sensitivities, chosen, folder))

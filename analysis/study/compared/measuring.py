@@ -212,8 +212,11 @@ class _Network:
             mapping.check_outputs(num_outputs(self.loaded), self.loaded.name)
         lacking = sorted({*stimuli.shapes, *stimuli.textures} - {*mapping.categories, ""})
         if lacking:
+            known = sorted({*stimuli.shapes}.intersection(mapping.categories) - {""})
+            way = f"; it can answer a folder with those of {few(known)} alone" if len(known) > 1 else ""
             raise ValueError(
-                f"its classes are {few(mapping.categories)}; the stimuli also show {few(lacking)}, which it cannot name"
+                f"its classes are {few(mapping.categories)}; the stimuli also show {few(lacking)}, which it cannot "
+                f"name{way}"
             )
         check_model(self.loaded, stimuli, mapping, preprocessing_of(self.loaded))
         self.mapping = mapping

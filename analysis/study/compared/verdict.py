@@ -122,8 +122,8 @@ def warnings_of_networks(comparison: Comparison) -> list[str]:
     sizes = comparison.table["input_size"]
     if sizes.min() < sizes.max():
         notes.append(
-            f"The networks take images of {sizes.min()} to {sizes.max()} pixels: one part of the image, in per cent, "
-            "is another part of what each was trained on."
+            f"The networks take images of {sizes.min()} to {sizes.max()} pixels, and fields are measured at one size: "
+            "the same part of it, in per cent, is more of what one takes than of what another does."
         )
     notes += accuracy_warnings(
         [network.evaluation for network in comparison.networks if network.evaluation is not None]
