@@ -106,9 +106,10 @@ def compare(
     from analysis.study.report import FIGURES, REPORT
 
     check_number("num_images", num_images, COUNTS)
-    for name, value in (("humans", humans), ("labels", labels[0] if labels else None)):
-        if value is not None and stimuli is None:
-            raise ValueError(f"--{name}={str(value)!r}: goes with --stimuli only")
+    if humans is not None and stimuli is None:
+        raise ValueError(f"--humans={str(humans)!r}: goes with --stimuli only")
+    if labels and stimuli is None and data is None:
+        raise ValueError(f"--labels={labels[0]!r}: goes with --stimuli or --data only")
     people = [] if humans is None else read_observers(humans, categories=None)
     folder_names([person.observer for person in people])  # refuses two that would share one
     shown = None if stimuli is None else load_stimuli(stimuli)
@@ -151,9 +152,9 @@ def compare(
             folder.add(name)
         if comparison.people:
             save_people(comparison.people, folder.add(PEOPLE).parent)
-        page = write_comparison(
-            comparison, out, command=command_line(), told=networks_told(model, loaded, prepared=data is not None)
-        )
+        answered = [network.name for network in comparison.networks if network.evaluation is not None]
+        told = networks_told(model, loaded, prepared=answered)
+        page = write_comparison(comparison, out, command=command_line(), told=told)
     _report(comparison)
     print_notes([*(note for item in loaded for note in item.notes), *skipped_notes(chosen.skipped)])
     if shown is not None:

@@ -19,7 +19,7 @@ def networks_told(
     loaded: Sequence[LoadedModel],
     *,
     initial: bool = True,
-    prepared: bool = False,
+    prepared: Sequence[str] = (),
     size: int | None = None,
 ) -> Methods:
     """What the networks are and where they are from, and the works that they are to be cited by.
@@ -28,7 +28,7 @@ def networks_told(
         specs: As they were typed.
         loaded: The same, loaded.
         initial: Tell how those that are not trained were initialised, where nothing else does.
-        prepared: Tell for which size each prepared its images.
+        prepared: Names of those of which to tell for which size they prepared images.
         size: Of the option that replaces the networks' own.
     """
     texts = []
@@ -39,7 +39,9 @@ def networks_told(
         told += [_SHIPPED] if item.source in replknet.SHIPPED and not item.initial else []
         told += [f"not trained: {item.initial}"] if initial and item.initial else []
         told += [note.removeprefix(f"{item.name}: ") for note in signs_of_no_training(item)]
-        told += [f"images prepared at {size or item.input_size or DEFAULT_SIZE} pixels"] if prepared else []
+        told += (
+            [f"images prepared at {size or item.input_size or DEFAULT_SIZE} pixels"] if item.name in prepared else []
+        )
         where = f" ({'; '.join(told)})" if told else ""
         number, merged = num_parameters(item.module), _merged_parameters(item.module)
         form = f" ({merged:,} with kernels merged)" if merged != number else ""

@@ -341,7 +341,7 @@ def _for_paper(
     methods = (
         evaluation_methods(results)
         + warned(accuracy_warnings(results))
-        + networks_told(specs, loaded, prepared=True, size=size)
+        + networks_told(specs, loaded, prepared=[item.name for item in loaded], size=size)
     )
     write_methods(methods + software(result.settings for result in results), folder.replace)
 

@@ -21,7 +21,7 @@ def evaluation_methods(results: Sequence[EvaluationResult]) -> Methods:
     first = results[0]
     data = joined(dict.fromkeys(str(own.settings["data"]) for own in results if "data" in own.settings))
     rules = joined(dict.fromkeys(str(own.settings.get("classes_matched", "")) for own in results))
-    matched = f"; classes were matched {rules}" if rules else ""
+    matched = f"; classes were matched {rules}" if rules and not accuracy_warnings(results) else ""
     num_classes = len(np.unique(first.labels))
     source = f" of {data}" if data else ""
     text = (

@@ -97,7 +97,8 @@ def shape_bias_methods(
             f"{len(people)} people answered the same images (for such comparisons see Geirhos et al., 2021), of whose "
             f"answers {sum(person.num_neither for person in people)} were neither category of the image: shape "
             f"bias {known.shape_bias:.3f} pooled, {low:.3f} to {high:.3f} one by one; the mean error consistency "
-            f"(Cohen's kappa of who is right on which image; Geirhos et al., 2020) of two of them is {known.kappa:.3f}."
+            f"(Cohen's kappa of who is right on which of all "
+            f"{len(first.stimuli)} images; Geirhos et al., 2020) of two of them is {known.kappa:.3f}."
         )
         works += ["geirhos2020consistency", "geirhos2021partial"]
     return Methods(tuple(paragraphs), tuple(works))

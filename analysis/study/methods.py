@@ -187,7 +187,10 @@ def comparison_methods(comparison: Comparison) -> Methods:
         found += evaluation_methods(labelled)
     answer = field_and_bias(comparison.table)
     if not np.isnan(answer.trend.tau):
-        ends = "The interval is that of 95 %, of populations whose test the sample passes (Kendall, 1938)."
+        ends = (
+            "The interval holds the correlations (Kendall, 1938) of normal populations in which neither so large nor "
+            "so small a one is rarer than 2.5 %."
+        )
         found += Methods((f"{answer.question} {answer.answer} {answer.detail} {ends}",), ("kendall1938rank",))
     families = [FAMILIES[network.architecture] for network in networks if network.architecture in FAMILIES]
     return found + Methods((), tuple(families))

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from analysis.pages.drawing import Drawing, save_drawings, shown_drawings
 from analysis.pages.page import Section, Table, rendered, write_page
 from analysis.receptive_field.page import map_groups
-from analysis.runs.methods import PAPER, software, write_methods
+from analysis.runs.methods import PAPER, joined, software, write_methods
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
 from analysis.study.association import association_rows
@@ -20,10 +21,11 @@ from analysis.study.families import COLUMNS, architecture_text, family_differenc
 from analysis.study.measures import REPORTED, Measure, shown
 from analysis.study.methods import study_methods
 from analysis.study.panels import PANELS, SECTIONS, Panel, View
+from analysis.study.posthoc import has_small_branch
 from analysis.study.record import STUDY_FILE, StudyRecord, load_study
 from analysis.study.result import by_kernel, settings_of, study_table
 from analysis.study.verdict import chance_of_any, findings, power_text, summary_text, warnings_of
-from replknet.networks import family_named
+from replknet.networks import build, family_named
 
 REPORT = "report.html"
 TABLE = "study.csv"
@@ -221,7 +223,11 @@ def _setting(view: View) -> list[tuple[str, str]]:
     cells = [result.cell for result in record.results]
     smalls = sorted({cell.small_kernel for cell in cells if has_choice(cell.family, "small_kernel")})
     if smalls:
-        rows.append(("small kernel in parallel", ", ".join(f"{k}x{k}" if k else "none" for k in smalls)))
+        names = joined(
+            dict.fromkeys(family_named(own.family).name for own in cells if has_choice(own.family, "small_kernel"))
+        )
+        whose = f"; of {names}, where the table has it" if len(view.families) > 1 else ""
+        rows.append(("small kernel in parallel", ", ".join(f"{k}x{k}" if k else "none" for k in smalls) + whose))
     shortcuts = sorted({cell.shortcut for cell in cells if has_choice(cell.family, "shortcut")})
     if shortcuts:
         rows.append(("identity shortcut", " and ".join("with" if s else "without" for s in shortcuts)))
@@ -289,6 +295,14 @@ def _columns(table: pd.DataFrame) -> list[Measure]:
     return shown(REPORTED, table)
 
 
+def _has_small(study: Study, name: str, view: View) -> bool:
+    """Whether a cell's network has parallel small kernels; some families have none beside others of that size."""
+    result = next(own for own in view.record.results if own.cell.name == name)
+    with torch.device("meta"):
+        network = build(study.config(result.cell, len(result.classes)))
+    return has_small_branch(network)
+
+
 def _rows(view: View) -> list[list[str]]:
     table, people = view.table, view.people_table
     rows = []
@@ -296,7 +310,8 @@ def _rows(view: View) -> list[list[str]]:
     settings = ["family", "kernel", "small_kernel", "shortcut"]
     for (family, kernel, small, shortcut), own in table.groupby(settings, sort=False):
         row = [family_named(str(family)).name, own["widths"].iloc[0]] if several else []
-        row += [str(kernel), str(small or "none"), "yes" if shortcut else "no", str(len(own))]
+        beside = small if _has_small(view.record.study, own["cell"].iloc[0], view) else "none"
+        row += [str(kernel), str(beside), "yes" if shortcut else "no", str(len(own))]
         rows.append(row + [summary_text(own[measure.name].tolist(), measure) for measure in _columns(table)])
     if len(people):
         values = [people[measure.name].tolist() if measure.name in people else [] for measure in _columns(table)]

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis import SyntheticImages, save_stimuli
+from analysis.recognition.evaluation import EvaluationResult
 from tests.cli.command import run
 
 NANO = "replknet_nano_k3 replknet_nano_k31"
@@ -91,6 +92,21 @@ def test_a_network_of_ones_own_has_its_table_and_its_size(
     assert f"NAME={table} is for one alone" in capsys.readouterr().err
     run(f"{both} --input-size 0 --out", tmp_path / "other", code=2)
     assert "--input-size='0': expected a whole number from 1 to 4096" in capsys.readouterr().err
+
+
+def test_the_table_of_a_network_names_its_classes_for_the_accuracy(images: Path, tmp_path: Path) -> None:
+    categories = sorted(path.name for path in (images / "congruent").iterdir())[:10]
+    data = tmp_path / "data"
+    for name in categories:
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / name).symlink_to(images / "congruent" / name)
+    table = tmp_path / "labels.csv"
+    table.write_text("class_index,category\n" + "".join(f"{9 - at},{name}\n" for at, name in enumerate(categories)))
+    options = f"--size 64 --num-images 1 --input-size 64 --stimuli {images / 'conflict'} --data {data}"
+    run(f"compare Mine=tests.networks:tiny_model {options} --labels Mine={table} --out", tmp_path / "out")
+    result = EvaluationResult.load(tmp_path / "out" / "networks" / "Mine" / "evaluation")
+    assert result.classes == tuple(reversed(categories))
+    assert result.settings["classes_matched"] == "by the names of the folders"
 
 
 def test_an_imagenet_classifier_and_one_that_cannot_answer_beside_people(

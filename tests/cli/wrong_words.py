@@ -236,7 +236,7 @@ CASES = {
         ("--stimuli missing", "--stimuli='missing'"),
         ("--stimuli empty", "--stimuli='empty'"),
         ("--humans missing", "--humans='missing': goes with --stimuli only"),
-        ("--labels good.csv", "--labels='good.csv': goes with --stimuli only"),
+        ("--labels good.csv", "--labels='good.csv': goes with --stimuli or --data only"),
         ("--stimuli conflict --humans empty", "--humans='empty'"),
         ("--stimuli conflict --labels labels.csv", "line 3: expected a class index and a category"),
         ("--data missing", "--data='missing': no such folder"),

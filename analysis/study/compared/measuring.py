@@ -18,7 +18,7 @@ from analysis.models.loaded import DEFAULT_SIZE, LoadedModel, place_of
 from analysis.models.loading import as_loaded
 from analysis.receptive_field.measuring import effective_receptive_field
 from analysis.recognition.evaluation import check_files, evaluate, num_outputs
-from analysis.recognition.labels import LabelledFiles, labelled_files
+from analysis.recognition.labels import LabelledFiles, labelled_files, numbered
 from analysis.recognition.prediction import class_names
 from analysis.runs.folder import folder_names
 from analysis.runs.identity import NetworkIdentity, describe_environment, identify
@@ -67,7 +67,7 @@ def compare_networks(
         people: Raw responses of people to these stimuli, as `read_observers` gives them.
         data: Image folder for the accuracy, see `labelled_files`.
         mapping: From outputs to categories, of all networks or of some by their names; by default each network's own:
-            ImageNet's, or that of the classes it names.
+            ImageNet's, or that of the classes it names. It names the classes of a network that does not, too.
         batch_size: Images in one forward pass.
         erf_batch_size: See `effective_receptive_field`.
         num_workers: Processes that read images; without effect on the results.
@@ -136,6 +136,15 @@ class _Run:
         """
         given = self.mapping.get(network.name) if isinstance(self.mapping, Mapping) else self.mapping
         return given or own_mapping([network])
+
+    def classes_of(self, network: LoadedModel) -> tuple[str, ...]:
+        """Names of the outputs: where the network has none, those that a mapping for it gives."""
+        number = num_outputs(network)
+        names = class_names(network, number)
+        if names != numbered(number) or self.mapping is None:
+            return names
+        known = {own[0]: category for category, own in self.mapping_of(network).indices if len(own) == 1}
+        return tuple(known.get(index, name) for index, name in enumerate(names))
 
     def told(self, what: str) -> Callable[[int, int], None] | None:
         """For the progress of one measurement."""
@@ -227,7 +236,7 @@ class _Network:
         Raises:
             ValueError: If its classes are others, or it is no classifier.
         """
-        files = labelled_files(run.data or "", class_names(self.loaded, num_outputs(self.loaded)))
+        files = labelled_files(run.data or "", run.classes_of(self.loaded))
         check_files(self.loaded, files)
         self.files = files
 

@@ -66,7 +66,7 @@ def _fields_text(view: ComparisonView) -> str:
     )
 
 
-def _drawn(view: ComparisonView) -> str:
+def drawn_of(view: ComparisonView) -> str:
     words = {"image": "images", "two-way": "shape and texture exemplars"}
     ways = dict.fromkeys(answers.drawn_over("two-way") for answers in view.answers)
     return joined(words.get(way, f"{way} exemplars") for way in ways)
@@ -76,7 +76,7 @@ SECTIONS: dict[str, Callable[[ComparisonView], str]] = {
     "Field and shape bias": lambda view: (
         "Every point is a network, every colour and marker an architecture; bars in the figure are 95 % intervals: of "
         "the area over images, of the shape bias over "
-        f"{_drawn(view)}."
+        f"{drawn_of(view)}."
     ),
     "Effective receptive fields": _fields_text,
     "Shape against texture": lambda _: (

@@ -9,7 +9,7 @@ from analysis.runs.methods import PAPER, Methods, counted, software, warned, wri
 from analysis.runs.tables import write_table
 from analysis.runs.writing import clear_leftovers, replacing
 from analysis.shape_bias.comparing import guessing_text
-from analysis.study.compared.panels import SECTIONS, ComparisonView, panels_of
+from analysis.study.compared.panels import SECTIONS, ComparisonView, drawn_of, panels_of
 from analysis.study.compared.result import COMPARED, REPORTED, Comparison
 from analysis.study.compared.verdict import field_and_bias, measured_text, people_text, warnings_of_networks
 from analysis.study.measures import cell_text
@@ -46,7 +46,11 @@ def write_comparison(
     view = ComparisonView(comparison)
     with replacing(directory / TABLE) as path:
         write_table(comparison.table, path)
-    methods = comparison_methods(comparison) + warned(warnings_of_networks(comparison)) + (told or Methods((), ()))
+    methods = (
+        comparison_methods(comparison)
+        + warned(warnings_of_networks(comparison, all_missing=False))
+        + (told or Methods((), ()))
+    )
     methods += software(network.environment for network in comparison.networks)
     write_methods(methods, lambda name: replacing(directory / name))
     panels = panels_of(view)
@@ -76,6 +80,8 @@ def _render(
         num_done=len(networks),
         finished=True,
         families=None,
+        drawn=drawn_of(ComparisonView(comparison)),
+        with_people=bool(comparison.people),
         groups=[{"label": "", "findings": [answer], "power": "", "associations": []}] if answer else [],
         warnings=warnings_of_networks(comparison),
         setting=_setting(comparison),

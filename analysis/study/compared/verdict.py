@@ -71,7 +71,7 @@ def field_and_bias(table: pd.DataFrame) -> Answer:
         named = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
         parts.append(
             f"these are of {len(kinds)} architecture{'s' * (len(kinds) != 1)} ({named}), and relatives are not "
-            "independent: the interval is too narrow and the p-value too small"
+            f"independent: the interval is too narrow{' and the p-value too small' * bool(found.p_value < 1)}"
         )
     left_out = table[~table["network"].isin(both["network"])]["network"].tolist()
     if left_out:
@@ -106,8 +106,8 @@ def measured_text(comparison: Comparison) -> str:
     )
 
 
-def warnings_of_networks(comparison: Comparison) -> list[str]:
-    """What weakens the numbers, and what is missing, with the reason."""
+def warnings_of_networks(comparison: Comparison, *, all_missing: bool = True) -> list[str]:
+    """What weakens the numbers, and what is missing, with the reason; of all, or of what was asked for."""
     notes = []
     reasons: dict[tuple[str, str], list[str]] = {}
     for network in comparison.networks:
@@ -115,6 +115,8 @@ def warnings_of_networks(comparison: Comparison) -> list[str]:
             reasons.setdefault((name, why), []).append(network.name)
     for (name, why), names in reasons.items():
         given = NOT_GIVEN.get(name) == why
+        if given and not all_missing:
+            continue
         notes.append(f"No {_MEASURED[name]}{'' if given else f' of {few(names, 6)}'}: {why}.")
 
     notes += field_warnings([network.erf for network in comparison.networks if network.erf is not None])
