@@ -107,6 +107,10 @@ def test_the_table_of_a_network_names_its_classes_for_the_accuracy(images: Path,
     result = EvaluationResult.load(tmp_path / "out" / "networks" / "Mine" / "evaluation")
     assert result.classes == tuple(reversed(categories))
     assert result.settings["classes_matched"] == "by the names of the folders"
+    # Nothing that was measured by another table or preparation is kept without a word.
+    run(f"compare Mine=tests.networks:tiny_model {options} --out", tmp_path / "out", "--overwrite")
+    sorted_order = EvaluationResult.load(tmp_path / "out" / "networks" / "Mine" / "evaluation")
+    assert "sorted order" in sorted_order.settings["classes_matched"]
 
 
 def test_an_imagenet_classifier_and_one_that_cannot_answer_beside_people(

@@ -1,6 +1,7 @@
 """Measure networks that are trained already, all alike."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -201,7 +202,13 @@ class _Network:
             wanted["shape_bias"] = {"stimuli": _hash(*run.stimuli.names, *run.stimuli.hashes), "labels": indices}
         if run.data is not None:
             planned.attempt("evaluation", lambda: planned.choose_files(run))
-            wanted["evaluation"] = {"images": planned.files.fingerprint if planned.files else None}
+            files = planned.files
+            wanted["evaluation"] = {
+                "images": files.fingerprint if files else None,
+                "classes": [files.rule, *files.classes] if files else None,
+                # A function of one's own is known by its name: where it lies in memory differs in each run.
+                "preparation": re.sub(r" at 0x[0-9a-f]+", "", str(loaded.preparation())),
+            }
         settings = plain({name: common | own for name, own in wanted.items()})
         planned.found = planned.kept(replace(new, settings=settings), overwrite)
         planned.missing |= {name: why for name, why in NOT_GIVEN.items() if name not in wanted}
@@ -255,7 +262,7 @@ class _Network:
         changed = [name for name in known if name not in same]
         if changed and not overwrite:
             old, now = known[changed[0]], new.settings.get(changed[0], {})
-            differing = [key for key in old if old[key] != now.get(key)]
+            differing = [key for key in {**old, **now} if old.get(key) != now.get(key)]
             raise ValueError(
                 f"out={str(self.folder)!r}: holds another measurement ({changed[0].replace('_', ' ')}), which differs "
                 f"in {', '.join(differing)}; choose another folder, or overwrite=True replaces it"
