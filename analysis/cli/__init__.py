@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code or 0)
 
 
-def end_by_signal(number: int, frame: FrameType | None) -> None:
+def _end_by_signal(number: int, frame: FrameType | None) -> None:
     """Handles a signal: ends the process as Ctrl-C does, so that nothing unfinished is left."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"replknet: ended by {signal.Signals(number).name}; the same command resumes", err=True)
@@ -131,11 +131,32 @@ def _ended_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end_by_signal)
+    ended: list[BaseException] = []
+
+    def noted(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            try:
+                handler(number, frame)
+            except BaseException as end:
+                ended.append(end)
+                raise
+
+        return handle
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    interrupt = before[signal.SIGINT]
+    signal.signal(signal.SIGTERM, noted(_end_by_signal))
+    if callable(interrupt):
+        signal.signal(signal.SIGINT, noted(interrupt))
     try:
         yield
+    except Exception as error:  # compiled code may have put an error of its own in place of the signal's
+        if ended:
+            raise ended[-1] from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave_out_current_folder() -> None:

@@ -218,6 +218,7 @@ def _report(comparison: Comparison) -> None:
     for row in rows.to_dict("records"):
         table.add_row(row["network"], *(cell_text(row, COMPARED[name]) for name in names))
     print_table(table)
+    typer.echo("Parameters and multiply-accumulates of networks of this project are those with kernels merged.")
     people = people_text(comparison)
     if people:
         print_line(f"People: {people}.")

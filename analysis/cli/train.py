@@ -13,7 +13,6 @@ import typer
 from rich.table import Table
 
 import replknet
-from analysis.cli import end_by_signal
 from analysis.cli.choosing import ModelChoice
 from analysis.cli.console import print_notes, print_table, progress_bar, run_folder, skipped_notes
 from analysis.cli.options import Fields, Out, Overwrite, Workers, takes
@@ -163,7 +162,7 @@ def train_command(
             return
         print_notes([doubt] if doubt else [], "warning")
         for number in (signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, end_by_signal)
+            signal.signal(number, signal.getsignal(signal.SIGTERM))
         by_first(lambda: [folder.add(name) for name in (_STATE, f"{_STATE}.previous")])
         record, missing = _recorder(folder)
         with progress_bar(loaded.name) as progress:

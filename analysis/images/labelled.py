@@ -76,7 +76,7 @@ class FolderImages:
         found = [Path(directory) / name for name in SPLITS[split] if (Path(directory) / name).is_dir()]
         if not found:
             above = Path(directory).resolve()
-            meant = f"; is {str(above.parent)!r} meant?" if above.name in SPLITS[split] else ""
+            meant = f"; {str(above.parent)!r} does" if above.name in SPLITS[split] else ""
             raise FileNotFoundError(f"data={str(directory)!r}: holds no folder {' or '.join(SPLITS[split])}{meant}")
         self._root = found[0]
         self._folders = folders_in(self._root)

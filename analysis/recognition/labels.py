@@ -99,8 +99,12 @@ def labelled_files(
         if tuple(classes) == numbered(len(classes)):
             classes = tuple(folder.name for folder in folders)
     else:
-        parts = [name for name in SPLITS["val"] if (root / name).is_dir() and name in unknown]
-        inner = f"; is {str(root / parts[0])!r} meant?" if parts else ""
+        parts = [
+            name
+            for name in SPLITS["val"]
+            if name in unknown and any(folder.name in names for folder in folders_in(root / name))
+        ]
+        inner = f"; {str(root / parts[0])!r} has them" if parts else ""
         raise DataError(
             f"data={str(root)!r}: the folder {unknown[0]!r} is no class of the model; expected names such as "
             f"{few(classes)}, or {_WAY_OUT}{inner}"

@@ -76,11 +76,9 @@ def shape_bias_methods(
     if decided:
         score = _AGGREGATIONS[options.aggregation]
         whose = f"The answer of {joined(own.observer for own in decided)}" if recorded else "A network's answer"
-        text += (
-            f" {whose} is the one of {counted(len(decided[0].categories), 'category', 'categories')} with "
-            "the "
-            f"largest score, {score}; of equal scores {'the first' if options.tie == 'first' else 'none'} counts."
-        )
+        first_or_none = "the first" if options.tie == "first" else "none"
+        text += f" {whose} is the one of {_these(decided[0])} with the largest score, {score}; of equal scores "
+        text += f"{first_or_none} counts."
         text += _outputs(decided) + _sizes(decided, named=bool(recorded))
     text += (
         " Shape bias is the number of shape decisions divided by that of shape and of texture decisions, "
@@ -88,14 +86,16 @@ def shape_bias_methods(
         "of "
         f"{_DRAWN[drawn]}{alone} (Efron and Tibshirani, 1993{two_ways})."
     )
-    text += f" Any other answer, also outside of {_these(first)}, counts as neither."
+    outside = f", also outside of {'these categories' if decided else _these(first)}," if recorded else ""
+    text += f" Any other answer{outside} counts as neither."
     paragraphs = [text, " ".join(_found(result, cluster) for result in results)]
     if len(people) > 1:
         known = human_reference(people)
         low, high = known.shape_bias_range
+        neither = sum(person.num_neither for person in people)
         paragraphs.append(
-            f"{len(people)} people answered the same images (for such comparisons see Geirhos et al., 2021), of whose "
-            f"answers {sum(person.num_neither for person in people)} were neither category of the image: shape "
+            f"{len(people)} people answered the same images (for such comparisons see Geirhos et al., 2021); of their "
+            f"answers to the {conflicts} of two cues, {neither} were neither: shape "
             f"bias {known.shape_bias:.3f} pooled, {low:.3f} to {high:.3f} one by one; the mean error consistency "
             f"(Cohen's kappa of who is right on which of all "
             f"{len(first.stimuli)} images; Geirhos et al., 2020) of two of them is {known.kappa:.3f}."

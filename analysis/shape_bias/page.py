@@ -81,17 +81,23 @@ def shape_bias_page(
         data=data,
         scripts=["answers"] if results else [],
         warnings=warnings,
-        setting=_setting(results[0], summaries[0]) if results else [],
+        setting=_setting(results, summaries[0]) if results else [],
         sections=sections,
         environment=sorted(environment.items()),
         sources=_SOURCES,
     )
 
 
-def _setting(first: ShapeBiasResult, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _setting(results: Sequence[ShapeBiasResult], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How the answers were had; rules of decision and the stimuli's folder are those of networks."""
+    first = results[0]
     options = first.options
-    rows = [("stimuli", f"{len(first.stimuli)}, of which {first.num_images} count; {first.source}")]
-    rows.append(("decision", f"{options.aggregation}, ties: {options.tie}; between {', '.join(first.categories)}"))
+    decided = [result for result in results if result.logits is not None]
+    sources = "".join(f"; {source}" for source in dict.fromkeys(own.source for own in decided) if source)
+    rows = [("stimuli", f"{len(first.stimuli)}, of which {first.num_images} count{sources}")]
+    if decided:
+        rows.append(("decision of networks", f"{options.aggregation}, ties: {options.tie}"))
+    rows.append(("categories", ", ".join(first.categories)))
     rows.append(("shape bias", f"S / (S + T), {options.estimator}, congruent images {options.congruent}d"))
     rows.append(("intervals", f"95 %, bootstrap over {summary['cluster']} clusters"))
     return rows

@@ -21,7 +21,8 @@ ADDED = (
 REFERENCE = "replknet"
 """The family whose networks have the widths of the study; those of others are made as costly."""
 CAP = (
-    "capped at twice the side of the stage's map minus 1, or 3 if that is more: further taps would never meet the image"
+    "capped at twice the side of the stage's map in training minus 1, or 3 if that is more: further taps would lie "
+    "beside that map wherever the kernel stands"
 )
 """Of kernels in stages with small maps."""
 _STRIDE = 4
@@ -38,7 +39,7 @@ class Study:
         budget: What a network of another family has as much of as the RepLKNet of the same kernel, within 3 %, by a
             factor on its widths: parameters, or macs of one image; both with kernels merged.
         kernels: Kernel sizes to compare, each at every stage; where a stage's map is smaller, the size is capped at
-            what can meet it (twice the map's side minus 1, at least 3). A family has those that it can have.
+            what can meet it in training (twice its side minus 1, at least 3). A family has those that it can have.
         small_kernels: Parallel kernels, 0 for none; of families that have them.
         shortcuts: With and without the identity shortcut of the RepLK blocks.
         num_seeds: Trainings of each setting; they differ in the first weights and in the order of the images.

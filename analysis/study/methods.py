@@ -60,9 +60,11 @@ def study_methods(record: StudyRecord) -> Methods:
         f"label smoothing {recipe.label_smoothing:g}, drop path {recipe.drop_path_rate:g}. Accuracy is of "
         f"{first.num_val} validation images."
     )
+    magnified = " of" if study.erf_size == study.size else ", resized to"
     text += (
         f" Effective receptive fields (Luo et al., 2016) are of the central unit of the last feature map over "
-        f"{counted(len(first.erf.images), 'validation image')} of {' x '.join(map(str, first.erf.map_size))} pixels, "
+        f"{counted(len(first.erf.images), 'validation image')}{magnified} "
+        f"{' x '.join(map(str, first.erf.map_size))} pixels, "
         "before "
         "the training (batch norms calibrated) and after it."
     )

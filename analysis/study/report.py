@@ -209,8 +209,8 @@ def _question(study: Study, *, alone: bool, measured: bool) -> str:
     where = "the whole image" if study.texture_region == "image" else "the figure only"
     return (
         f"{text} Each of twelve classes has an outline and a texture, which covers {where} and keeps its order over a "
-        f"few periods only, so that it is a local cue. In training both tell the same class; {strengths}. In the test "
-        "they tell different classes."
+        f"few periods only, so that it is a local cue. In training both tell the same class; {strengths}. For the "
+        "shape bias they tell different classes."
     )
 
 

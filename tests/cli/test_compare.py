@@ -136,5 +136,5 @@ def test_an_imagenet_classifier_and_one_that_cannot_answer_beside_people(
     assert table["shape_bias"].isna().to_list() == [False, True]
     assert table["erf_area_0.5"].notna().all()
     said = capsys.readouterr().err
-    assert "warning: No shape bias of replknet_nano_k3: its classes are arrow, bolt, crescent, ... (12 in all)" in said
+    assert "warning: No shape bias of replknet_nano_k3: the classes are arrow, bolt, crescent, ... (12 in all)" in said
     assert "People: 10 observers on 80 images: shape bias 0.9" in said

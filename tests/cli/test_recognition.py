@@ -315,6 +315,9 @@ def test_many_skipped_files_are_told_in_one_line(
 def test_labels_is_named_where_it_is_the_way_out(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("evaluate replknet_nano_k3 --data", images / "ring", code=2)
     assert "expected a sub-folder for each class, or --labels FILE, a CSV of file,class" in capsys.readouterr().err
-    (images / "val").mkdir()
+    (images / "val" / "bird").mkdir(parents=True)
     run("evaluate replknet_nano_k3 --data", images, code=2)
-    assert f"a CSV of file,class; is '{images / 'val'}' meant?" in capsys.readouterr().err
+    assert "a CSV of file,class\n" in capsys.readouterr().err
+    (images / "val" / "ring").mkdir()
+    run("evaluate replknet_nano_k3 --data", images, code=2)
+    assert f"a CSV of file,class; '{images / 'val'}' has them" in capsys.readouterr().err

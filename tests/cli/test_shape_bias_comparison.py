@@ -164,6 +164,8 @@ def test_people_of_other_categories_beside_a_network_with_labels(tmp_path: Path,
     run("shape-bias", model, "--stimuli", cats, "--out", tmp_path / "none", code=2)
     assert "10 outputs; the label mapping expects 1000; --labels" in capsys.readouterr().err
     run("shape-bias", tmp_path / "people" / "ann.csv", "--out", tmp_path / "recorded")
+    page = (tmp_path / "recorded" / "index.html").read_text()
+    assert "ties:" not in page  # nothing was decided
     assert pd.read_csv(tmp_path / "recorded" / "shape_bias.csv")["num_neither"].tolist() == [1]
 
 

@@ -229,10 +229,9 @@ class _Network:
         lacking = sorted({*stimuli.shapes, *stimuli.textures} - {*mapping.categories, ""})
         if lacking:
             known = sorted({*stimuli.shapes}.intersection(mapping.categories) - {""})
-            way = f"; it can answer a folder with those of {few(known)} alone" if len(known) > 1 else ""
+            way = f"; a folder with those of {few(known)} alone can be answered" if len(known) > 1 else ""
             raise ValueError(
-                f"its classes are {few(mapping.categories)}; the stimuli also show {few(lacking)}, which it cannot "
-                f"name{way}"
+                f"the classes are {few(mapping.categories)}; the stimuli also show {few(lacking)}, none of them{way}"
             )
         check_model(self.loaded, stimuli, mapping, preprocessing_of(self.loaded))
         self.mapping = mapping

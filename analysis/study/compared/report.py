@@ -48,7 +48,7 @@ def write_comparison(
         write_table(comparison.table, path)
     methods = (
         comparison_methods(comparison)
-        + warned(warnings_of_networks(comparison, all_missing=False))
+        + warned(warnings_of_networks(comparison, with_reasons=False))
         + (told or Methods((), ()))
     )
     methods += software(network.environment for network in comparison.networks)

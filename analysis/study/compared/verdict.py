@@ -106,8 +106,8 @@ def measured_text(comparison: Comparison) -> str:
     )
 
 
-def warnings_of_networks(comparison: Comparison, *, all_missing: bool = True) -> list[str]:
-    """What weakens the numbers, and what is missing, with the reason; of all, or of what was asked for."""
+def warnings_of_networks(comparison: Comparison, *, with_reasons: bool = True) -> list[str]:
+    """What weakens the numbers, and what is missing, with the reason; without, of what was asked for alone."""
     notes = []
     reasons: dict[tuple[str, str], list[str]] = {}
     for network in comparison.networks:
@@ -115,10 +115,10 @@ def warnings_of_networks(comparison: Comparison, *, all_missing: bool = True) ->
             reasons.setdefault((name, why), []).append(network.name)
     for (name, why), names in reasons.items():
         given = NOT_GIVEN.get(name) == why
-        if given and not all_missing:
-            continue
-        notes.append(f"No {_MEASURED[name]}{'' if given else f' of {few(names, 6)}'}: {why}.")
-
+        if with_reasons:
+            notes.append(f"No {_MEASURED[name]}{'' if given else f' of {few(names, 6)}'}: {why}.")
+        elif not given:
+            notes.append(f"No {_MEASURED[name]} of {few(names, 6)} was measured.")
     notes += field_warnings([network.erf for network in comparison.networks if network.erf is not None])
     notes += bias_warnings([network.shape_bias for network in comparison.networks if network.shape_bias is not None])
     sizes = comparison.table["input_size"]

@@ -68,11 +68,12 @@ def test_shape_bias_is_told_with_its_counts_and_people() -> None:
         "the others were left out",
         f"net: shape bias {net.shape_bias:.3f} [{low:.3f}, {high:.3f}] {counts}",
         "10000 bootstrap draws of texture exemplars with all their images",
-        "2 people answered the same images",
+        f"of their answers to the 240 of two cues, {sum(own.num_neither for own in people)} were neither",
     ):
         assert part in text
     assert "softmax" not in text  # nobody had logits
     assert "The answers of net were recorded elsewhere and read from a file." in text
+    assert f"also outside of the {len(net.categories)} categories" in text
     assert "owen2007pigeonhole" not in methods.works and "geirhos2020consistency" in methods.works
     alone = shape_bias_methods([net])
     assert "geirhos2020consistency" not in alone.works and "owen2007pigeonhole" in alone.works
