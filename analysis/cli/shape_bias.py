@@ -299,7 +299,7 @@ def _write_page(
         files=files_below(folder.path, *LINKED),
         warnings=[]
         if comparison is None
-        else [*bias_warnings(comparison.results), *(f"{text}." for text in remarks(comparison))],
+        else [*bias_warnings(comparison.results), *(f"{text[0].upper()}{text[1:]}." for text in remarks(comparison))],
     )
     write_page(folder.add(PAGE), page)
 

@@ -65,7 +65,7 @@ class Comparison:
             people=people,
             seen=seen,
             summaries=summaries,
-            consistency=consistency_table(everyone, people),
+            consistency=consistency_table(everyone, people, cluster),
             reference=human_reference(people) if len(people) > 1 else None,
             cluster=cluster,
         )

@@ -11,6 +11,7 @@ from analysis.models.libraries import load_library, names_library
 from analysis.models.loaded import RANDOM, LoadedModel
 from analysis.models.specs import NETWORK_FILE, near_names
 from analysis.models.weights import fitted, put
+from replknet.networks import ANY_FAMILY
 
 
 def new_library_model(
@@ -25,7 +26,7 @@ def new_library_model(
 ) -> LoadedModel:
     """See `new_model`, for "timm:NAME" and "torchvision:NAME"."""
     if not names_library(spec) or spec.startswith("hf:"):
-        raise ValueError(f"model={spec!r}: expected a RepLKNet, timm:NAME or torchvision:NAME{_hint(spec)}")
+        raise ValueError(f"model={spec!r}: expected {ANY_FAMILY}, timm:NAME or torchvision:NAME{_hint(spec)}")
     options: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}  # some take none
     if options and spec.startswith("torchvision:"):
         raise ValueError(f"drop_path_rate={drop_path_rate}: expected 0 for {spec!r}; torchvision knows no such option")

@@ -101,6 +101,8 @@ def near_names(spec: str) -> str:
         return ""
     bare = spec.rpartition(":")[2]
     libraries = {"timm": timm.is_model(bare), "torchvision": bare in torchvision.models.list_models()}
+    if spec.partition(".")[0] in replknet.PRESETS:  # which timm knows, too, where they are registered
+        libraries = {}
     found = [f"{library}:{bare}" for library, known in libraries.items() if known]
     found = found or difflib.get_close_matches(spec, [*replknet.PRESETS, *replknet.PUBLISHED], n=2, cutoff=0.75)
     if not found:

@@ -129,7 +129,7 @@ def border_text(named: str) -> str:
     """What an area with 99 % of the gradient of nine tenths of the image or more says, of the networks of this name."""
     return (
         f"The square with 99 % of the gradient takes nine tenths of the image or more ({named}): gradient beyond the "
-        "border is cut off, so that this area cannot grow any further. Smaller shares, too, are of the gradient inside "
+        "border is cut off, so that this area can hardly grow. Smaller shares, too, are of the gradient inside "
         "the image alone, so that their areas hold for images of this size: larger ones may give more pixels, and "
         "other percentages."
     )

@@ -140,7 +140,7 @@ def plot_radial(results: ErfResult | Sequence[ErfResult], *, ax: Axes | None = N
     ax.set_xlim(left=0)
     ax.set_ylim(10.0**-_DECADES, 1.2)  # which a map of zeros does not tell
     ax.set_yscale("log")
-    ax.set(xlabel="distance from the unit (pixels)", ylabel="gradient / its maximum")
+    ax.set(xlabel="distance from the unit (pixels)", ylabel="gradient / maximum of its curve")
     legend_below(ax)
     return ax
 

@@ -107,7 +107,7 @@ def labelled_files(
         inner = f"; {str(root / parts[0])!r} has them" if parts else ""
         raise DataError(
             f"data={str(root)!r}: the folder {unknown[0]!r} is no class of the model; expected names such as "
-            f"{few(classes)}, or {_WAY_OUT}{inner}"
+            f"{few(classes, between='; ')}; or {_WAY_OUT}{inner}"
         )
     pairs: list[tuple[Path, int]] = []
     skipped = images_beside(root)

@@ -221,7 +221,7 @@ def _confusion(saved: Saved, look: Look) -> Figure:
 )
 def _consistency(saved: Saved, look: Look) -> Figure:
     observers, people = saved.on_common_images()
-    table = consistency_table(observers, people)
+    table = consistency_table(observers, people, saved.cluster)
     return bias_plots.consistency_figure(table, human_reference(people), width=look.width)
 
 

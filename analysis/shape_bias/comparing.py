@@ -63,7 +63,7 @@ def compare_shape_bias(
         high=high,
         p_value=bootstrap_p_value(draws),
         num_images=first.num_images,
-        cluster=cluster,
+        cluster=first.drawn_over(cluster),
         confidence=confidence,
     )
 
@@ -81,13 +81,14 @@ class ErrorConsistency:
     low: float
     high: float
     num_images: int
+    cluster: Cluster
 
 
 def error_consistency(
     first: ShapeBiasResult,
     second: ShapeBiasResult,
     *,
-    cluster: Cluster = "image",
+    cluster: Cluster = "two-way",
     confidence: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
@@ -105,7 +106,8 @@ def error_consistency(
     columns = np.stack([*correct, correct[0] == correct[1]], axis=1)
 
     def parts(weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        p1, p2, observed = (weights @ columns / weights.sum(1, keepdims=True)).T
+        with np.errstate(invalid="ignore"):  # a draw may hold none of few images
+            p1, p2, observed = (weights @ columns / weights.sum(1, keepdims=True)).T
         expected = p1 * p2 + (1 - p1) * (1 - p2)
         room = 1 - expected
         kappa = np.divide(observed - expected, room, out=np.full_like(room, np.nan), where=room > 1e-12)
@@ -123,6 +125,7 @@ def error_consistency(
         low=low,
         high=high,
         num_images=len(first.stimuli),
+        cluster=first.drawn_over(cluster),
     )
 
 
@@ -146,11 +149,13 @@ def common_images(observers: Sequence[ShapeBiasResult]) -> list[ShapeBiasResult]
     return restricted
 
 
-def consistency_table(observers: Sequence[ShapeBiasResult], humans: Sequence[ShapeBiasResult]) -> pd.DataFrame:
+def consistency_table(
+    observers: Sequence[ShapeBiasResult], humans: Sequence[ShapeBiasResult], cluster: Cluster = "two-way"
+) -> pd.DataFrame:
     """`error_consistency` of every observer with every person but itself, one row each."""
     pairs = [(observer, human) for observer in observers for human in humans if observer.observer != human.observer]
     return pd.DataFrame(
-        [asdict(error_consistency(observer, human)) for observer, human in pairs],
+        [asdict(error_consistency(observer, human, cluster=cluster)) for observer, human in pairs],
         columns=[item.name for item in fields(ErrorConsistency)],
     )
 

@@ -272,7 +272,7 @@ def plot_confusion(
 def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes | None = None) -> Axes:
     """Error consistency of each network with every person (`consistency_table`), beside people with each other.
 
-    Points are people, with 95 % intervals over images; the bar is their mean. The band spans the mean consistency of
+    Points are people, with 95 % intervals; the bar is their mean. The band spans the mean consistency of
     one person with the others, the dashed line is the mean over all pairs of people.
 
     Args:
@@ -298,8 +298,9 @@ def plot_consistency(table: pd.DataFrame, reference: HumanReference, *, ax: Axes
     ax.set(ylim=(len(names) - 0.4, -0.6))
     ax.set_xlabel(wrapped("error consistency with each person (kappa)", 0.6 * room_of(ax)))
     dot: dict[str, Any] = {"color": "0.3", "marker": "s", "markersize": 3}
+    drawn = ", ".join(dict.fromkeys(table["cluster"]))
     handles = [
-        Line2D([], [], lw=0.5, **dot, label="one person, 95 % interval over images"),
+        Line2D([], [], lw=0.5, **dot, label=f"one person, 95 % interval ({drawn})"),
         Line2D([], [], color="black", lw=1.5, label="mean over people"),
         Patch(color=HUMAN_COLOR, alpha=0.15, lw=0, label="each person with the others, lowest to highest"),
         Line2D([], [], color=HUMAN_COLOR, linestyle="dashed", label="people with each other, mean"),

@@ -162,7 +162,8 @@ def posthoc_methods(results: Sequence[VariantResult], name: str) -> Methods:
     text += (
         f" Measured were {joined([*measured, 'the effective receptive field'])}{images}; the values are in "
         f"posthoc.csv, by the names of the variants ({names_explained([result.variant for result in results])}), with "
-        f"{intervals_text(results)}."
+        f"{intervals_text(results)}. Of the kernels, with the small ones merged in, energy.csv has the "
+        "energy in central squares: their part of the sum of squared taps, the mean over channels."
     )
     fields = erf_methods([result.erf for result in results], of="these variants")
     works = ["ding2022replknet", "efron1993bootstrap"]
@@ -174,7 +175,7 @@ def posthoc_methods(results: Sequence[VariantResult], name: str) -> Methods:
 def comparison_methods(comparison: Comparison) -> Methods:
     """How networks beside each other were measured, and what came out."""
     networks = comparison.networks
-    found = Methods((f"{counted(len(networks), 'network')} were measured on the same images.",), ())
+    found = Methods((f"{counted(len(networks), 'network')} were compared, each quantity on the same images.",), ())
     if len(networks) == 1:
         found = Methods((), ())
     fields = [network.erf for network in networks if network.erf is not None]

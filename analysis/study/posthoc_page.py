@@ -103,5 +103,8 @@ def _drawings(table: pd.DataFrame, energy: pd.DataFrame) -> list[Drawing]:
         for name, caption in captions.items()
         if table[name].notna().any()
     ]
-    caption = "Energy of the kernels, the sum of their squared taps, in their central squares."
+    caption = (
+        "Energy in central squares: their part of the sum of squared taps, the mean over channels. Of kernels with the "
+        "small ones merged into them, which crops of the large ones spare."
+    )
     return [*found, Drawing(name="energy", caption=caption, draw=energies)]

@@ -18,6 +18,12 @@ def test_by_hand() -> None:
     assert rank_correlation([1, 2, 3, 4, 5], [5, 4, 3, 2, 1]).direction == -1
     # Ties, tau-b: 4 pairs in order of sqrt(5 * 6), one is tied.
     assert rank_correlation([1, 1, 2, 3], [1, 2, 3, 2.5]).tau == pytest.approx((4 - 1) / np.sqrt(5 * 6))
+    # With ties, by counting orders: both of [4, 4] at either end; [3, 3, 3] likewise, of 20 that differ; one of six.
+    assert rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 4, 4]).p_value == pytest.approx(2 / 60)
+    assert rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 3, 3]).p_value == pytest.approx(2 / 20)
+    assert rank_correlation([1, 2, 2, 2, 2, 2], [2, 1, 1, 1, 1, 1]).p_value == pytest.approx(1 / 6)
+    # Of twenty pairs, two groups of ten against each other: two of 184,756 orders, of which none is drawn but this.
+    assert rank_correlation([0] * 10 + [1] * 10, [0] * 10 + [1] * 10).p_value == pytest.approx(1 / 50_001, rel=3)
 
 
 def test_smallest_significant_value_is_that_of_all_orders() -> None:

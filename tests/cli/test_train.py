@@ -135,10 +135,7 @@ def test_wrong_options_are_one_line_and_leave_nothing(
     assert printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
     run(SMALL.replace("replknet_nano_k3", "resnet18"), "--data", data, "--out", tmp_path / "out", code=2)
-    assert (
-        "model='resnet18': expected a RepLKNet, timm:NAME or torchvision:NAME (did you mean timm:resnet18"
-        in capsys.readouterr().err
-    )
+    assert "a SLaK, timm:NAME or torchvision:NAME (did you mean timm:resnet18" in capsys.readouterr().err
     former = tmp_path / "former"
     former.mkdir()
     (former / "network.safetensors").touch()

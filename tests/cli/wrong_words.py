@@ -116,7 +116,8 @@ CASES = {
         *COMMON,
         ("--recipe text.txt", "--recipe='text.txt': expected a .toml file or one of"),
         ("^0 resnet18", "(did you mean timm:resnet18 or torchvision:resnet18?)"),
-        ("^0 hf:x", "model='hf:x': expected a RepLKNet, timm:NAME or torchvision:NAME"),
+        ("^0 hf:x", "model='hf:x': expected a RepLKNet, a UniRepLKNet or a SLaK, timm:NAME or torchvision:NAME"),
+        ("^0 replknet_31b.in1k_225", "(did you mean replknet_31b.in1k_224 or replknet_31b.in1k_384?)"),
         (
             "^0 torchvision:resnet18 --kernel-sizes 3,3,3,3",
             "expected a RepLKNet, a UniRepLKNet or a SLaK beside kernel_sizes",

@@ -231,7 +231,7 @@ class _Network:
             known = sorted({*stimuli.shapes}.intersection(mapping.categories) - {""})
             way = f"; a folder with those of {few(known)} alone can be answered" if len(known) > 1 else ""
             raise ValueError(
-                f"the classes are {few(mapping.categories)}; the stimuli also show {few(lacking)}, none of them{way}"
+                f"the classes are {few(mapping.categories)}; the stimuli also show others, {few(lacking)}{way}"
             )
         check_model(self.loaded, stimuli, mapping, preprocessing_of(self.loaded))
         self.mapping = mapping

@@ -19,8 +19,8 @@ from analysis.study.report import FIGURES, REPORT, drawn
 TABLE = "compare.csv"
 _CLAIM = "RepLKNet's authors report that networks with a larger effective receptive field have a higher shape bias."
 _SETTING = (
-    "Here networks that are trained already are measured on the same images. They differ in more than their fields "
-    "(training data, recipe, size): what goes together need not be cause and effect."
+    "Here networks that are trained already are measured, each quantity on the same images. They differ in more than "
+    "their fields (training data, recipe, size): what goes together need not be cause and effect."
 )
 
 
@@ -73,7 +73,7 @@ def _render(
     return rendered(
         "compared.html.j2",
         title=answer.question if answer else f"{measured[0].upper()}{measured[1:]} of trained networks",
-        summary=f"{len(networks)} network{'s' * (len(networks) != 1)}, measured on the same images.",
+        summary=f"{len(networks)} network{'s' * (len(networks) != 1)}.",
         question=f"{_CLAIM} {_SETTING}" if answer else _SETTING,
         command=command,
         states=[],

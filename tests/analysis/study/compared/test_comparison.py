@@ -215,7 +215,10 @@ def test_what_a_network_cannot_do_is_missing_and_the_rest_is_there(tmp_path: Pat
     assert table.loc["good", "accuracy"] == 1.0
     assert table["macs"].notna().all()
     said = "\n".join(warnings_of_networks(comparison))
-    assert "No shape bias of ten classes: the classes are a, b, c, ... (10 in all); the stimuli also show bird" in said
+    assert (
+        "No shape bias of ten classes: the classes are a, b, c, ... (10 in all); the stimuli also show others, bird"
+        in said
+    )
     assert "can be answered" not in said
     assert "No shape bias of ten outputs: model: ten outputs gives 10 outputs; the label mapping expects 1000" in said
     assert "No shape bias of failing: " in said
