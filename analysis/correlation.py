@@ -10,8 +10,9 @@ from scipy import stats
 
 _LEVEL = 0.05
 _POWER = 0.8
-_MOST_COMPARED = 10_000_000
+_MOST_COMPARED = 5_000_000
 """Pairs in all draws together."""
+_MOST_SIMULATED = 50_000
 _BISECTIONS = 12
 _MOST_DRAWN = 50_000
 """Orders to test ties with: all of up to eight pairs."""
@@ -119,7 +120,7 @@ class _Draws:
 
     def __init__(self, num: int, seed: int) -> None:
         self._pairs = np.triu_indices(num, 1)
-        count = int(np.clip(_MOST_COMPARED // len(self._pairs[0]), 500, 5000))
+        count = int(np.clip(_MOST_COMPARED // len(self._pairs[0]), 500, _MOST_SIMULATED))
         self._x, self._noise = np.random.default_rng(seed).standard_normal((2, count, num))
         self._order = self._ordered(self._x)
 

@@ -120,7 +120,7 @@ def field_warnings(results: Sequence[ErfResult]) -> list[str]:
     if aside:
         texts.append(
             f"The gradient lies to one side of the unit ({named(aside)}): squares are round the unit, so that these "
-            "areas are larger than round the gradient's own centroid, of which the RMS radius is."
+            "areas are not those round the gradient's own centroid, of which the RMS radius is; many are larger."
         )
     return texts
 

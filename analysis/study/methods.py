@@ -57,7 +57,8 @@ def study_methods(record: StudyRecord) -> Methods:
         f"Hutter, 2019): {recipe.steps} steps of {recipe.batch_size} images, peak learning rate "
         f"{recipe.learning_rate:g}, "
         f"warm-up over {100 * recipe.warmup:g} % of the steps and cosine decay, weight decay {recipe.weight_decay:g}, "
-        f"label smoothing {recipe.label_smoothing:g}, drop path {recipe.drop_path_rate:g}. Accuracy is of "
+        f"label smoothing {recipe.label_smoothing:g}, drop path {recipe.drop_path_rate:g}, augmentation "
+        f"{recipe.augmentation}, gradients no longer than {recipe.max_gradient_norm:g}. Accuracy is of "
         f"{first.num_val} validation images."
     )
     magnified = " of" if study.erf_size == study.size else ", resized to"

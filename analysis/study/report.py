@@ -242,6 +242,7 @@ def _setting(view: View) -> list[tuple[str, str]]:
             f"AdamW, {recipe.steps} steps of {recipe.batch_size} images, peak rate {recipe.learning_rate:g}, warm-up "
             f"{100 * recipe.warmup:g} %, cosine, weight decay {recipe.weight_decay:g}, label smoothing "
             f"{recipe.label_smoothing:g}, drop path {recipe.drop_path_rate:g}, augmentation {recipe.augmentation}, "
+            f"gradients no longer than {recipe.max_gradient_norm:g}, "
             f"{'no moving average' if recipe.ema_decay is None else f'moving average {recipe.ema_decay:g}'}",
         )
     )

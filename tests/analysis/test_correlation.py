@@ -26,6 +26,12 @@ def test_by_hand() -> None:
     assert rank_correlation([0] * 10 + [1] * 10, [0] * 10 + [1] * 10).p_value == pytest.approx(1 / 50_001, rel=3)
 
 
+def test_the_interval_of_two_pairs_is_that_by_hand() -> None:
+    """Two pairs are out of order in (1 - tau) / 2 of draws, by what tau means: 2.5 % at 0.95."""
+    assert rank_correlation([1, 2], [2, 1]).high == pytest.approx(0.95, abs=0.005)
+    assert rank_correlation([1, 2], [1, 2]).low == pytest.approx(-0.95, abs=0.005)
+
+
 def test_smallest_significant_value_is_that_of_all_orders() -> None:
     """The last ones are of published tables (Kendall 1970, "Rank Correlation Methods", two-sided 5 %)."""
     for num in (4, 5, 6):
