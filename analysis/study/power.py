@@ -24,9 +24,9 @@ class Power:
 
     num_seeds: int
     spread: float
-    """Standard deviation over seeds of the difference between the last and the first condition."""
+    """Standard deviation over seeds of the difference between two conditions, the same for any two: pooled over all."""
     spread_interval: tuple[float, float]
-    """At 95 %, of normal differences."""
+    """At 95 %, of normal values."""
     smallest_by_trend: float
     """Total rise over the conditions, equal at each step, that Page's L finds in 80 % of such studies; of two
     conditions it is not tested, and this is NaN."""
@@ -67,7 +67,6 @@ def study_power(
     seeds, conditions = complete.shape
     if seeds < _FEWEST_SEEDS or conditions < 2:
         return None
-    ends = complete[:, -1] - complete[:, 0]
     covariance = np.cov(complete, rowvar=False)
     off = covariance[~np.eye(conditions, dtype=bool)].mean()
     covariance = np.where(np.eye(conditions, dtype=bool), np.trace(covariance) / conditions, off)
@@ -108,11 +107,11 @@ def study_power(
     def trend_test(count: int) -> Test:
         return _page_test(count, conditions)
 
-    chi_squared = stats.chi2.ppf((0.975, 0.025), seeds - 1)
-    low, high = ends.std(ddof=1) * np.sqrt((seeds - 1) / chi_squared)
+    spread, freedom = float(np.sqrt(2) * own), (seeds - 1) * (conditions - 1)
+    low, high = spread * np.sqrt(freedom / stats.chi2.ppf((0.975, 0.025), freedom))
     return Power(
         num_seeds=seeds,
-        spread=float(ends.std(ddof=1)),
+        spread=spread,
         spread_interval=(float(low), float(high)),
         smallest_by_trend=smallest(trend_test) if conditions > 2 else float("nan"),
         smallest_by_difference=smallest(_paired_test),

@@ -69,11 +69,12 @@ def power_text(table: pd.DataFrame, *, sequential: bool = False) -> str:
         for test, (smallest, seeds) in tests.items()
     )
     low, high = power.spread_interval
+    pooled = ", taken for equal between any two kernels" if len(kernels) > 2 else ""
     return (
         f"What it could have found in the {measure.heading.removesuffix(' (%)')}: the difference from kernel "
         f"{kernels[0]} to {kernels[-1]} has a standard deviation of {number(power.spread)} [{number(low)}, "
-        f"{number(high)}] over {power.num_seeds} seeds. With that spread {found} (simulated, two-sided at 5 %, equal "
-        "steps from kernel to kernel)."
+        f"{number(high)}] over {power.num_seeds} seeds{pooled}. With that spread {found} (simulated, two-sided at 5 %, "
+        "equal steps from kernel to kernel)."
         + " That holds for a number of seeds fixed before; the always-valid test of this study finds less."
         * sequential
     )

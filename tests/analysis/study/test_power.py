@@ -74,6 +74,17 @@ def test_what_all_conditions_of_a_seed_share_does_not_count() -> None:
     assert same.smallest_by_trend == pytest.approx(plain.smallest_by_trend, rel=1e-3)
 
 
+def test_the_spread_is_that_of_which_the_power_is() -> None:
+    """Also where the two ends differ from the rest: of an analysis of variance with one value for each seed."""
+    values = seeds(12, 4)
+    values[:, 0] = 0.5 + 2 * (values[:, 0] - 0.5)
+    found = study_power(values, num_simulations=4000)
+    assert found is not None
+    left = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
+    assert found.spread == pytest.approx(math.sqrt(2 * (left**2).sum() / (11 * 3)))
+    assert power_of_t(found.smallest_by_difference, found.spread, 12) == pytest.approx(0.8, abs=0.03)
+
+
 def test_too_little_to_say_anything() -> None:
     assert study_power(seeds(5, 3)[:2]) is None
     assert study_power(np.full((5, 3), 0.4)) is None
