@@ -195,8 +195,8 @@ def as_typed(message: str, given: Sequence[str]) -> str:
         return next((f"{name}=" for name in names if name in typed), match[0])
 
     if list(given[:1]) == ["compare"]:  # it has trained networks alone
-        for way in (", or take random weights with pretrained=False", ", or labels=FILE, a CSV of file,class"):
-            message = message.replace(way, "")
+        ways = "take random weights with pretrained=False|labels=FILE, a CSV of file,class"
+        message = re.sub(f"[,;] or (?:{ways})", "", message)
     message = re.sub(r"(?:(?<=^)|(?<=, )|(?<=: ))([a-z_]+)=", option, message)
     return (
         message.replace("overwrite=True", "--overwrite")

@@ -228,7 +228,8 @@ def _write_outputs(results: Sequence[ErfResult], folder: RunFolder) -> None:
         for name, (plot, caption) in captions.items()
     ]
     maps = Drawing(name="erf", caption="The maps.", draw=lambda: plots.erf_figure(results))
-    save_drawings([maps, *drawings], folder.replace)
+    with progress_bar("figures") as progress:
+        save_drawings([maps, *drawings], folder.replace, progress)
     files, warnings = files_below(folder.path, *LINKED), field_warnings(results)
     page = erf_page(results, drawings, command=command_line(), files=files, warnings=warnings)
     write_page(folder.add(PAGE), page)

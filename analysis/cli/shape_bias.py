@@ -10,7 +10,7 @@ import typer
 
 from analysis.cli.answering import AnsweringNetwork, answers_of
 from analysis.cli.choosing import MODEL_HELP, ModelChoice, owned
-from analysis.cli.console import command_line, print_notes, run_folder, skipped_notes
+from analysis.cli.console import command_line, print_notes, progress_bar, run_folder, skipped_notes
 from analysis.cli.methods import networks_told
 from analysis.cli.options import (
     BatchSize,
@@ -286,7 +286,8 @@ def _write_page(
 
     drawings = [] if comparison is None else drawings_of(comparison)
     drawings += sensitivity_drawings(sensitivities)
-    save_drawings(drawings, folder.replace)
+    with progress_bar("figures") as progress:
+        save_drawings(drawings, folder.replace, progress)
     page = shape_bias_page(
         [] if comparison is None else comparison.results,
         [] if comparison is None else comparison.people,

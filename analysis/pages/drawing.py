@@ -57,11 +57,25 @@ def _ink() -> Iterator[None]:
         yield
 
 
-def save_drawings(drawings: Sequence[Drawing], place: Callable[[str], AbstractContextManager[Path]]) -> None:
-    """As PNG and PDF, at the paths that `place` gives for the names."""
-    for drawing in drawings:
+def save_drawings(
+    drawings: Sequence[Drawing],
+    place: Callable[[str], AbstractContextManager[Path]],
+    progress: Callable[..., None] | None = None,
+) -> None:
+    """As PNG and PDF, at the paths that `place` gives for the names.
+
+    Args:
+        drawings: The figures.
+        place: Context of the path of a file.
+        progress: Called with the number drawn, that of all and the name of the next.
+    """
+    for number, drawing in enumerate(drawings):
+        if progress is not None:
+            progress(number, len(drawings), drawing.name)
         with _ink():
             save_figure(drawing.figure, drawing.name, place)
+    if progress is not None and drawings:
+        progress(len(drawings), len(drawings))
 
 
 def shown_drawings(drawings: Sequence[Drawing]) -> list[dict[str, Any]]:

@@ -138,3 +138,20 @@ def test_only_options_of_the_command_are_advised() -> None:
     told = str(_unavailable("timm:resnet50", OSError("offline"), ""))
     assert as_typed(told, ["erf"]).endswith("or take random weights with --no-pretrained")
     assert as_typed(told, ["compare"]).endswith("go online once to fill the cache")
+
+
+@pytest.mark.parametrize("folders", [(), ("circle", "ring")])
+def test_compare_takes_no_table_of_images(
+    folders: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its --labels are of networks; both reasons against a folder of images name that option elsewhere."""
+    for name in folders:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / name / "0.png")
+    (tmp_path / "data").mkdir(exist_ok=True)
+    data = f"replknet_nano_k3 --data {tmp_path / 'data'} --out"
+    run(f"evaluate {data}", tmp_path / "evaluate", code=2)
+    assert "or --labels FILE, a CSV of file,class" in capsys.readouterr().err
+    run(f"compare --size 64 --num-images 1 {data}", tmp_path / "compare")
+    said = capsys.readouterr().err
+    assert "warning: No accuracy of replknet_nano_k3: --data=" in said and "labels" not in said

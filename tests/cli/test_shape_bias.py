@@ -94,6 +94,17 @@ def test_all_outputs(stimuli: Path, humans: Path, tmp_path: Path, capsys: Captur
         assert matplotlib.image.imread(out / f"{figure}.png").std() > 0.01
     printed = capsys.readouterr()
     assert "0.5000" in printed.out and "noise ceiling" in printed.err
+    assert "figures: 100 % (7 of 7)" in printed.err
+
+
+def test_comparisons_tell_what_was_drawn(tmp_path: Path) -> None:
+    """Images that share neither shape nor texture are drawn one by one, whatever was asked for."""
+    for number, answer in enumerate(("cat", "dog")):
+        answers = [(f"cat{index}-dog{index}", answer) for index in range(1, 5)]
+        write_responses(observer(answers, name=answer), tmp_path / f"{number}.csv")
+    run("shape-bias", tmp_path / "0.csv", tmp_path / "1.csv", "--out", tmp_path / "out")
+    for table in ("comparisons", "shape_bias"):
+        assert set(pd.read_csv(tmp_path / "out" / f"{table}.csv")["cluster"]) == {"image"}
 
 
 def test_a_second_call_answers_from_saved_logits(stimuli: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -224,7 +224,7 @@ def test_a_folder_may_have_any_synonym_that_no_other_class_has(data: Path, tmp_p
         shutil.rmtree(imagenet)
     for name, reason in (
         ("panther", "'panther' may be output 286 .* or 290 "),  # of the cougar's synonyms, and of the jaguar's
-        ("robyn", r"'robyn' is no class of the model.*\(1000 in all\), or labels=FILE"),
+        ("robyn", r"'robyn' is no class of the model.*\(1000 in all\); or labels=FILE"),
     ):
         shutil.copytree(data / "red", imagenet / name)
         with pytest.raises(DataError, match=reason) as raised:
