@@ -129,7 +129,12 @@ def calibrated(
         more = ", ..." if len(frozen) > 3 else ""
         notes = (*notes, f"{loaded.name}: {', '.join(frozen[:3])}{more} keep their statistics: frozen norms")
     used = _calibrate_on(module, inputs, num_images, loaded.name)
-    how = loaded.initial + (", small scales set to one" if unit_scales and scales else "")
+    how = loaded.initial
+    if scales and unit_scales:
+        how += ", small scales set to one"
+    elif scales:
+        ends = dict.fromkeys(f"{100 * fraction:.2g}" for fraction in (min(scales.values()), max(scales.values())))
+        how += f", {len(scales)} norms or layer scales let {' to '.join(ends)} % of their branches through"
     if used:
         how += f", batch norms calibrated on {used} images"
     return replace(loaded, module=module, initial=how, notes=notes)

@@ -146,6 +146,8 @@ def _agreement(consistency: pd.DataFrame) -> Table:
 
 
 def _intervals(results: Sequence[ShapeBiasResult]) -> list[Table]:
+    if all(result.drawn_over(cluster) == "image" for result in results for cluster in CLUSTERS):
+        return []  # one way, whatever its name
     rows = []
     for result in results:
         ends = [result.confidence_interval(cluster) for cluster in CLUSTERS] if result.num_images else []

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures import COLUMN, made_taller, new_axes
+from analysis.figures import COLUMN, made_taller, new_axes, wrapped
 from analysis.images.plots import balance_strip, contact_sheet
 from analysis.receptive_field.plots import erf_figure
 from analysis.receptive_field.result import ErfResult
@@ -24,6 +24,8 @@ from replknet.networks import family_named
 
 _FAMILY_WIDTH = 2.9
 """Inches of one family beside others."""
+_NARROWEST = 2.2
+"""Inches of it where they have to fit a width."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class View:
     Args:
         record: The study and its results.
         table: Of `study_table`.
-        width: Of a figure that is not as wide as the page, in inches.
+        width: Of every figure, in inches; by default that of a column, or what families need beside each other.
     """
 
     record: StudyRecord
     table: pd.DataFrame
-    width: float = COLUMN
+    width: float | None = None
 
     @cached_property
     def families(self) -> dict[str, list[CellResult]]:
@@ -177,20 +179,30 @@ def panel(section: str, caption: str, **options: Any) -> Callable[[Callable[[Vie
 
 
 def _each_family(view: View, draw: Callable[[list[CellResult], Axes], object]) -> Figure:
-    """A figure of one family's networks; of several families side by side, on one scale."""
-    if len(view.families) == 1:
-        ax = new_axes(view.width, 3.1)
+    """A figure of one family's networks; of several families side by side where they fit, on one scale."""
+    count = len(view.families)
+    if count == 1:
+        ax = new_axes(view.width or COLUMN, 3.1)
         draw(view.plain, ax)
         return made_taller(ax)
-    width = max(view.width, _FAMILY_WIDTH * len(view.families))
-    figure = Figure(figsize=(width, 3.1), layout="constrained")
-    axes = figure.subplots(1, len(view.families), sharex=True, sharey=True, squeeze=False)[0]
+    width = view.width or _FAMILY_WIDTH * count
+    columns = min(count, max(1, int(width / _NARROWEST)))
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width, 2.2 * rows + 0.9), layout="constrained")
+    axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for ax in axes[count:]:
+        ax.set_visible(False)
     known: dict[str, Any] = {}
     title = ""
-    for (name, own), ax in zip(view.families.items(), axes, strict=True):
+    for number, (name, own) in enumerate(view.families.items()):
+        ax = axes[number]
         draw(own, ax)
         ax.set_title(name)
+        below = wrapped(ax.get_xlabel(), 72 * width / columns - 45)
         ax.label_outer()
+        if number + columns >= count:  # none is below it that is seen
+            ax.set_xlabel(below)
+            ax.tick_params(labelbottom=True)
         for line in ax.lines:  # markers are not cut at the axes, and what they stand out is no matter of layout
             line.set_in_layout(False)
         handles, labels = ax.get_legend_handles_labels()
@@ -199,7 +211,7 @@ def _each_family(view: View, draw: Callable[[list[CellResult], Axes], object]) -
         if legend is not None:
             title = legend.get_title().get_text()
             legend.remove()
-    places: dict[str, Any] = {"loc": "outside lower center", "ncols": len(known), "frameon": False}
+    places: dict[str, Any] = {"loc": "outside lower center", "ncols": min(len(known), int(width)), "frameon": False}
     figure.legend(known.values(), known.keys(), title=title or None, **places)
     return figure
 
@@ -210,7 +222,7 @@ def plot_measure(view: View, *shown: tuple[str, str], chance: str = "") -> Figur
     People are a line behind a single measure, and guessing where `chance` names the measure of it.
     """
     first = MEASURES[shown[0][0]]
-    ax = new_axes(view.width, 3.1)
+    ax = new_axes(view.width or COLUMN, 3.1)
     lines = [plots.Line("guessing", view.table[chance].dropna().iloc[0], dash=":")] if chance else []
     if len(shown) == 1 and first.name in view.people_table:
         values = view.people_table[first.name].tolist()

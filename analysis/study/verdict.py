@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.receptive_field.methods import border_text
+from analysis.shape_bias.methods import LOW_COVERAGE
 from analysis.statistics import Trend, trend
 from analysis.study.measures import ASKED, SHAPE_BIAS, Measure, Question, shown
 from analysis.study.power import study_power
@@ -156,13 +157,7 @@ def warnings_of(table: pd.DataFrame, *, chance: float) -> list[str]:
             "they were trained too briefly for their shape bias to mean anything."
         )
     if table["shape_bias"].notna().any():
-        low = table[table["coverage"] < 0.5]
-        if len(low):
-            notes.append(
-                f"{len(low)} of {len(table)} networks answered fewer than half of the conflict images with either cue "
-                f"({_named(low, table)}; coverage down to {100 * low['coverage'].min():.0f} %): their shape bias rests "
-                "on the others."
-            )
+        notes += _seldom_answered(table, "coverage", "conflict images")
         if len(table) > 1 and (table["shape_bias"].max() < 0.05 or table["shape_bias"].min() > 0.95):
             notes.append(
                 "With both cues full every network follows one of them almost always; read the points of subjective "
@@ -185,10 +180,24 @@ def warnings_of(table: pd.DataFrame, *, chance: float) -> list[str]:
                 "shape and texture tell the same class, the 95 % interval of their accuracy does not exclude guessing "
                 f"({100 * blind['cue_conflict_chance'].iloc[0]:.1f} %). Their shape bias on these stimuli means little."
             )
+    if "cue_conflict_coverage" in table:
+        notes += _seldom_answered(table, "cue_conflict_coverage", "real conflict images")
     full = table[table["erf_area_0.99"] >= 0.9]
     if len(full):
         notes.append(border_text(_named(full, table)))
     return notes
+
+
+def _seldom_answered(table: pd.DataFrame, coverage: str, images: str) -> list[str]:
+    """Which networks answered few of some images with either cue, by the column of their coverage."""
+    low = table[table[coverage] < LOW_COVERAGE]
+    if not len(low):
+        return []
+    return [
+        f"{len(low)} of {len(table)} networks answered fewer than half of the {images} with either cue "
+        f"({_named(low, table)}; coverage down to {100 * low[coverage].min():.0f} %): their shape bias rests on the "
+        "others."
+    ]
 
 
 def _named(rows: pd.DataFrame, table: pd.DataFrame) -> str:

@@ -267,12 +267,15 @@ def test_untrained_networks_say_how_they_were_made(tmp_path: Path, capsys: Any) 
     specs = ("timm:resnet18", "torchvision:resnet18")  # one name in two libraries
     run("erf", *specs, "--no-pretrained", "--size", "64", "--num-images", "2", "--out", out)
     error = " ".join(capsys.readouterr().err.split())
-    for library in ("timm", "torchvision"):
-        how = "own initialisation, seed 0, batch norms calibrated on 2 images"
+    methods = (out / "methods.txt").read_text()
+    shut = "8 norms or layer scales let 0 % of their branches through, "
+    ways = [f"own initialisation, seed 0, {scales}batch norms calibrated on 2 images" for scales in (shut, "")]
+    for library, how in zip(("timm", "torchvision"), ways, strict=True):
         assert f"note: {library}:resnet18 (random weights): {how}" in error
+        assert f"{library}:resnet18 (random weights) is not trained: {how}." in methods
     assert "8 norms or layer scales (layer1.0.bn2.weight" in error
     assert "let 0 % through; --unit-scales sets them to one" in error
     saved = [ErfResult.load(path.parent) for path in sorted(out.glob("*/result.json"))]
-    assert [result.initial for result in saved] == [how, how]
+    assert [result.initial for result in saved] == ways
     run("erf", *specs, "--no-pretrained", "--size", "64", "--num-images", "2", "--unit-scales", "--out", out, code=2)
     assert "differs in models" in capsys.readouterr().err

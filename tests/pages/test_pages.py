@@ -307,7 +307,7 @@ def test_a_pair_shows_its_stimuli_with_everybodys_answers(made: Made, tab: Tab) 
     tab.point(selector)
     counts = chosen["decision"].value_counts()
     said = tab.text("#answers output")
-    assert f"{len(chosen)} images" in said
+    assert f": {len(chosen)} image{'s' * (len(chosen) > 1)}; " in said
     assert f"shape {counts.get('shape', 0)}, texture {counts.get('texture', 0)}" in said
     tab.point(selector, click=True)
     shown = tab.evaluate("[...document.querySelectorAll('.stimuli b')].map((own) => own.textContent)")

@@ -26,7 +26,7 @@
     const found = counts(indices, state.group.members);
     const same = pair.shape === pair.texture ? "right" : "shape";
     const texture = same === "right" ? "" : `texture ${found.texture}, `;
-    return `${title(pair)}: ${indices.length} images; ${state.group.name}: ${same} ${found.shape}, ${texture}neither ${found.neither}`;
+    return `${title(pair)}: ${indices.length} image${indices.length === 1 ? "" : "s"}; ${state.group.name}: ${same} ${found.shape}, ${texture}neither ${found.neither}`;
   };
   replknet.counts = (shape, texture) => {
     const number = (name) => (name === null ? null : words.indexOf(name));

@@ -112,7 +112,11 @@ def test_small_scales_are_named_with_the_fraction_that_they_let_through() -> Non
     assert "2 norms or layer scales (skipinit_gain, norm.weight) begin at 0" in told.notes[0]
     assert "their branches let 0 % through; unit_scales=True" in told.notes[0]
     assert "1 norms or layer scales (layer_scale) begin at 0.0001: their branches let 0.01 % through" in told.notes[1]
+    assert (  # in methods.txt, too
+        told.initial == "own initialisation, 3 norms or layer scales let 0 to 0.01 % of their branches through"
+    )
     ones = calibrated(loaded, IMAGES, unit_scales=True)
+    assert ones.initial == "own initialisation, small scales set to one"
     assert ones.module.get_parameter("layer_scale").flatten().tolist() == [1, 1, 1, 1]
     assert not ones.module.get_parameter("cls_token").any()
     assert "they were set to one" in ones.notes[0]

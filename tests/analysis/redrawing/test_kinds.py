@@ -27,8 +27,11 @@ from analysis.runs.results import ResultError
 from analysis.shape_bias.categories import CATEGORIES
 from analysis.shape_bias.plots import plot_confusion, plot_shape_bias
 from analysis.study.plots import plot_psychometric
+from analysis.study.record import save_study
+from analysis.study.sweeping import run_study
 from tests.analysis.redrawing.boxes import faults
 from tests.analysis.shape_bias.observers import observer
+from tests.analysis.study.test_families import SMALL
 from tests.cli.command import run
 
 WIDTHS = (3.4, 7.0)
@@ -96,11 +99,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
         "--val-images 12 --conflict-images 12 --balances -1.0,0.0,1.0 --erf-images 1 --steps 2 --batch-size 4 --out"
     )
     run(study, root / "study")
+    run_study(SMALL, root / "families")
+    save_study(SMALL, "replknet study", root / "families")
     run("ablate posthoc replknet_nano_k3 --kernels 1 --num-images 1 --size 64 --out", root / "posthoc")
     run("data synthetic --kind conflict --num-images 24 --to", root / "conflict")
     compare = "compare replknet_nano_k3 Renamed=replknet_nano_k3 --size 64 --num-images 1 --stimuli"
     run(compare, root / "conflict", "--out", root / "compare")
-    yield {name: root / name for name in ("study", "posthoc", "compare")}
+    yield {name: root / name for name in ("study", "families", "posthoc", "compare")}
     shutil.rmtree(root)
 
 
@@ -124,6 +129,7 @@ def test_no_text_of_measured_results_is_on_another(
     ("name", "kinds"),
     [
         ("study", {"erf", "erf-untrained", "radial", "psychometric", "curves", "area", "accuracy", "coverage"}),
+        ("families", {"erf", "psychometric", "curves", "area", "erf-and-bias"}),
         ("posthoc", {"erf", "posthoc"}),
         ("compare", {"erf", "compare", "shape-bias", "pairs"}),
     ],
